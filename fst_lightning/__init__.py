@@ -1,0 +1,1 @@
+"""Train backdoored image classifiers and purify them."""
