@@ -1,0 +1,26 @@
+"""Where images come from, and how they reach a training run."""
+
+from fst_lightning.data.cifar import CIFAR10, CIFAR100
+from fst_lightning.data.datamodule import BackdoorDataModule, clean_rows
+from fst_lightning.data.digits import Digits
+from fst_lightning.data.fake import Fake
+from fst_lightning.data.gtsrb import GTSRB
+from fst_lightning.data.image_folder import ImageFolder
+from fst_lightning.data.images import ImageData, ImageSet
+from fst_lightning.data.npz import Npz
+from fst_lightning.data.source import Source
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "GTSRB",
+    "BackdoorDataModule",
+    "Digits",
+    "Fake",
+    "ImageData",
+    "ImageFolder",
+    "ImageSet",
+    "Npz",
+    "Source",
+    "clean_rows",
+]

@@ -1,0 +1,24 @@
+"""Networks, and where their last linear layer is."""
+
+from fst_lightning.models.build import MODELS, build_model, rebuild_model
+from fst_lightning.models.find_head import find_head
+from fst_lightning.models.libraries import timm_model, torchvision_model
+from fst_lightning.models.preact_resnet import PreActResNet, preact_resnet18
+from fst_lightning.models.resnet import SmallImageResNet, resnet18, small_resnet
+from fst_lightning.models.vgg import SmallImageVGG, vgg19_bn
+
+__all__ = [
+    "MODELS",
+    "PreActResNet",
+    "SmallImageResNet",
+    "SmallImageVGG",
+    "build_model",
+    "find_head",
+    "preact_resnet18",
+    "rebuild_model",
+    "resnet18",
+    "small_resnet",
+    "timm_model",
+    "torchvision_model",
+    "vgg19_bn",
+]

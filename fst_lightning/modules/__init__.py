@@ -1,0 +1,8 @@
+"""The LightningModules: one trains backdoored classifiers, one runs defenses."""
+
+from fst_lightning.modules.backdoor import BackdoorModule
+from fst_lightning.modules.classifier import ClassifierModule
+from fst_lightning.modules.inputs import InputPipeline
+from fst_lightning.modules.purification import PurificationModule
+
+__all__ = ["BackdoorModule", "ClassifierModule", "InputPipeline", "PurificationModule"]

@@ -1,0 +1,66 @@
+"""Which rows of a training set an attacker changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PoisonPlan:
+    """Which rows of the training set carry the trigger, and which only look as if they did.
+
+    A plan depends on the labels, the ratio and the seed alone: it is the same for any number of
+    workers, processes or devices.
+
+    Attributes:
+        poisoned: ``(N,)`` bool; the trigger is stamped on and the attacker's label is trained.
+        cover: ``(N,)`` bool; changed by the attacker, but trained with the true label.
+    """
+
+    poisoned: Tensor
+    cover: Tensor
+
+    def __post_init__(self) -> None:
+        if bool((self.poisoned & self.cover).any()):
+            raise ValueError("Expected no row to be both poisoned and cover.")
+
+    @property
+    def num_poisoned(self) -> int:
+        """How many rows carry the trigger."""
+        return int(self.poisoned.sum())
+
+    @staticmethod
+    def nothing(num_rows: int) -> PoisonPlan:
+        """The plan that leaves every row as it is."""
+        rows = torch.zeros(num_rows, dtype=torch.bool)
+        return PoisonPlan(poisoned=rows, cover=rows.clone())
+
+
+def draw_rows(candidates: Tensor, count: int, seed: int) -> Tensor:
+    """Draw ``count`` of the candidate rows, without replacement.
+
+    Args:
+        candidates: ``(N,)`` bool, the rows to draw from.
+        count: how many rows, 1 to the number of candidates.
+        seed: of the draw; same seed, same rows on every machine.
+
+    Returns:
+        ``(N,)`` bool with exactly ``count`` rows set.
+
+    Raises:
+        ValueError: where there are fewer candidates than ``count``.
+
+    Example:
+        >>> int(draw_rows(torch.ones(100, dtype=torch.bool), count=5, seed=0).sum())
+        5
+    """
+    rows = candidates.nonzero().flatten()
+    if count > len(rows):
+        raise ValueError(f"Expected at most {len(rows)} rows to be drawn, but got {count}.")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.zeros_like(candidates)
+    drawn[rows[order[:count]]] = True
+    return drawn

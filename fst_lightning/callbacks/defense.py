@@ -1,0 +1,205 @@
+"""Runs a defense inside somebody else's LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from fst_lightning.defenses import Defense
+
+_SHARDING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+
+
+class DefenseCallback(L.Callback):
+    """Purify the network of any LightningModule while its own Trainer tunes it.
+
+    Works with any optimizer, gradient clipping and accumulation, bf16 and fp16, DDP, several
+    optimizers under manual optimization, and resume. A penalty on the weights is added as its
+    gradient, once per optimizer step, after gradients were unscaled and averaged and before they
+    are clipped: the same numbers as if it were part of the loss. (In manual optimization, step
+    through ``self.optimizers()``; gradients that you clip yourself are clipped without it.)
+
+    Args:
+        defense: one that acts on the weights alone; a defense with a loss of its own needs a
+            :class:`~fst_lightning.modules.PurificationModule`.
+        seed: of the defense's random numbers; None takes ``torch.initial_seed()``, which
+            ``lightning.seed_everything`` sets.
+
+    Raises:
+        MisconfigurationException: for a defense with a loss of its own; at the start of a fit, for
+            strategies that shard weights (FSDP, model parallel, DeepSpeed), for LBFGS, where no
+            optimizer trains the penalised weights, and for ``fit(ckpt_path=...)`` with a checkpoint
+            that this callback did not write.
+
+    Example:
+        >>> from fst_lightning.defenses import FineTuning
+        >>> callback = DefenseCallback(FineTuning(project_norm=True))
+    """
+
+    def __init__(self, defense: Defense, seed: int | None = None) -> None:
+        if defense.needs_batch:
+            raise MisconfigurationException(
+                f"Expected a defense that acts on the weights alone, but {type(defense).__name__} "
+                "computes the loss itself. Use PurificationModule(net, defense) instead."
+            )
+        self.defense = defense
+        self.seed = seed
+        self._handles: list[Any] = []
+        self._num_backward = 0
+        self._restored = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check the Trainer and prepare the network, before its optimizers are made."""
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, _SHARDING):
+            raise MisconfigurationException(
+                f"Expected a strategy that keeps whole weights on every device, but got "
+                f"{type(trainer.strategy).__name__}: the head would be a shard, and its norm and "
+                "inner product wrong. Use strategy='auto' or 'ddp'."
+            )
+        if is_overridden("configure_model", pl_module):
+            pl_module.configure_model()
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        self.defense.prepare(pl_module, torch.Generator().manual_seed(seed))
+        self._num_backward = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Move to the device and act after every step of the optimizers."""
+        if trainer.ckpt_path is not None and not self._restored:
+            raise MisconfigurationException(
+                f"Expected fit(ckpt_path=...) to continue a run that had this callback, but "
+                f"{trainer.ckpt_path} holds no state of it: its weights have just replaced the "
+                "head that was prepared. To purify a checkpoint, load its weights into the module "
+                "first, then call fit without ckpt_path."
+            )
+        self._restored = False
+        self.defense.to(pl_module.device)
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, LBFGS):
+                raise MisconfigurationException(
+                    "Expected an optimizer that takes one gradient a step, but got LBFGS: its line "
+                    "search reads the loss, which lacks the penalty here. Use SGD or Adam, or "
+                    "PurificationModule."
+                )
+        penalised = self._penalised()
+        trained = {id(p) for optimizer in trainer.optimizers for p in _parameters(optimizer)}
+        if penalised and not any(id(parameter) in trained for parameter in penalised):
+            raise MisconfigurationException(
+                "Expected one of the optimizers to train the weights that the defense penalises, "
+                "but none does; was the optimizer made from another part of the module?"
+            )
+        targets = penalised or list(pl_module.parameters())
+        owned = {id(parameter) for parameter in targets}
+        for optimizer in trainer.optimizers:
+            if any(id(parameter) in owned for parameter in _parameters(optimizer)):
+                # Right after the update, before any callback looks at the weights.
+                self._handles.append(optimizer.register_step_post_hook(self._after_step()))
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep in evaluation mode what the defense wants kept."""
+        for module in self.defense.always_eval():
+            module.eval()
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the batches of an accumulation window."""
+        self._num_backward += 1
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add the penalty's gradient to the weights that this optimizer trains."""
+        scale = self._scale(trainer, pl_module, optimizer)
+        with torch.enable_grad():
+            penalty = self.defense.penalty()
+            if penalty is None:
+                return
+            owned = [p for p in _parameters(optimizer) if p.requires_grad and p.grad is not None]
+            if not owned:
+                return
+            gradients = torch.autograd.grad(penalty, owned, allow_unused=True)
+        for parameter, gradient in zip(owned, gradients, strict=True):
+            if gradient is not None and parameter.grad is not None:
+                parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=scale)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the penalty and what the defense wants seen."""
+        with torch.no_grad():
+            penalty = self.defense.penalty()
+        if penalty is not None:
+            pl_module.log("train/penalty", penalty)
+        for name, value in self.defense.statistics().items():
+            pl_module.log(f"train/{name}", value)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the network as an ordinary one."""
+        self.defense.finish()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let go of the optimizers."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the head as it came in."""
+        return {"defense": {k: v.cpu() for k, v in self.defense.state_dict().items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of the run that is resumed."""
+        self.defense.load_state_dict(state_dict["defense"])
+        self._restored = True
+
+    def _penalised(self) -> list[nn.Parameter]:
+        """The weights that the penalty depends on: the leaves of its graph."""
+        with torch.enable_grad():
+            penalty = self.defense.penalty()
+        return [] if penalty is None else _leaves(penalty)
+
+    def _after_step(self) -> Callable[..., None]:
+        def project(*_: Any) -> None:
+            self.defense.after_step()
+
+        return project
+
+    def _scale(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> float:
+        """What Lightning multiplied the loss's gradient by, that the penalty's has to match."""
+        scale = 1.0
+        if pl_module.automatic_optimization:
+            # Every loss was divided by the window's length, also those of a short last window.
+            scale = self._num_backward / trainer.accumulate_grad_batches
+        self._num_backward = 0
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Fused optimizers unscale inside their step: gradients are still scaled here.
+            scale *= float(scaler.get_scale())
+        return scale
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _leaves(scalar: Tensor) -> list[nn.Parameter]:
+    leaves: list[nn.Parameter] = []
+    nodes, seen = [scalar.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            leaves.append(leaf)
+        nodes.extend(parent for parent, _ in node.next_functions)
+    return leaves

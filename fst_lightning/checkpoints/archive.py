@@ -1,0 +1,152 @@
+"""Check the zip file that `torch.save` writes before anything reads it."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from fst_lightning.checkpoints.errors import Refusal, shown
+from fst_lightning.checkpoints.pickle_scan import PICKLE_LIMIT
+
+__all__ = ["TOTAL_LIMIT", "Archive", "open_archive"]
+
+TOTAL_LIMIT = 20 * 2**30
+"""Most bytes of a checkpoint, packed or unpacked."""
+
+_ENTRY_LIMIT = 200_000
+_DIRECTORY_LIMIT = 64 * 2**20
+_RATIO_LIMIT = 100
+_GROWTH_LIMIT = 10
+_ALWAYS_ALLOWED = 2**30
+_CHUNK = 2**20
+_DAMAGED = "Copy or download the file again"
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """The pickle of a torch archive, and the size of each of its tensor data entries by key."""
+
+    pickle: bytes
+    sizes: dict[str, int]
+
+
+def open_archive(file: BinaryIO, size: int) -> Archive:
+    """Read the pickle of a torch archive after checking the archive's structure and checksums.
+
+    The structure must be the plain one that `torch.save` writes, so that every reader of zip files
+    sees the same entries: no repeated names (upper and lower case count as equal), no gaps, nothing
+    after the end record.
+
+    Args:
+        file: the open file.
+        size: its length in bytes.
+
+    Raises:
+        Refusal: the archive is damaged, ambiguous, a zip bomb or none of torch's.
+    """
+    _check_directory(file, size)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            folder = _check_entries(archive.infolist(), size)
+            sizes: dict[str, int] = {}
+            content = b""
+            for entry in archive.infolist():
+                name = entry.filename.removeprefix(folder)
+                keep = name == "data.pkl"
+                if keep and entry.file_size > PICKLE_LIMIT:
+                    raise Refusal(
+                        f"holds a pickle of {entry.file_size:,} bytes",
+                        f"Ask for the state_dict alone; {PICKLE_LIMIT:,} bytes are the limit",
+                    )
+                read = _read(archive, entry, keep=keep)
+                if keep:
+                    content = read
+                elif name.startswith("data/"):
+                    sizes[name.removeprefix("data/")] = entry.file_size
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+        raise Refusal(f"is damaged: {shown(error)}", _DAMAGED) from None
+    return Archive(content, sizes)
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
+    file.seek(max(0, size - 22))
+    end = file.read(22)
+    if len(end) < 22 or end[:4] != b"PK\x05\x06":
+        raise Refusal("is cut short or damaged: the zip file has no end record", _DAMAGED)
+    _, _, _, _, entries, length, start, comment = struct.unpack("<4s4H2LH", end)
+    directory_end = size - 22
+    file.seek(max(0, size - 42))
+    locator = file.read(20)
+    if size >= 98 and locator[:4] == b"PK\x06\x07":
+        directory_end = struct.unpack("<4sLQL", locator)[2]
+        if directory_end != size - 98:
+            raise Refusal("is damaged: the zip file's end records do not fit together", _DAMAGED)
+        file.seek(directory_end)
+        record = struct.unpack("<4sQ2H2L4Q", file.read(56))
+        if record[0] != b"PK\x06\x06":
+            raise Refusal("is damaged: the zip file's end records do not fit together", _DAMAGED)
+        entries, length, start = record[7:]
+    if comment or start + length != directory_end:
+        raise Refusal("is damaged or altered: bytes lie where a zip file has none", _DAMAGED)
+    if entries > _ENTRY_LIMIT or length > _DIRECTORY_LIMIT:
+        raise Refusal(
+            f"is a zip file of {entries:,} entries", f"{_ENTRY_LIMIT:,} entries are the limit"
+        )
+    file.seek(0)
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> str:
+    names = [entry.filename for entry in entries]
+    if not names or "data.pkl" not in {name.partition("/")[2] for name in names}:
+        raise Refusal(
+            "is a zip file, but not one that torch.save wrote",
+            "Give a safetensors file, a state_dict, a Lightning .ckpt or an attack_result.pt",
+        )
+    folder = names[0].partition("/")[0] + "/"
+    altered = next(
+        (e.filename for e in entries if e.filename != e.orig_filename or "\\" in e.filename), None
+    ) or next((name for name in names if not name.startswith(folder)), None)
+    if altered is not None or len({name.casefold() for name in names}) != len(names):
+        raise Refusal("is a zip file with ambiguous entry names", "Ask for an unaltered file")
+    if folder + "constants.pkl" in names or any(n.startswith(folder + "code/") for n in names):
+        raise Refusal(
+            "holds a TorchScript program, which is code",
+            "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+        )
+    for entry in entries:
+        if entry.flag_bits & 0x1 or entry.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
+            raise Refusal(
+                f"has the encrypted or unusually packed entry {shown(entry.filename)}",
+                "Ask for a file as torch.save writes it",
+            )
+        if entry.file_size > _RATIO_LIMIT * max(entry.compress_size, 1):
+            raise Refusal(
+                f"is a zip bomb: {shown(entry.filename)} unpacks to {entry.file_size:,} bytes",
+                "Do not unpack it",
+            )
+    packed = sum(entry.compress_size for entry in entries)
+    total = sum(entry.file_size for entry in entries)
+    if packed > size or total > min(TOTAL_LIMIT, max(_ALWAYS_ALLOWED, _GROWTH_LIMIT * size)):
+        raise Refusal(
+            f"is a zip bomb: {size:,} bytes unpack to {total:,} bytes", "Do not unpack it"
+        )
+    return folder
+
+
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, *, keep: bool) -> bytes:
+    parts = []
+    length = 0
+    # torch.load checks no checksum: reading to the end here does
+    with archive.open(entry) as stream:
+        while part := stream.read(_CHUNK):
+            length += len(part)
+            if keep:
+                parts.append(part)
+    if length != entry.file_size:
+        raise Refusal(f"is damaged: {shown(entry.filename)} is incomplete", _DAMAGED)
+    return b"".join(parts)

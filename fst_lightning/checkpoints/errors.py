@@ -1,0 +1,45 @@
+"""Why a checkpoint was refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["CheckpointError", "Refusal", "shown"]
+
+_LONGEST = 120
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used: the message names the file, what was found and what to do."""
+
+
+class Refusal(Exception):
+    """What is wrong with a file, said by code that does not know the file's name.
+
+    Args:
+        found: what was found, without a full stop.
+        advice: what is valid or what to do, a sentence without its full stop.
+    """
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(found, advice)
+        self.found = found
+        self.advice = advice
+
+    def about(self, path: Path) -> CheckpointError:
+        """Return the error for `path`."""
+        return CheckpointError(f"{path}: {self.found}. {self.advice}.")
+
+
+def shown(value: object) -> str:
+    r"""Return text from a file so that it is short and cannot control a terminal.
+
+    Example:
+        >>> shown("fc.weight")
+        '`fc.weight`'
+        >>> shown("a" + chr(27) + "[2J")
+        '`a\\x1b[2J`'
+    """
+    text = str(value)[: _LONGEST + 1]
+    text = text.encode("unicode_escape").decode("ascii")
+    return f"`{text[:_LONGEST]}...`" if len(text) > _LONGEST else f"`{text}`"

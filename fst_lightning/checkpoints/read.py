@@ -1,0 +1,126 @@
+"""Read anybody's weights safely."""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from torch import Tensor
+
+from fst_lightning.checkpoints.archive import TOTAL_LIMIT
+from fst_lightning.checkpoints.card import ModelCard
+from fst_lightning.checkpoints.content import Content
+from fst_lightning.checkpoints.errors import CheckpointError, Refusal, shown
+from fst_lightning.checkpoints.pickle_scan import PICKLE_LIMIT, scan_pickle
+from fst_lightning.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
+from fst_lightning.checkpoints.torch_file import LEGACY_START, read_torch
+
+__all__ = ["Checkpoint", "read_checkpoint"]
+
+_OLD_PICKLE = re.compile(rb"\(?c[A-Za-z_][\w.]*\n")  # protocol 0 begins with the first name
+_VALID = (
+    "Give a safetensors file, a state_dict written by torch.save, a Lightning .ckpt or "
+    "BackdoorBench's attack_result.pt"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a file holds.
+
+    Args:
+        path: the file.
+        format: `safetensors`, `state_dict`, `lightning` or `backdoorbench`.
+        tensors: CPU tensors under the names of the file.
+        card: what a file of our own says about itself; None for anybody else's.
+        extra: BackdoorBench's `model_name`, `num_classes` and `img_size`; else empty.
+    """
+
+    path: Path
+    format: str
+    tensors: dict[str, Tensor]
+    card: ModelCard | None = None
+    extra: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors, in a new dictionary."""
+        return dict(self.tensors)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read weights from a file that nobody needs to trust.
+
+    The format is told by the content. No pickle is ever executed, memory is bounded by the file's
+    own size, and the file is never changed.
+
+    Args:
+        path: a safetensors file, a state_dict (also under `state_dict`, `model`, `net`,
+            `model_state_dict` or `weights`), a Lightning `.ckpt` or BackdoorBench's
+            `attack_result.pt`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is none of these, is damaged, or is made to harm.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: there is no such file. Check the path given as `checkpoint`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be opened ({error}). Check the path.") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise CheckpointError(f"{path}: is a folder. {_VALID}.")
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: is no regular file. {_VALID}.")
+    if status.st_size == 0:
+        raise CheckpointError(f"{path}: is empty. Copy or download it again.")
+    if status.st_size > TOTAL_LIMIT:
+        raise CheckpointError(
+            f"{path}: has {status.st_size:,} bytes. {TOTAL_LIMIT:,} are the limit."
+        )
+    try:
+        with path.open("rb") as file:
+            content = _read(path, file, status.st_size)
+        card = _card(content)
+    except Refusal as refusal:
+        raise refusal.about(path) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Check the file.") from None
+    except MemoryError:
+        raise CheckpointError(
+            f"{path}: needs more memory than there is. Ask for the state_dict alone."
+        ) from None
+    return Checkpoint(path, content.format, content.tensors, card, content.extra)
+
+
+def _read(path: Path, file: BinaryIO, size: int) -> Content:
+    start = file.read(len(LEGACY_START))
+    if start.startswith(b"PK\x03\x04") or start == LEGACY_START:
+        return read_torch(file, size)
+    if path.suffix == ".safetensors" or looks_like_safetensors(start):
+        return read_safetensors(path, file, size)
+    if start[:1] == b"\x80" or _OLD_PICKLE.match(start):
+        file.seek(0)
+        scan_pickle(file.read(PICKLE_LIMIT))  # names what the pickle would run
+        raise Refusal("is a bare pickle, which torch.save never writes", _VALID)
+    if LEGACY_START.startswith(start):
+        raise Refusal("is cut short", "Copy or download the file again")
+    raise Refusal(f"begins with {shown(start[:8].hex(' '))}, which no checkpoint does", _VALID)
+
+
+def _card(content: Content) -> ModelCard | None:
+    if content.card is None:
+        return None
+    try:
+        return ModelCard.from_json(content.card)
+    except CheckpointError as error:
+        raise Refusal(
+            f"has an invalid card: {str(error).rstrip('.')}", "Ask for an unaltered file"
+        ) from None

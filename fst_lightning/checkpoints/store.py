@@ -1,0 +1,353 @@
+"""A folder that keeps backdoored models, so that each is trained once."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import hashlib
+import json
+import math
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fst_lightning.checkpoints.write import sync_folder
+
+__all__ = ["Store", "StoreEntry", "StoreError"]
+
+_KEY = re.compile(r"[0-9a-f]{16}")
+_FACTS = "entry.json"
+_FACTS_LIMIT = 10_000_000
+_DAY = 86_400.0
+
+
+class StoreError(OSError):
+    """The store's folder cannot be used; the message names it and `paths.store=`."""
+
+
+@dataclass(frozen=True)
+class StoreEntry:
+    """One kept model.
+
+    Args:
+        key: its name in the store.
+        description: the plain data that the key was made of.
+        bytes: size of its files.
+        created: when it was kept, in UTC.
+        path: its folder.
+    """
+
+    key: str
+    description: dict[str, object]
+    bytes: int
+    created: datetime
+    path: Path
+
+
+class Store:
+    """Keeps models by a key made of everything that decides how they turn out.
+
+    Args:
+        root: the folder; made when something is first kept or locked.
+
+    Example:
+        >>> store = Store("store")
+        >>> store.key({"seed": 0, "lr": 1.0}) == store.key({"lr": 1, "seed": 0})
+        True
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._locks: dict[str, FileLock] = {}
+
+    def key(self, description: Mapping[str, object]) -> str:
+        """Return 16 hexadecimal digits of the description's SHA-256.
+
+        Neither the order of names nor the way a whole number is written (1 or 1.0) matters.
+
+        Args:
+            description: plain data: dictionaries with string keys, sequences, numbers, strings,
+                booleans and None.
+
+        Raises:
+            ValueError: the description holds anything else.
+        """
+        plain = _plain(description, "description")
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def entry(self, key: str) -> Path | None:
+        """Return the folder of a complete entry, or None."""
+        found = self._read(self._models / _checked(key))
+        return None if found is None else found.path
+
+    @contextlib.contextmanager
+    def lock(self, key: str, timeout: float | None = None) -> Iterator[None]:
+        """Hold the key alone among all processes; a dead process holds nothing.
+
+        The same thread may hold it more than once.
+
+        Args:
+            key: the entry's key.
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            StoreError: the folder cannot be written, or the time is over.
+        """
+        lock = self._lock(key)
+        try:
+            lock.acquire(timeout=-1 if timeout is None else timeout)
+        except Timeout:
+            raise StoreError(
+                f"{self.root}: another process has been making the model {key} for {timeout} "
+                "seconds. Wait for it, or choose another folder with `paths.store=`."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise self._unusable(error) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def keep(
+        self, key: str, description: Mapping[str, object], write: Callable[[Path], None]
+    ) -> Path:
+        """Keep what `write` puts into a folder; others see all of it or nothing.
+
+        An entry that is there already stays, and `write` is not called.
+
+        Args:
+            key: `key(description)`.
+            description: what the model is.
+            write: gets an empty folder and fills it.
+
+        Returns:
+            The entry's folder.
+
+        Raises:
+            ValueError: the key is not the description's.
+            StoreError: the folder cannot be written.
+        """
+        if key != self.key(description):
+            raise ValueError(
+                f"Expected `key` to be {self.key(description)}, made of the description, but got "
+                f"{key!r}."
+            )
+        with self.lock(key):
+            existing = self.entry(key)
+            if existing is not None:
+                return existing
+            temporary = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
+            try:
+                self._make(temporary)
+                write(temporary)
+                facts = {
+                    "key": key,
+                    "created": datetime.now(UTC).isoformat(),
+                    "description": _plain(description, "description"),
+                }
+                (temporary / _FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+                sync_folder(temporary)
+                return self._publish(temporary, key)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def list(self) -> builtins.list[StoreEntry]:
+        """Return the complete entries, the oldest first; foreign files are passed over."""
+        entries = [self._read(folder) for folder in _children(self._models)]
+        return sorted(
+            (entry for entry in entries if entry is not None), key=lambda e: (e.created, e.key)
+        )
+
+    def prune(
+        self,
+        keep_bytes: int | None = None,
+        older_than_days: float | None = None,
+        keys: Collection[str] | None = None,
+    ) -> builtins.list[str]:
+        """Remove entries, and always what dead processes left half-written.
+
+        An entry that somebody holds locked stays.
+
+        Args:
+            keep_bytes: remove the oldest entries until the rest has at most so many bytes.
+            older_than_days: remove entries, and work folders, older than so many days.
+            keys: remove these entries and their work folders.
+
+        Returns:
+            The keys of the removed entries.
+        """
+        for name, number in (("keep_bytes", keep_bytes), ("older_than_days", older_than_days)):
+            if number is not None and not number >= 0:
+                raise ValueError(f"Expected `{name}` to be 0 or more, but got {number}.")
+        entries = self.list()
+        named = {_checked(key) for key in keys or ()}
+        doomed = {entry.key for entry in entries if entry.key in named}
+        now = time.time()
+        if older_than_days is not None:
+            oldest = now - older_than_days * _DAY
+            doomed |= {entry.key for entry in entries if entry.created.timestamp() < oldest}
+            named |= {f.name for f in _children(self.root / "work") if _newest(f) < oldest}
+        if keep_bytes is not None:
+            total = sum(entry.bytes for entry in entries if entry.key not in doomed)
+            for entry in entries:
+                if total > keep_bytes and entry.key not in doomed:
+                    doomed.add(entry.key)
+                    total -= entry.bytes
+        self._sweep()
+        removed = [e.key for e in entries if e.key in doomed and self._remove(self._models, e.key)]
+        for key in sorted(named):
+            self._remove(self.root / "work", key)
+        return removed
+
+    def work(self, key: str) -> Path:
+        """Return the folder where a run keeps what it needs to go on after an interruption."""
+        folder = self._folder("work") / _checked(key)
+        self._make(folder)
+        return folder
+
+    def clear_work(self, key: str) -> None:
+        """Remove the key's work folder, if there is one."""
+        shutil.rmtree(self.root / "work" / _checked(key), ignore_errors=True)
+
+    @property
+    def _models(self) -> Path:
+        return self.root / "models"
+
+    def _lock(self, key: str) -> FileLock:
+        if _checked(key) not in self._locks:
+            self._locks[key] = FileLock(self._folder("locks") / f"{key}.lock")
+        return self._locks[key]
+
+    def _folder(self, name: str) -> Path:
+        folder = self.root / name
+        self._make(folder)
+        return folder
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self.root}: the store cannot be written ({error}). Make the folder writable, or "
+            "choose another with `paths.store=`."
+        )
+
+    def _publish(self, temporary: Path, key: str) -> Path:
+        target = self._folder("models") / key
+        try:
+            if target.is_symlink() or target.exists():
+                # no complete entry, or `keep` had returned it
+                target.rename(self._folder("partial") / f"{key}-{secrets.token_hex(6)}")
+            temporary.rename(target)
+        except OSError as error:
+            raise self._unusable(error) from None
+        sync_folder(target.parent)
+        return target
+
+    def _read(self, folder: Path) -> StoreEntry | None:
+        facts = folder / _FACTS
+        try:
+            if not _KEY.fullmatch(folder.name) or folder.is_symlink():
+                return None
+            if facts.stat().st_size > _FACTS_LIMIT:
+                return None
+            values = json.loads(facts.read_text(encoding="utf-8"))
+            description = values["description"]
+            created = datetime.fromisoformat(values["created"]).astimezone(UTC)
+            if values["key"] != folder.name or self.key(description) != folder.name:
+                return None
+            size = sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        return StoreEntry(folder.name, description, size, created, folder)
+
+    def _sweep(self) -> None:
+        for folder in _children(self.root / "partial"):
+            key = folder.name.partition("-")[0]
+            if _KEY.fullmatch(key):
+                with self._unheld(key) as free:
+                    if free:
+                        shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove(self, parent: Path, key: str) -> bool:
+        folder = parent / key
+        if not _KEY.fullmatch(key) or folder.is_symlink() or not folder.exists():
+            return False
+        with self._unheld(key) as free:
+            if not free:
+                return False
+            doomed = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
+            try:
+                folder.rename(doomed)  # at once, so that nobody finds half an entry
+            except OSError as error:
+                raise self._unusable(error) from None
+            shutil.rmtree(doomed, ignore_errors=True)
+            return True
+
+    @contextlib.contextmanager
+    def _unheld(self, key: str) -> Iterator[bool]:
+        """Hold the key for a moment if nobody does, this process included."""
+        lock = self._lock(key)
+        if lock.is_locked:
+            yield False
+            return
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        except (OSError, NotImplementedError) as error:
+            raise self._unusable(error) from None
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+def _checked(key: str) -> str:
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise ValueError(f"Expected `key` to be 16 hexadecimal digits, but got {key!r}.")
+    return key
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir())
+    except OSError:
+        return []
+
+
+def _newest(folder: Path) -> float:
+    times = [folder.lstat().st_mtime]
+    with contextlib.suppress(OSError):
+        times += [file.lstat().st_mtime for file in folder.rglob("*")]
+    return max(times)
+
+
+def _plain(value: object, where: str) -> object:
+    if isinstance(value, Mapping):
+        for key in value:
+            if type(key) is not str:
+                raise ValueError(f"Expected the names in `{where}` to be text, but got {key!r}.")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float and math.isfinite(value):
+        return int(value) if value.is_integer() else value
+    raise ValueError(
+        f"Expected `{where}` to be plain data (numbers, text, booleans, None, lists, "
+        f"dictionaries), but got {type(value).__name__} {value!r:.80}."
+    )

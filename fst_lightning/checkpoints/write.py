@@ -1,0 +1,86 @@
+"""Write weights as safetensors, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fst_lightning.checkpoints.card import CARD_KEY, ModelCard
+from fst_lightning.checkpoints.errors import shown
+from fst_lightning.checkpoints.keys import KeyMap
+
+__all__ = ["sync_folder", "write_state"]
+
+
+def write_state(
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    key_map: KeyMap | None = None,
+    card: ModelCard | None = None,
+) -> None:
+    """Write tensors to a safetensors file; whoever reads it sees the old file or the new one.
+
+    Args:
+        path: the file; its folder is made if need be.
+        state_dict: tensors under the network's names, on any device.
+        key_map: gives the tensors the names of the file that they came from.
+        card: stored as JSON in the metadata, beside plain `mean` and `std`.
+
+    Raises:
+        ValueError: there is no tensor, or one is not dense.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    named = dict(state_dict) if key_map is None else key_map.restore(state_dict)
+    tensors = _separate(named)
+    metadata = {"format": "pt"}
+    if card is not None:
+        metadata[CARD_KEY] = card.to_json()
+        metadata["mean"] = ", ".join(map(repr, card.mean))
+        metadata["std"] = ", ".join(map(repr, card.std))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Ask the system to make the folder's list of names durable, where it can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _separate(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors of which no two share memory."""
+    if not named:
+        raise ValueError("Expected `state_dict` to hold tensors, but it is empty.")
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, value in named.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise ValueError(f"Expected {shown(name)} to be a dense tensor.")
+        tensor = value.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        if address in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+            address = tensor.untyped_storage().data_ptr()
+        seen.add(address)
+        tensors[name] = tensor
+    return tensors

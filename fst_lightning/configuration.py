@@ -1,0 +1,31 @@
+"""Where the YAML files are, and what can be chosen from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def conf_folder() -> Path:
+    """The folder of the YAML files: inside an installed package, beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: where neither has it.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "purify.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"Expected the configuration in {package / 'conf'} or {package.parent / 'conf'}, but found "
+        "it in neither; install the package again."
+    )
+
+
+def groups() -> dict[str, list[str]]:
+    """The replaceable parts and their options, as folders and files of the configuration."""
+    root = conf_folder()
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and folder.name != "hydra" and any(folder.glob("*.yaml"))
+    }

@@ -1,0 +1,150 @@
+"""Find images in folders named by class."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from fst_lightning.data.decode import SUFFIXES
+
+_INTEGER = re.compile(r"-?[0-9]+")
+
+
+class ClassFolders:
+    """Lists folders and images below a root, and stays inside it.
+
+    Hidden files and folders, and files without the ending of an image, are left out.
+
+    Args:
+        root: the folder to stay in.
+        follow_symlinks: whether symbolic links may lead out of `root`.
+
+    Raises:
+        FileNotFoundError: if `root` does not exist.
+        NotADirectoryError: if `root` is a file.
+    """
+
+    def __init__(self, root: Path, *, follow_symlinks: bool = False) -> None:
+        if not root.exists():
+            raise FileNotFoundError(
+                f"Expected a folder of images at {root}, but nothing is there. Set `data.root`."
+            )
+        if not root.is_dir():
+            raise NotADirectoryError(f"Expected a folder of images at {root}, but it is a file.")
+        self._root = root
+        self._inside = root.resolve()
+        self._follow_symlinks = follow_symlinks
+
+    def folders(self, directory: Path) -> dict[str, Path]:
+        """Return the visible folders in a directory by name, sorted by name.
+
+        Args:
+            directory: `root` or a folder below it.
+
+        Raises:
+            ValueError: if one is a symbolic link that leads out of `root`.
+        """
+        return {
+            entry.name: Path(entry.path) for entry in self._entries(directory) if entry.is_dir()
+        }
+
+    def images(self, directory: Path) -> list[Path]:
+        """Return the images in a directory and all folders below it, sorted by path.
+
+        Args:
+            directory: the folder of one class.
+
+        Raises:
+            ValueError: if there is none, or a symbolic link leads out of `root`.
+        """
+        found = sorted(self._walk(directory, frozenset()))
+        if not found:
+            raise ValueError(
+                f"Found no image in the class folder {directory}. Images end in "
+                f"{', '.join(sorted(SUFFIXES))}. Add images, delete the folder, "
+                f"or leave it out with `data.classes`."
+            )
+        return found
+
+    def _walk(self, directory: Path, above: frozenset[Path]) -> Iterable[Path]:
+        here = directory.resolve()
+        # A link to a folder above would never end.
+        if here in above:
+            return
+        for entry in self._entries(directory):
+            path = Path(entry.path)
+            if entry.is_dir():
+                yield from self._walk(path, above | {here})
+            # A broken link is listed, so that reading it names it; a pipe or device is not.
+            elif entry.is_file() or not path.exists():
+                yield path
+
+    def _entries(self, directory: Path) -> list[os.DirEntry[str]]:
+        with os.scandir(directory) as listing:
+            entries = sorted(
+                (
+                    entry
+                    for entry in listing
+                    if not entry.name.startswith(".")
+                    and (entry.is_dir() or Path(entry.name).suffix.lower() in SUFFIXES)
+                ),
+                key=lambda entry: entry.name,
+            )
+        for entry in entries:
+            if entry.is_symlink() and not self._follow_symlinks:
+                target = Path(entry.path).resolve()
+                if not target.is_relative_to(self._inside):
+                    raise ValueError(
+                        f"{entry.path} is a symbolic link out of {self._root}, to {target}. "
+                        f"Copy the files, or set `data.follow_symlinks=true` if you trust them."
+                    )
+        return entries
+
+
+def sort_classes(names: Iterable[str]) -> list[str]:
+    """Sort by number where all names are integers, else by name.
+
+    Args:
+        names: the names of the class folders.
+
+    Example:
+        >>> sort_classes(["10", "9", "0"]), sort_classes(["10", "9", "cat"])
+        (['0', '9', '10'], ['10', '9', 'cat'])
+    """
+    ordered = sorted(names)
+    if all(_INTEGER.fullmatch(name) for name in ordered):
+        ordered.sort(key=int)
+    return ordered
+
+
+def choose_classes(
+    found: Mapping[str, Path], chosen: Iterable[str] | None, directory: Path
+) -> list[str]:
+    """Return the class names in the order of their labels.
+
+    Args:
+        found: the class folders by name.
+        chosen: the names to use, in order; None takes all that were found, sorted.
+        directory: where they were found, for the error.
+
+    Raises:
+        ValueError: for a chosen name that was not found or is given twice, or fewer than two
+            classes.
+    """
+    names = sort_classes(found) if chosen is None else list(chosen)
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise ValueError(
+            f"Expected `classes` to name folders in {directory}, but there is no "
+            f"{', '.join(unknown)}. Found: {', '.join(sort_classes(found)) or 'none'}."
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"Expected each name in `classes` once, but got {names}.")
+    if len(names) < 2:
+        raise ValueError(
+            f"A classifier needs at least 2 classes, but got {', '.join(names) or 'none'}: "
+            f"{directory} should hold one folder of images for each class."
+        )
+    return names

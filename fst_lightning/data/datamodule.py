@@ -1,0 +1,183 @@
+"""Feeds poisoned data to a training run, or a few clean images to a purification."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from fst_lightning.attacks import Attack, NoAttack, PoisonPlan, draw_rows
+from fst_lightning.data.images import ImageData, ImageSet
+from fst_lightning.data.rows import Batch, Chunks, EpochShuffle, Rows, as_gathered
+from fst_lightning.data.source import Source
+
+Purpose = Literal["backdoor", "purify"]
+
+
+class BackdoorDataModule(L.LightningDataModule):
+    """A source of images, with the rows that an attack poisons or that a defender holds.
+
+    For ``purpose="backdoor"`` it trains on the whole training set, poisoned by the attack's plan;
+    for ``"purify"`` on a few clean images of it. Both evaluate on the test set: a ``clean`` loader
+    of all images, and a ``triggered`` loader of those that count for the attack success rate.
+
+    Images stay uint8 in memory, and a batch is one gather. The trigger itself is put on by the
+    module, on the device.
+
+    Args:
+        source: where the images come from.
+        attack: which rows are poisoned, and which test rows count; None for no attack.
+        purpose: ``backdoor`` or ``purify``.
+        batch_size: images a training step, 1 or more.
+        eval_batch_size: images an evaluation step, 1 or more.
+        clean_ratio: share of the training set that the defender holds, 0 to 1, drawn from all rows;
+            what was poisoned is held as it was before.
+        seed: of the plan, the defender's draw and the order of the rows.
+        num_workers: of the training loader; 0 is fastest for images in memory.
+
+    Raises:
+        ValueError: for sizes below 1 and ratios outside (0, 1].
+
+    Example:
+        >>> from fst_lightning.attacks import BadNets
+        >>> from fst_lightning.data import Fake
+        >>> data = BackdoorDataModule(Fake(num_train=100), BadNets(poison_ratio=0.1))
+        >>> data.setup()
+        >>> data.plan.num_poisoned
+        10
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        attack: Attack | None = None,
+        *,
+        purpose: Purpose = "backdoor",
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        clean_ratio: float = 0.02,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if purpose not in get_args(Purpose):
+            raise ValueError(f"Expected `purpose` to be backdoor or purify, but got {purpose!r}.")
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ValueError(
+                "Expected `batch_size` and `eval_batch_size` to be 1 or more, "
+                f"but got {batch_size} and {eval_batch_size}."
+            )
+        if not 0 < clean_ratio <= 1:
+            raise ValueError(
+                f"Expected `tuning.clean_ratio` to be in (0, 1], but got {clean_ratio}."
+            )
+        self.source = source
+        self.attack: Attack = NoAttack() if attack is None else attack
+        self.purpose = purpose
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.clean_ratio = clean_ratio
+        self.seed = seed
+        self.num_workers = num_workers
+        self.data: ImageData
+        self.plan: PoisonPlan
+        self.train_rows: ImageSet
+        self.triggered_rows: ImageSet
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images and choose the rows; once, whatever the stage.
+
+        Raises:
+            ValueError: where the attack has no row to poison, its target does not exist, or the
+                defender holds no image.
+        """
+        if hasattr(self, "data"):
+            return
+        data = self.source.load()
+        train, test = data.train, data.test
+        self.plan = self.attack.plan(train.labels, data.num_classes, self.seed)
+        self.attack.prepare(train.images, train.labels, data.num_classes, self.seed)
+        self.triggered_rows = test.subset(self.attack.counts_for_asr(test.labels).nonzero()[:, 0])
+        if self.attack.has_trigger and len(self.triggered_rows) == 0:
+            raise ValueError(
+                "Expected test images of other classes than the target to put the trigger on, but "
+                f"all {len(test)} are of class {self.attack.target_label}."
+            )
+        if self.purpose == "purify":
+            held = clean_rows(train.labels, self.clean_ratio, self.seed)
+            self.train_rows = train.subset(held.nonzero()[:, 0])
+        else:
+            self.train_rows = train
+        self.data = data
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches of ``(images, labels, poisoned)``."""
+        rows = self.train_rows
+        poisoned = (
+            self.plan.poisoned
+            if self.purpose == "backdoor"
+            else torch.zeros(len(rows), dtype=torch.bool)
+        )
+        return DataLoader(
+            Rows(rows, poisoned),
+            batch_size=self.batch_size,
+            sampler=EpochShuffle(len(rows), self.seed),
+            collate_fn=as_gathered,
+            # BatchNorm can't learn from a single image, and another epoch will show it.
+            drop_last=len(rows) > self.batch_size and len(rows) % self.batch_size == 1,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self._on_cuda(),
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """The ``clean`` loader, and the ``triggered`` one where there is a trigger."""
+        loaders = [self._evaluation_loader(self.data.test, triggered=False)]
+        if self.attack.has_trigger:
+            loaders.append(self._evaluation_loader(self.triggered_rows, triggered=True))
+        return loaders
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """The same as for validation: nothing is chosen by it."""
+        return self.val_dataloader()
+
+    def _evaluation_loader(self, rows: ImageSet, triggered: bool) -> DataLoader[Batch]:
+        trainer = self.trainer
+        num_processes = 1 if trainer is None else trainer.world_size
+        chunks = Chunks(rows, triggered, self.eval_batch_size, num_processes)
+        options: dict[str, Any] = {}
+        if trainer is not None and num_processes > 1:
+            options["sampler"] = DistributedSampler(
+                chunks, num_processes, trainer.global_rank, shuffle=False
+            )
+        return DataLoader(chunks, batch_size=None, pin_memory=self._on_cuda(), **options)
+
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def clean_rows(labels: Tensor, ratio: float, seed: int) -> Tensor:
+    """Draw the rows that a defender holds, uniformly, not balanced by class, as published.
+
+    Args:
+        labels: ``(N,)`` of the training set.
+        ratio: share of it, 0 to 1.
+        seed: of the draw.
+
+    Returns:
+        ``(N,)`` bool.
+
+    Raises:
+        ValueError: where the ratio rounds to no image.
+    """
+    count = round(ratio * len(labels))
+    if count == 0:
+        raise ValueError(
+            f"Expected `tuning.clean_ratio` to leave at least one of {len(labels)} training images "
+            f"to tune on, but {ratio} rounds to none; tuning.clean_ratio=1 uses them all."
+        )
+    # Another stream than the poison plan's: the two draws must not depend on each other.
+    return draw_rows(torch.ones(len(labels), dtype=torch.bool), count, seed + 1_000_003)

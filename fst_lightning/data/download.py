@@ -1,0 +1,28 @@
+"""Errors of data sets that are downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def explain_missing(name: str, root: Path, by_hand: str) -> Iterator[None]:
+    """Say where files belong when they are missing and cannot be downloaded.
+
+    Args:
+        name: of the data set.
+        root: the folder that holds it.
+        by_hand: which files to put there, and where they are found.
+
+    Raises:
+        FileNotFoundError: for any failure to find, download or read the files.
+    """
+    try:
+        yield
+    # torchvision raises RuntimeError for missing and damaged files; URLError is an OSError.
+    except (OSError, RuntimeError, EOFError) as error:
+        raise FileNotFoundError(
+            f"Could not load {name} from {root}: {error} To put the files there by hand: {by_hand}"
+        ) from error

@@ -1,0 +1,204 @@
+"""Images and labels in memory, and what they must satisfy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_BYTES = 16 * 2**30
+"""Most memory, in bytes, that the images of a data set may take."""
+
+MIN_STD = 1e-3
+"""Least standard deviation that is computed from images, in units of the [0, 1] range."""
+
+_CHANNELS = 3
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with one label each.
+
+    Args:
+        images: uint8 of shape (N, 3, H, W), RGB.
+        labels: int64 of shape (N,), each at least 0.
+
+    Raises:
+        ValueError: for another dtype or shape, unequal lengths or a negative label.
+
+    Example:
+        >>> rows = ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+        >>> len(rows), rows.subset([1, 3]).labels.tolist()
+        (4, [1, 1])
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8:
+            raise ValueError(f"Expected `images` to be uint8, but got {images.dtype}.")
+        if images.dim() != 4 or images.shape[1] != _CHANNELS:
+            raise ValueError(
+                f"Expected `images` of shape (N, 3, H, W), but got {tuple(images.shape)}."
+            )
+        if labels.dtype != torch.int64:
+            raise ValueError(f"Expected `labels` to be int64, but got {labels.dtype}.")
+        if labels.dim() != 1:
+            raise ValueError(f"Expected `labels` of shape (N,), but got {tuple(labels.shape)}.")
+        if len(images) != len(labels):
+            raise ValueError(
+                f"Expected one label an image, but got {len(images)} images "
+                f"and {len(labels)} labels."
+            )
+        if len(labels) and int(labels.min()) < 0:
+            raise ValueError(f"Expected labels of at least 0, but got {int(labels.min())}.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """Copy the given rows, in the given order.
+
+        Args:
+            indices: row numbers in [0, N), shape (M,).
+
+        Raises:
+            IndexError: for a row that does not exist.
+        """
+        rows = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+        if rows.dim() != 1:
+            raise ValueError(f"Expected `indices` of shape (M,), but got {tuple(rows.shape)}.")
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise IndexError(
+                f"Expected rows in [0, {len(self)}), but got rows "
+                f"from {int(rows.min())} to {int(rows.max())}."
+            )
+        return ImageSet(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """What a source loads: training and test images, class names, normalisation.
+
+    Args:
+        train: the training images, at least one.
+        test: the test images, at least one, of the same height and width.
+        classes: the class names; a label is an index into them. At least 2.
+        mean: per channel, in units of the [0, 1] range.
+        std: per channel, above 0.
+
+    Raises:
+        ValueError: for a label without a class, unequal image sizes, an empty set, or a mean or
+            std that cannot normalise.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(
+                f"A classifier needs at least 2 classes, but got {list(self.classes)}."
+            )
+        if len(set(self.classes)) != self.num_classes:
+            raise ValueError("Expected class names that differ from each other.")
+        for name, rows in (("training", self.train), ("test", self.test)):
+            if not len(rows):
+                raise ValueError(f"Expected at least one {name} image, but got none.")
+            largest = int(rows.labels.max())
+            if largest >= self.num_classes:
+                raise ValueError(
+                    f"Expected {name} labels below the number of classes "
+                    f"({self.num_classes}), but got {largest}."
+                )
+        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+            raise ValueError(
+                f"Expected training and test images of one shape, but got "
+                f"{tuple(self.train.images.shape[1:])} and {tuple(self.test.images.shape[1:])}."
+            )
+        check_channels("mean", self.mean)
+        check_channels("std", self.std, positive=True)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, those without an image included."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+def check_channels(name: str, values: Sequence[float], *, positive: bool = False) -> None:
+    """Refuse values that are not one finite number a channel.
+
+    Args:
+        name: what the error calls the values.
+        values: numbers, one a channel.
+        positive: whether they must be above 0.
+
+    Raises:
+        ValueError: saying what was found.
+    """
+    usable = len(values) == _CHANNELS and all(math.isfinite(value) for value in values)
+    if not usable or (positive and min(values) <= 0):
+        kind = "positive" if positive else "finite"
+        raise ValueError(f"Expected `{name}` to be 3 {kind} numbers, but got {list(values)}.")
+
+
+def check_memory(num_images: int, image_size: int) -> None:
+    """Refuse a data set that would not fit into memory, before any work is done.
+
+    Args:
+        num_images: training and test images together.
+        image_size: height and width in pixels.
+
+    Raises:
+        ValueError: if the images take more than `MAX_BYTES`.
+    """
+    needed = num_images * _CHANNELS * image_size * image_size
+    if needed > MAX_BYTES:
+        raise ValueError(
+            f"{num_images:,} images of {image_size}x{image_size} pixels need "
+            f"{needed / 2**30:.1f} GiB of memory, and the limit is {MAX_BYTES / 2**30:.0f} GiB. "
+            f"Lower `image_size` or use fewer images."
+        )
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    r"""Mean and standard deviation of each channel over all pixels, in units of [0, 1].
+
+    $\mu_c = \frac{1}{NHW} \sum x_c / 255$, $\sigma_c^2 = \frac{1}{NHW} \sum (x_c/255 - \mu_c)^2$,
+    computed from a histogram: exact, and without a float copy of the images. The standard
+    deviation is at least `MIN_STD`, so that images of one colour can be normalised.
+
+    Args:
+        images: uint8 of shape (N, C, H, W), N at least 1.
+
+    Example:
+        >>> channel_statistics(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8))
+        ((1.0, 1.0, 1.0), (0.001, 0.001, 0.001))
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.zeros(256, dtype=torch.float64)
+        for start in range(0, len(images), _CHUNK):
+            chunk = images[start : start + _CHUNK, channel]
+            counts += torch.bincount(chunk.flatten(), minlength=256).cpu()
+        weights = counts / counts.sum()
+        mean = float(weights @ levels)
+        means.append(mean)
+        stds.append(max(math.sqrt(float(weights @ (levels - mean) ** 2)), MIN_STD))
+    return tuple(means), tuple(stds)

@@ -1,0 +1,103 @@
+"""Rows of uint8 images that come out as whole batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from fst_lightning.data.images import ImageSet
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images ``(N, C, H, W)`` uint8, true labels ``(N,)`` int64, poisoned rows ``(N,)`` bool."""
+
+
+class Rows(Dataset[Batch]):
+    """Training rows; a batch is one gather per tensor, whatever its size.
+
+    Use with a DataLoader whose ``collate_fn`` is :func:`as_gathered`.
+
+    Args:
+        data: images and true labels.
+        poisoned: ``(N,)`` bool, which rows get the trigger.
+    """
+
+    def __init__(self, data: ImageSet, poisoned: Tensor) -> None:
+        self.data = data
+        self.poisoned = poisoned
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> Batch:
+        return self.data.images[row], self.data.labels[row], self.poisoned[row]
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        """Gather a whole batch; the DataLoader calls this instead of one call per row."""
+        index = torch.as_tensor(rows)
+        return self.data.images[index], self.data.labels[index], self.poisoned[index]
+
+
+def as_gathered(batch: Any) -> Any:
+    """Leave a gathered batch as it is; a function of its own so that workers can import it."""
+    return batch
+
+
+class Chunks(Dataset[Batch]):
+    """Evaluation rows cut into batches, as many for every process, each row in exactly one.
+
+    A distributed sampler hands out whole batches: as their number divides by the number of
+    processes it has nothing to pad, so that no row is counted twice, and all processes do the same
+    number of steps.
+
+    Args:
+        data: images and true labels.
+        triggered: whether the rows are to get the trigger.
+        batch_size: at most so many rows a batch.
+        num_processes: how many processes share the work.
+    """
+
+    def __init__(
+        self, data: ImageSet, triggered: bool, batch_size: int, num_processes: int = 1
+    ) -> None:
+        self.data = data
+        self.triggered = triggered
+        rounds = math.ceil(len(data) / (batch_size * num_processes))
+        self._rows = torch.arange(len(data)).tensor_split(max(1, rounds) * num_processes)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, chunk: int) -> Batch:
+        rows = self._rows[chunk]
+        poisoned = torch.full((len(rows),), self.triggered)
+        return self.data.images[rows], self.data.labels[rows], poisoned
+
+
+class EpochShuffle(Sampler[int]):
+    """A random order that depends on the seed and the epoch alone, so that a resume repeats it.
+
+    Args:
+        num_rows: how many rows there are.
+        seed: of the order; Lightning sets the epoch.
+    """
+
+    def __init__(self, num_rows: int, seed: int) -> None:
+        self.num_rows = num_rows
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle as in this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(torch.randperm(self.num_rows, generator=generator).tolist())

@@ -1,0 +1,93 @@
+"""Where images come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from fst_lightning.data.images import ImageData, ImageSet, channel_statistics, check_channels
+
+
+class Source(ABC):
+    """A data set together with how its images are normalised and augmented.
+
+    A subclass writes `_load`; everything else is here.
+
+    Args:
+        image_size: height and width of every image in pixels, at least 1; None keeps the size
+            that the images have, where a subclass supports it.
+        mean: per channel, in units of the [0, 1] range; None is computed from the training images.
+        std: per channel, above 0; None is computed from the training images.
+        crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
+        horizontal_flip: whether training mirrors half of the images.
+
+    Raises:
+        ValueError: for an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | None = 32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop_padding: int = 0,
+        horizontal_flip: bool = False,
+    ) -> None:
+        if image_size is not None:
+            check_at_least("image_size", image_size, 1)
+        check_at_least("crop_padding", crop_padding, 0)
+        self.image_size = image_size
+        self.mean = _channels("mean", mean)
+        self.std = _channels("std", std, positive=True)
+        self.crop_padding = crop_padding
+        self.horizontal_flip = horizontal_flip
+        self._data: ImageData | None = None
+
+    def load(self) -> ImageData:
+        """Load the images; a second call returns the same object."""
+        if self._data is None:
+            train, test, classes = self._load()
+            mean, std = self.mean, self.std
+            if (mean is None or std is None) and len(train):
+                found_mean, found_std = channel_statistics(train.images)
+                mean, std = mean or found_mean, std or found_std
+            self._data = ImageData(train, test, classes, mean or (), std or ())
+        return self._data
+
+    @abstractmethod
+    def _load(self) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+        """Return the training images, the test images and the class names."""
+
+
+def check_at_least(name: str, value: int, minimum: int) -> None:
+    """Refuse what is not a whole number of at least `minimum`.
+
+    Args:
+        name: what the error calls the value.
+        value: the number to check.
+        minimum: the least valid value.
+
+    Raises:
+        ValueError: saying what was found.
+    """
+    # True is an int in Python, and a slip in a configuration.
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(
+            f"Expected `{name}` to be a whole number of at least {minimum}, but got {value!r}."
+        )
+
+
+def _channels(
+    name: str, values: Sequence[float] | None, *, positive: bool = False
+) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"Expected `{name}` to be null or 3 numbers, but got {values!r}."
+        ) from None
+    check_channels(name, numbers, positive=positive)
+    return numbers

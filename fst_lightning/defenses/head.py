@@ -1,0 +1,130 @@
+"""What the defenses of the FST paper share: a head that is snapshot, re-initialised, projected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.defenses.defense import Defense, freeze
+from fst_lightning.defenses.orthogonal import orthogonal_to
+from fst_lightning.models import find_head
+
+Reinit = Literal["orthogonal", "uniform", "none"]
+
+
+class HeadDefense(Defense):
+    r"""Tune a network around its linear head :math:`W`, whose weight came in as :math:`W_0`.
+
+    Args:
+        reinit: what becomes of the head before the first step. ``uniform``: weight and bias from
+            :math:`U(-1/\sqrt d, 1/\sqrt d)`; ``orthogonal``: see
+            :func:`~fst_lightning.defenses.orthogonal.orthogonal_to`, bias zero; ``none``.
+        project_norm: put :math:`W` back to the norm of :math:`W_0` after every step.
+        train_head: False freezes the head's weight and bias.
+        train_features: False freezes everything but the head, and keeps BatchNorm and dropout in
+            evaluation mode, so that its running statistics don't drift either.
+        head: dotted name of the head; None finds it.
+    """
+
+    original_weight: Tensor
+    """:math:`W_0`, ``(C, d)``; empty before :meth:`prepare`."""
+
+    def __init__(
+        self,
+        *,
+        reinit: Reinit,
+        project_norm: bool,
+        train_head: bool = True,
+        train_features: bool = True,
+        head: str | None = None,
+    ) -> None:
+        super().__init__()
+        if reinit not in get_args(Reinit):
+            valid = ", ".join(get_args(Reinit))
+            raise ValueError(f"Expected `reinit` to be one of {valid}, but got {reinit!r}.")
+        self.reinit = reinit
+        self.project_norm = project_norm
+        self.train_head = train_head
+        self.train_features = train_features
+        self.head = head
+        self.register_buffer("original_weight", torch.empty(0))
+        # A network in a list is no submodule: its weights must not be saved twice.
+        self._net: list[nn.Module] = []
+        self._frozen: list[nn.Parameter] = []
+        self._linear: list[nn.Linear] = []
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The head that is tuned; only after :meth:`prepare`."""
+        if not self._linear:
+            raise RuntimeError("Expected `prepare` to be called before the head is used.")
+        return self._linear[0]
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Snapshot the head, re-initialise it and freeze what is not tuned."""
+        name, linear = find_head(net, self.head)
+        self.finish()
+        self._net, self._linear = [net], [linear]
+        # Float32, whatever the network is kept in: the norm and the projection are computed in it.
+        self.original_weight = linear.weight.detach().clone().float()
+        if not bool(torch.isfinite(self.original_weight).all()):
+            raise ValueError(f"Expected the head {name} to be finite, but it has NaN or infinity.")
+        if self.project_norm and not bool(self.original_weight.any()):
+            raise ValueError(
+                f"Expected the head {name} to have a norm to keep, but its weight is all zeros; "
+                "is this a trained network?"
+            )
+        reinitialise(linear, self.reinit, generator)
+        if not self.train_features:
+            kept = {id(parameter) for parameter in linear.parameters()}
+            self._frozen += freeze(p for p in net.parameters() if id(p) not in kept)
+        if not self.train_head:
+            self._frozen += freeze(linear.parameters())
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        r"""Project: :math:`W \leftarrow W \, \|W_0\|_F / \|W\|_F`, computed in float32."""
+        if self.project_norm:
+            weight = self.linear.weight
+            weight.mul_((self.original_weight.norm() / weight.float().norm()).to(weight.dtype))
+
+    def finish(self) -> None:
+        """Let everything train again that was frozen here."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+
+    def always_eval(self) -> Iterator[nn.Module]:
+        """Keep the whole network in evaluation mode where only its head is tuned."""
+        if not self.train_features:
+            yield from self._net
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        """The cosine of the angle between old and new head, and the new head's norm."""
+        weight = self.linear.weight.float()
+        cosine = (weight * self.original_weight).sum() / (
+            weight.norm() * self.original_weight.norm()
+        )
+        return {"head_cosine": cosine, "head_norm": weight.norm()}
+
+
+@torch.no_grad()
+def reinitialise(linear: nn.Linear, reinit: Reinit, generator: torch.Generator) -> None:
+    """Re-initialise a head in place, with numbers drawn on the CPU: the same on every device."""
+    if reinit == "none":
+        return
+    if reinit == "orthogonal":
+        linear.weight.copy_(orthogonal_to(linear.weight, generator))
+        if linear.bias is not None:
+            linear.bias.zero_()
+        return
+    bound = 1 / math.sqrt(linear.in_features)
+    for parameter in (linear.weight, linear.bias):
+        if parameter is not None:
+            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(drawn)

@@ -1,0 +1,11 @@
+"""No defense: score a model without touching it."""
+
+from __future__ import annotations
+
+from fst_lightning.defenses.defense import Defense
+
+
+class NoDefense(Defense):
+    """Leave the network as it is."""
+
+    tunes = False

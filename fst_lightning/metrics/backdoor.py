@@ -1,0 +1,66 @@
+"""The three rates of one network, kept together."""
+
+from torch import Tensor, nn
+
+from fst_lightning.metrics.rates import AttackSuccessRate, CleanAccuracy, RobustAccuracy
+
+
+class BackdoorMetrics(nn.Module):
+    """Clean accuracy on clean images; attack success and robust accuracy on triggered ones.
+
+    A submodule: it moves with the module that holds it, and sums over the processes of a
+    distributed run when it is read. `ca`, `asr` and `ra` are the metrics themselves.
+
+    Example:
+        >>> import torch
+        >>> metrics = BackdoorMetrics()
+        >>> metrics.update_clean(torch.eye(3), torch.tensor([0, 1, 1]))
+        >>> metrics.counts()
+        {'ca': (2, 3), 'asr': (0, 0), 'ra': (0, 0)}
+        >>> metrics.update_triggered(torch.eye(3)[1:], torch.tensor([1, 2]), torch.tensor([0, 1]))
+        >>> metrics.compute()
+        {'ca': 0.6666666666666666, 'asr': 0.0, 'ra': 1.0}
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ca = CleanAccuracy()
+        self.asr = AttackSuccessRate()
+        self.ra = RobustAccuracy()
+
+    def update_clean(self, logits: Tensor, labels: Tensor) -> None:
+        """Count clean images.
+
+        Args:
+            logits: what the network said of them, (N, C); or predicted labels, (N,).
+            labels: their true labels, (N,).
+        """
+        self.ca.update(logits, labels)
+
+    def update_triggered(self, logits: Tensor, labels: Tensor, targets: Tensor) -> None:
+        """Count images that carry the trigger; those whose label is the target left out before.
+
+        Args:
+            logits: what the network said of them, (N, C); or predicted labels, (N,).
+            labels: their true labels, (N,).
+            targets: the labels the attacker wants, (N,).
+        """
+        self.asr.update(logits, targets)
+        self.ra.update(logits, labels)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return (right rows, all rows) of `ca`, `asr` and `ra` over all processes."""
+        return {"ca": self.ca.counts(), "asr": self.asr.counts(), "ra": self.ra.counts()}
+
+    def compute(self) -> dict[str, float | None]:
+        """Return `ca`, `asr` and `ra` in [0, 1], None where no image was counted."""
+        return {
+            name: correct / total if total else None
+            for name, (correct, total) in self.counts().items()
+        }
+
+    def reset(self) -> None:
+        """Start counting from zero."""
+        self.ca.reset()
+        self.asr.reset()
+        self.ra.reset()

@@ -1,0 +1,48 @@
+"""How far a counted rate may be from the true one."""
+
+import math
+from statistics import NormalDist
+
+
+def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    r"""Bound the probability behind a count: Wilson's score interval.
+
+    All $p$ with $|\hat p - p| \le z \sqrt{p (1 - p) / n}$, where $\hat p$ is successes / total and
+    $z$ the normal quantile of the confidence. Stays inside [0, 1] and keeps a width at 0 and at 1,
+    where the usual $\hat p \pm z \sqrt{\hat p (1 - \hat p) / n}$ collapses.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference",
+    JASA 22, 1927.
+
+    Args:
+        successes: rows that count, in [0, total].
+        total: all rows, at least 1.
+        confidence: the interval's coverage, in (0, 1).
+
+    Returns:
+        The lower and the upper end, in [0, 1].
+
+    Raises:
+        ValueError: If there are no rows, more successes than rows, or no such confidence.
+
+    Example:
+        >>> [round(end, 4) for end in wilson_interval(9, 10)]
+        [0.5958, 0.9821]
+        >>> wilson_interval(0, 10)[0]
+        0.0
+    """
+    if total < 1:
+        raise ValueError(f"Expected `total` to be at least 1, but got {total}.")
+    if not 0 <= successes <= total:
+        raise ValueError(f"Expected `successes` to be in [0, {total}], but got {successes}.")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"Expected `confidence` to be in (0, 1), but got {confidence}.")
+    # The lower tail: 0.5 + confidence / 2 rounds to 1, where there is no quantile.
+    z = -NormalDist().inv_cdf((1.0 - confidence) / 2.0)
+    rate, share = successes / total, z * z / total
+    centre = (rate + share / 2.0) / (1.0 + share)
+    reach = math.sqrt(share * rate * (1.0 - rate) + share * share / 4.0) / (1.0 + share)
+    # Exact ends are lost to rounding where nothing, or everything, was counted.
+    low = 0.0 if successes == 0 else max(0.0, min(centre - reach, rate))
+    high = 1.0 if successes == total else min(1.0, max(centre + reach, rate))
+    return low, high

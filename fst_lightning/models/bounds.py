@@ -1,0 +1,36 @@
+"""Sizes a network may have: checked before any memory is taken."""
+
+from types import MappingProxyType
+
+BOUNDS = MappingProxyType(
+    {
+        "num_classes": (1, 100_000),
+        "width": (1, 4096),
+        "blocks": (1, 50),
+    }
+)
+
+
+def check_bounds(**sizes: object) -> None:
+    """Refuse sizes that are no whole number or lie outside their bounds.
+
+    Args:
+        sizes: Values by argument name; every name is a key of ``BOUNDS``.
+
+    Raises:
+        ValueError: A value is not an int, or too small or too large.
+
+    Example:
+        >>> check_bounds(width=64, blocks=2)
+        >>> check_bounds(width=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected `width` to be a whole number in [1, 4096], but got 0.
+    """
+    for name, value in sizes.items():
+        low, high = BOUNDS[name]
+        # bool is an int to Python, but `width: true` is a mistake.
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(
+                f"Expected `{name}` to be a whole number in [{low}, {high}], but got {value!r}."
+            )

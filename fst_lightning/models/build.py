@@ -1,0 +1,125 @@
+"""Networks by the name of their configuration."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import get_type_hints
+
+import torch
+from torch import nn
+
+from fst_lightning.models.libraries import timm_model, torchvision_model
+from fst_lightning.models.preact_resnet import preact_resnet18
+from fst_lightning.models.resnet import resnet18, small_resnet
+from fst_lightning.models.vgg import vgg19_bn
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small_resnet": small_resnet,
+    "resnet18": resnet18,
+    "preact_resnet18": preact_resnet18,
+    "vgg19_bn": vgg19_bn,
+    "torchvision": torchvision_model,
+    "timm": timm_model,
+}
+"""Builders by configuration name; each takes ``num_classes`` and its own arguments."""
+
+LONGEST_NAME = 128
+MOST_PARAMETERS = 1_000_000_000
+
+
+def build_model(name: str, num_classes: int, /, **arguments: object) -> nn.Module:
+    """Build the network that a configuration names.
+
+    Args:
+        name: A key of ``MODELS``.
+        num_classes: Number of classes, at least 1.
+        arguments: What the builder takes besides; plain numbers, strings and booleans.
+
+    Raises:
+        ValueError: No network has this name, or an argument is unknown, missing, of the wrong type
+            or out of range. Nothing has been allocated then.
+
+    Example:
+        >>> build_model("small_resnet", 10, width=8).fc
+        Linear(in_features=64, out_features=10, bias=True)
+    """
+    builder = _builder(name)
+    _check_arguments(name, builder, arguments)
+    return builder(num_classes=num_classes, **arguments)
+
+
+def rebuild_model(name: str, num_classes: int, arguments: Mapping[str, object]) -> nn.Module:
+    """Build the network that a file describes; the file is not trusted.
+
+    Nothing is downloaded: ``pretrained`` is set to False whatever the file says, since its own
+    weights follow. A network too large for any file of ours is refused before it takes memory.
+
+    Args:
+        name: A key of ``MODELS``.
+        num_classes: Number of classes, at least 1.
+        arguments: What the builder takes besides.
+
+    Raises:
+        ValueError: As ``build_model``, or the network has more than 10^9 parameters.
+    """
+    builder = _builder(name)
+    _check_arguments(name, builder, arguments)
+    arguments = dict(arguments)
+    if "pretrained" in inspect.signature(builder).parameters:
+        arguments["pretrained"] = False
+    size = _count_parameters(builder, num_classes, arguments)
+    if size > MOST_PARAMETERS:
+        raise ValueError(
+            f"Expected a network of at most {MOST_PARAMETERS:,} parameters, but the file describes "
+            f"`{name}` with {size:,}. Build it yourself and load the weights into it."
+        )
+    return builder(num_classes=num_classes, **arguments)
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    if not isinstance(name, str) or name not in MODELS:
+        raise ValueError(
+            f"Expected `model` to be one of {', '.join(MODELS)}, but got {str(name)[:100]!r}. "
+            "Other networks of these libraries are `model=torchvision model.name=NAME` and "
+            "`model=timm model.name=NAME`."
+        )
+    return MODELS[name]
+
+
+def _count_parameters(
+    builder: Callable[..., nn.Module], num_classes: int, arguments: Mapping[str, object]
+) -> int:
+    try:
+        with torch.device("meta"):  # Shapes without memory.
+            outline = builder(num_classes=num_classes, **arguments)
+    except NotImplementedError:
+        # torchvision's RegNets compute their widths with tensors; none is near the limit.
+        return 0
+    return sum(parameter.numel() for parameter in outline.parameters())
+
+
+def _check_arguments(
+    name: str, builder: Callable[..., nn.Module], arguments: Mapping[str, object]
+) -> None:
+    parameters = dict(inspect.signature(builder).parameters)
+    del parameters["num_classes"]
+    types = get_type_hints(builder)
+    valid = ", ".join(f"`{key}`" for key in parameters) or "none"
+    for key, value in arguments.items():
+        if key not in parameters:
+            raise ValueError(
+                f"Model `{name}` has no argument {str(key)[:100]!r}; its arguments: {valid}."
+            )
+        # Exactly this type: True is an int to Python, and a subclass may behave in any way.
+        if type(value) is not types[key]:
+            raise ValueError(
+                f"Expected `{key}` of model `{name}` to be {types[key].__name__}, "
+                f"but got {str(value)[:100]!r} ({type(value).__name__})."
+            )
+        if isinstance(value, str) and len(value) > LONGEST_NAME:
+            raise ValueError(
+                f"Expected `{key}` of model `{name}` to have at most {LONGEST_NAME} characters, "
+                f"but got {len(value)}."
+            )
+    for key, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and key not in arguments:
+            raise ValueError(f"Model `{name}` needs `{key}`; its arguments: {valid}.")

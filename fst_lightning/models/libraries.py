@@ -1,0 +1,99 @@
+"""Classification networks of torchvision and timm, by name."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+import torchvision
+from torch import nn
+
+from fst_lightning.models.bounds import check_bounds
+from fst_lightning.models.find_head import find_head
+
+WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+"""torchvision networks that may return several outputs in training."""
+
+NO_AUXILIARY_HEADS = {"aux_logits": False, "init_weights": True}
+
+
+def torchvision_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """Build a classification network of torchvision.
+
+    Auxiliary heads (GoogLeNet, Inception v3) are left out: the network returns logits alone.
+
+    Args:
+        name: A name of ``torchvision.models.list_models(module=torchvision.models)``.
+        num_classes: Number of classes, at least 1.
+        pretrained: Whether to download torchvision's default weights and give the network a new
+            head; otherwise all weights are random.
+
+    Raises:
+        ValueError: No classification network has this name, or ``num_classes`` is out of range.
+
+    Example:
+        >>> torchvision_model("resnet18", num_classes=7).fc.out_features
+        7
+    """
+    check_bounds(num_classes=num_classes)
+    models = torchvision.models
+    valid = models.list_models(module=models)
+    if name not in valid:
+        raise ValueError(_unknown_name(name, "torchvision", valid))
+    if pretrained:
+        net: nn.Module = models.get_model(name, weights="DEFAULT")
+        if isinstance(net, models.Inception3):
+            # GoogLeNet drops its auxiliary heads after loading, Inception v3 keeps its own.
+            net.aux_logits = False
+            net.AuxLogits = None
+        _replace_head(net, num_classes)
+        return net
+    arguments = dict(NO_AUXILIARY_HEADS) if name in WITH_AUXILIARY_HEADS else {}
+    net = models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    return net
+
+
+def timm_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """Build a network of timm (PyTorch Image Models).
+
+    Args:
+        name: A name of ``timm.list_models()``, with or without a pretrained tag
+            (``vit_tiny_patch16_224``, ``resnet18.a1_in1k``). Hub and folder addresses are refused.
+        num_classes: Number of classes, at least 1.
+        pretrained: Whether to download the weights and give the network a new head.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: No network has this name, or ``num_classes`` is out of range.
+    """
+    check_bounds(num_classes=num_classes)
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            "`model=timm` needs timm, which is not installed. "
+            "Install it with: pip install 'fst-lightning[timm]'"
+        ) from error
+    # A name may also be an address ("hf-hub:...") for timm, and names may come from a file.
+    if not isinstance(name, str) or not timm.is_model(name.partition(".")[0]):
+        raise ValueError(_unknown_name(name, "timm", timm.list_models()))
+    net: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+    return net
+
+
+def _replace_head(net: nn.Module, num_classes: int) -> None:
+    path, head = find_head(net)
+    parent, _, child = path.rpartition(".")
+    new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    setattr(net.get_submodule(parent), child, new)
+
+
+def _unknown_name(name: object, library: str, valid: Iterable[str]) -> str:
+    close = get_close_matches(str(name)[:100].lower(), valid, n=5, cutoff=0.4)
+    nearest = f" The nearest names: {', '.join(close)}." if close else ""
+    listing = {
+        "torchvision": "torchvision.models.list_models(module=torchvision.models)",
+        "timm": "timm.list_models()",
+    }[library]
+    return (
+        f"Expected `name` to be a classification network of {library}, but got "
+        f"{str(name)[:100]!r}.{nearest} `{listing}` lists all."
+    )

@@ -1,0 +1,157 @@
+"""What training and purifying a classifier have in common: inputs, optimizer, evaluation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fst_lightning.metrics import BackdoorMetrics
+from fst_lightning.modules.inputs import InputPipeline
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+Interval = Literal["epoch", "step"]
+
+sgd: OptimizerFactory = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+"""The optimizer of the paper's tuning runs; the default."""
+
+
+class ClassifierModule(L.LightningModule):
+    """A network between an input pipeline and the three rates CA, ASR and RA.
+
+    Validation and test take one or two loaders: clean images first, then images that get the
+    trigger here. Batches are ``(images, labels, ...)`` with the *true* labels.
+
+    Args:
+        net: the classifier; images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
+        inputs: what happens to a batch before the network.
+        optimizer: makes the optimizer from the parameters; SGD with lr 0.01 and momentum 0.9
+            where None.
+        scheduler: makes the learning rate schedule from the optimizer; None for a constant rate.
+        scheduler_interval: whether the schedule steps per ``epoch`` or per ``step``.
+        seed: reseeds the random numbers of augmentation and dropout every epoch, so that a resumed
+            run sees the same; None leaves the global generator alone.
+        card: JSON text that says what this network is, kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        inputs: InputPipeline,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        scheduler_interval: Interval = "epoch",
+        seed: int | None = None,
+        card: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.inputs = inputs
+        self.make_optimizer = optimizer or sgd
+        self.make_scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.seed = seed
+        self.card = card
+        self.metrics = BackdoorMetrics()
+        self.counts: dict[str, tuple[int, int]] = {}
+        """Hits and rows of the last test, by rate; over all processes."""
+        self._sums: dict[str, Tensor] = {}
+        self._num_batches = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify ``(N, C, H, W)`` images, uint8 or float in [0, 1]: logits ``(N, C)``."""
+        logits: Tensor = self.net(self.inputs(images))
+        return logits
+
+    # Training
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer gets: everything in the network that asks for gradients."""
+        return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer and its schedule."""
+        optimizer = self.make_optimizer(self.trained_parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": self.make_scheduler(optimizer),
+                "interval": self.scheduler_interval,
+            },
+        }
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch and switch to training mode."""
+        if self.seed is not None:
+            # One stream per epoch and process; any injective mix of the three does.
+            torch.manual_seed(
+                (self.seed * 100_003 + self.current_epoch) * 10_007 + self.global_rank
+            )
+        self.net.train()
+
+    def track(self, **values: Tensor) -> None:
+        """Sum figures of a step on the device; the epoch's means are logged as ``train/<name>``."""
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._num_batches += 1
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means."""
+        for name, total in self._sums.items():
+            mean = total / self._num_batches
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", sync_dist=True)
+        self._sums, self._num_batches = {}, 0
+
+    # Evaluation
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count hits on a clean (loader 0) or a triggered (loader 1) batch."""
+        self._evaluate(batch, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count hits on a clean (loader 0) or a triggered (loader 1) batch."""
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/ca``, ``val/asr`` and ``val/ra``."""
+        self._log_rates("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/ca``, ``test/asr`` and ``test/ra``."""
+        self.counts = self.metrics.counts()
+        self._log_rates("test")
+
+    def _evaluate(self, batch: Any, dataloader_idx: int) -> None:
+        images, labels = batch[0], batch[1]
+        if dataloader_idx == 0:
+            self.metrics.update_clean(self.net(self.inputs(images)), labels)
+            return
+        attack = self.inputs.attack
+        if attack is None:
+            raise ValueError("Expected an attack for the loader of triggered images, but got None.")
+        logits = self.net(self.inputs(images, triggered=True))
+        self.metrics.update_triggered(logits, labels, attack.target_labels(labels, logits.shape[1]))
+
+    def _log_rates(self, stage: str) -> None:
+        for name, rate in self.metrics.compute().items():
+            if rate is not None:
+                self.log(f"{stage}/{name}", rate, prog_bar=stage == "val")
+        self.metrics.reset()
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in the checkpoint what the network is."""
+        if self.card is not None:
+            checkpoint["fst_lightning"] = self.card

@@ -1,0 +1,113 @@
+"""From a batch of stored images to what a network sees, on the device, a few kernels a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.attacks import Attack
+
+
+class InputPipeline(nn.Module):
+    r"""Scale to [0, 1], put the trigger on, augment, normalise: in this order, everywhere.
+
+    The trigger comes before augmentation, as if it had been in the image file. Attack and
+    normaliser are submodules, so that they move to the device and are saved with the module;
+    normalisation stays out of the network, whose keys must not change.
+
+    Args:
+        attack: whose trigger to use; None where there is none.
+        mean: per channel, of images in [0, 1]; None leaves images as they are.
+        std: per channel, greater than 0.
+        crop_padding: pixels of zero padding for random crops while training; 0 for no crops.
+        horizontal_flip: mirror half of the training images.
+
+    Raises:
+        ValueError: where only one of mean and std is given, or a std is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        attack: Attack | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop_padding: int = 0,
+        horizontal_flip: bool = False,
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError(
+                f"Expected `mean` and `std` both or neither, but got {mean} and {std}."
+            )
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"Expected `std` to be positive, but got {list(std)}.")
+        if crop_padding < 0:
+            raise ValueError(f"Expected `crop_padding` to be 0 or more, but got {crop_padding}.")
+        self.attack = attack
+        self.normalises = mean is not None
+        self.crop_padding = crop_padding
+        self.horizontal_flip = horizontal_flip
+        # Not persistent: they are data configuration, recorded with it, and no weights.
+        self.register_buffer("mean", _per_channel(mean), persistent=False)
+        self.register_buffer("std", _per_channel(std), persistent=False)
+
+    def forward(
+        self, images: Tensor, triggered: Tensor | bool = False, *, augment: bool = False
+    ) -> Tensor:
+        """Turn stored images into network inputs.
+
+        Args:
+            images: ``(N, C, H, W)``, uint8, or float in [0, 1].
+            triggered: ``(N,)`` bool, which rows get the trigger; or all, or none.
+            augment: crop and flip at random.
+
+        Returns:
+            ``(N, C, H, W)`` float32, normalised.
+        """
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        if self.attack is not None and triggered is not False:
+            stamped = self.attack(images)
+            if isinstance(triggered, Tensor):
+                # `where` on whole batches: picking rows would make the host wait for the device.
+                stamped = torch.where(triggered[:, None, None, None], stamped, images)
+            images = stamped
+        if augment:
+            images = self._augment(images)
+        if self.normalises:
+            images = (images - self.mean) / self.std
+        return images
+
+    def _augment(self, images: Tensor) -> Tensor:
+        if self.crop_padding:
+            images = random_crop(images, self.crop_padding)
+        if self.horizontal_flip:
+            mirrored = torch.rand(len(images), device=images.device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        return images
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Pad with zeros and cut every image out again at a place of its own.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        padding: pixels on every side, 1 or more.
+
+    Returns:
+        Images of the same shape.
+    """
+    count, _, height, width = images.shape
+    windows = functional.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = torch.randint(2 * padding + 1, (2, count), device=images.device)
+    return windows[torch.arange(count, device=images.device), :, top, left]
+
+
+def _per_channel(values: Sequence[float] | None) -> Tensor:
+    return torch.tensor(() if values is None else tuple(values)).reshape(1, -1, 1, 1)

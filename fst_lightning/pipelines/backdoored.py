@@ -1,0 +1,178 @@
+"""The backdoored model of a run: read from a file, taken from the store, or trained."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import nn
+
+from fst_lightning.attacks import Attack
+from fst_lightning.checkpoints import (
+    KeyMap,
+    ModelCard,
+    Store,
+    load_into,
+    read_checkpoint,
+    write_state,
+)
+from fst_lightning.data import BackdoorDataModule, ImageData, Source
+from fst_lightning.models import find_head
+from fst_lightning.modules import BackdoorModule
+from fst_lightning.pipelines.finish import is_first_process
+from fst_lightning.pipelines.parts import make_optimizer, make_trainer, precision_of
+from fst_lightning.pipelines.resume import resume_point
+from fst_lightning.pipelines.run import Run
+
+_SCHEMA = 1
+_DECISION = "FST_LIGHTNING_TRAIN_BACKDOORED"
+
+
+@dataclass(frozen=True)
+class Backdoored:
+    """A backdoored model that is loaded.
+
+    Attributes:
+        path: the file its weights are in.
+        keys: how that file names them.
+        card: what it is.
+        identity: tells models apart: the store's key, or a digest of the file.
+        train_seconds: how long its training took; None where it was there already.
+    """
+
+    path: Path
+    keys: KeyMap | None
+    card: ModelCard
+    identity: str
+    train_seconds: float | None
+
+
+def from_file(path: Path, net: nn.Module, card: ModelCard) -> Backdoored:
+    """Load anybody's weights into the network."""
+    keys = load_into(net, read_checkpoint(path))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return Backdoored(path.absolute(), keys, card, digest, None)
+
+
+def from_store(
+    run: Run, net: nn.Module, source: Source, attack: Attack, card: ModelCard
+) -> Backdoored:
+    """Load the model of this configuration from the store; train it first where it is missing.
+
+    Several processes may ask for the same model at a time: a lock lets one of them train it.
+    Processes that Lightning starts for further devices inherit what the first one decided.
+    """
+    store = Store(Path(run.cfg.paths.store))
+    description = describe(run, source.load())
+    key = store.key(description)
+    leader = is_first_process()
+    with store.lock(key) if leader else nullcontext():
+        entry = None if run.cfg.retrain else store.entry(key)
+        if leader:
+            os.environ[_DECISION] = "no" if entry else "yes"
+        train_seconds = None
+        if os.environ.get(_DECISION, "no" if entry else "yes") == "yes":
+            started = time.perf_counter()
+            train_backdoored(run, net, source, attack, card, store.work(key))
+            train_seconds = time.perf_counter() - started
+
+            def write(folder: Path) -> None:
+                write_state(folder / "model.safetensors", net.state_dict(), card=card)
+
+            if leader:
+                entry = store.keep(key, description, write)
+                store.clear_work(key)
+        elif entry is None:
+            raise RuntimeError(f"Expected the store to have model {key}, but it is gone.")
+        if leader:
+            os.environ.pop(_DECISION, None)
+    path = (entry or store.root / "models" / key) / "model.safetensors"
+    if train_seconds is None:
+        load_into(net, read_checkpoint(path))
+    return Backdoored(path.absolute(), None, card, key, train_seconds)
+
+
+def train_backdoored(
+    run: Run, net: nn.Module, source: Source, attack: Attack, card: ModelCard, work: Path
+) -> L.Trainer:
+    """Train the network on poisoned data, in place."""
+    recipe = run.cfg.training
+    data = source.load()
+    optimizer, scheduler = make_optimizer(recipe)
+    module = BackdoorModule(
+        net,
+        attack,
+        optimizer,
+        scheduler,
+        recipe.scheduler_interval,
+        mean=data.mean,
+        std=data.std,
+        crop_padding=source.crop_padding,
+        horizontal_flip=source.horizontal_flip,
+        label_smoothing=recipe.label_smoothing,
+        seed=run.cfg.seed,
+        card=card.to_json(),
+    )
+    datamodule = BackdoorDataModule(source, attack, batch_size=recipe.batch_size, seed=run.cfg.seed)
+    trainer = make_trainer(run, "train", recipe.max_epochs, work)
+    trainer.fit(module, datamodule, ckpt_path=resume_point(run, work, "train"), weights_only=True)
+    net.cpu()
+    return trainer
+
+
+def describe(run: Run, data: ImageData) -> dict[str, Any]:
+    """Everything that makes one backdoored model another than the next: the store's key."""
+    settings = run.arguments("data")
+    settings.pop("root", None)  # What is in the folder counts, not where it lies.
+    return {
+        "schema": _SCHEMA,
+        "data": {"name": run.choices["data"], **settings, "content": fingerprint(data)},
+        "model": {"name": run.choices["model"], **run.plain("model")},
+        "attack": {"name": run.choices["attack"], **run.plain("attack")},
+        "training": run.plain("training"),
+        "seed": run.cfg.seed,
+        "precision": precision_of(run),
+        "devices": [str(run.cfg.trainer.devices), run.cfg.trainer.num_nodes],
+        "gradients": [
+            run.cfg.trainer.accumulate_grad_batches,
+            run.cfg.trainer.gradient_clip_val,
+            run.cfg.trainer.gradient_clip_algorithm,
+            run.cfg.trainer.limit_train_batches,
+        ],
+    }
+
+
+def fingerprint(data: ImageData) -> str:
+    """A digest of the labels and of up to 2,048 of the images, evenly spread."""
+    digest = hashlib.sha256(repr(data.classes).encode())
+    for rows in (data.train, data.test):
+        step = max(1, len(rows) // 2048)
+        for tensor in (rows.labels, rows.images[::step]):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def make_card(run: Run, net: nn.Module, source: Source, attack: Attack) -> ModelCard:
+    """What the network is, for the files that it is kept in."""
+    data = source.load()
+    name, _ = find_head(net, num_classes=data.num_classes)
+    return ModelCard(
+        model={"name": run.choices["model"], "arguments": run.arguments("model")},
+        num_classes=data.num_classes,
+        classes=data.classes,
+        image_size=data.image_shape[-1],
+        mean=data.mean,
+        std=data.std,
+        attack={"name": run.choices["attack"], **run.arguments("attack")}
+        if attack.has_trigger
+        else None,
+        head=name,
+    )

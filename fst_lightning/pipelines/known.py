@@ -1,0 +1,77 @@
+"""A run that takes over what a checkpoint of our own says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fst_lightning.checkpoints import ModelCard
+from fst_lightning.configuration import conf_folder, groups
+from fst_lightning.pipelines.run import Run
+
+
+def adopt_card(run: Run, card: ModelCard | None) -> Run:
+    """Fill in from a checkpoint's card what the command line leaves open.
+
+    The network, the image size, the normalisation, and the attack. The card's content comes out of
+    a file that nobody trusts: it may choose among the options of this project's own configuration
+    and set keys that those options have, no more; no ``_target_`` is taken from it.
+
+    Args:
+        run: as composed.
+        card: of the checkpoint; None for a file of somebody else's, which says nothing.
+
+    Raises:
+        ValueError: where a file without a card comes without ``model=``, or a card names an option
+            that does not exist.
+    """
+    if card is None:
+        if not run.given("model"):
+            raise ValueError(
+                "Expected `model=` beside a checkpoint that does not say what network it is. "
+                f"Valid: {', '.join(groups()['model'])}."
+            )
+        return run if run.given("attack") else _with(run, "attack", "none", {})
+    if not run.given("model"):
+        run = _with(
+            run, "model", card.model["name"], {**card.model["arguments"], "pretrained": False}
+        )
+    if not run.given("attack"):
+        attack: dict[str, Any] = dict(card.attack or {"name": "none"})
+        run = _with(run, "attack", attack.pop("name"), attack)
+    for key, value in (
+        ("image_size", card.image_size),
+        ("mean", list(card.mean)),
+        ("std", list(card.std)),
+    ):
+        if key in run.cfg.data and not run.given(f"data.{key}"):
+            run.cfg.data[key] = value
+    return run
+
+
+def _with(run: Run, group: str, option: Any, arguments: dict[str, Any]) -> Run:
+    """The same run with another option of a group, and arguments that this option has."""
+    valid = groups()[group]
+    if option not in valid:
+        raise ValueError(
+            f"Expected the checkpoint to name one of the options of {group}="
+            f"{', '.join(valid)}, but it says {option!r}; say {group}= on the command line."
+        )
+    part = OmegaConf.to_container(OmegaConf.load(conf_folder() / group / f"{option}.yaml"))
+    if not isinstance(part, dict):
+        raise ValueError(f"Expected {group}/{option}.yaml to hold keys, but got {part!r}.")
+    for name, value in arguments.items():
+        if name in part and not name.startswith("_"):
+            if isinstance(value, str) and "${" in value:
+                # OmegaConf would evaluate it.
+                raise ValueError(
+                    f"Expected the checkpoint's `{name}` to be plain, but got {value!r}."
+                )
+            part[name] = value
+    cfg: DictConfig = run.cfg.copy()
+    with open_dict(cfg):
+        cfg[group] = OmegaConf.create(part)
+    OmegaConf.set_struct(cfg[group], True)
+    return replace(run, cfg=cfg, choices={**run.choices, group: str(option)})

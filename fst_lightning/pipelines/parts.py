@@ -1,0 +1,139 @@
+"""The parts of a run, made from its configuration; the one place that instantiates."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fst_lightning.attacks import Attack
+from fst_lightning.callbacks import progress_callback
+from fst_lightning.data import Source
+from fst_lightning.defenses import Defense
+from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
+from fst_lightning.pipelines.precision import resolve_precision
+from fst_lightning.pipelines.run import Run
+
+Part = TypeVar("Part")
+
+
+def make(config: DictConfig, kind: type[Part] | None, **more: Any) -> Part:
+    """Instantiate a part of the configuration, and unwrap the error of its constructor.
+
+    Args:
+        config: with a ``_target_``.
+        kind: what it has to be; None for anything.
+        more: further arguments.
+
+    Raises:
+        ValueError: where the target can't be found or is of another kind; else whatever its
+            constructor raises.
+    """
+    try:
+        part = instantiate(config, _convert_="all", **more)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | OSError | ImportError):
+            raise cause from None
+        raise ValueError(f"{' '.join(str(error).split())}") from error
+    if kind is not None and not isinstance(part, kind):
+        raise ValueError(
+            f"Expected {config._target_} to make a {kind.__name__}, "
+            f"but it made a {type(part).__name__}."
+        )
+    return part  # type: ignore[no-any-return]
+
+
+def make_attack(run: Run) -> Attack:
+    """The attack; its trigger is prepared later, from the data."""
+    return make(run.cfg.attack, Attack)
+
+
+def make_defense(run: Run) -> Defense:
+    """The defense."""
+    return make(run.cfg.defense, Defense)
+
+
+def make_source(run: Run) -> Source:
+    """Where the images come from."""
+    return make(run.cfg.data, Source)
+
+
+def make_network(run: Run, num_classes: int) -> nn.Module:
+    """The network, in the memory layout that convolutions are fastest in."""
+    torch.manual_seed(run.cfg.seed)
+    net = make(run.cfg.model, nn.Module, num_classes=num_classes)
+    return net.to(memory_format=torch.channels_last)
+
+
+def make_optimizer(recipe: DictConfig) -> tuple[OptimizerFactory, SchedulerFactory | None]:
+    """The factories of optimizer and schedule of a recipe."""
+    optimizer: OptimizerFactory = make(recipe.optimizer, None)
+    scheduler: SchedulerFactory | None = (
+        None if recipe.scheduler is None else make(recipe.scheduler, None)
+    )
+    return optimizer, scheduler
+
+
+def make_trainer(
+    run: Run, title: str, max_epochs: int, work: Path, *, quiet: bool = False
+) -> L.Trainer:
+    """The Trainer.
+
+    Args:
+        run: its configuration.
+        title: what the progress lines say is being done.
+        max_epochs: of the recipe.
+        work: where the last checkpoint of an interrupted run is kept.
+        quiet: show no progress and write no curves.
+    """
+    quiet_lightning()
+    options = {name: value for name, value in run.arguments("trainer").items() if value is not None}
+    options["precision"] = precision_of(run)
+    callbacks = [make(callback, L.Callback) for callback in run.cfg.callbacks.values()]
+    callbacks += [] if quiet else [progress_callback(title)]
+    callbacks += [
+        # Only the last epoch, replaced each time: the file that resume continues from.
+        ModelCheckpoint(work, save_top_k=0, save_last=True, enable_version_counter=False),
+    ]
+    loggers: list[Any] = [] if quiet else [make(logger, None) for logger in run.cfg.logger.values()]
+    return make(
+        OmegaConf.create({"_target_": run.cfg.trainer._target_}),
+        L.Trainer,
+        max_epochs=max_epochs,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=run.folder,
+        enable_progress_bar=not quiet,
+        **options,
+    )
+
+
+def precision_of(run: Run) -> str:
+    """The precision that this run computes in, resolved."""
+    return resolve_precision(run.cfg.trainer.precision, run.cfg.trainer.accelerator)
+
+
+def quiet_lightning() -> None:
+    """Leave out what Lightning says of the machine and of choices that are made on purpose here."""
+    if not sys.warnoptions:
+        for message in (
+            ".*does not have many workers.*",  # images are in memory: workers would only copy them
+            ".*is smaller than the logging interval.*",
+            ".*Checkpoint directory .* exists and is not empty.*",
+            ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+            ".*sync_dist=True.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,183 @@
+"""``purify.py``: get a backdoored model, measure it, purify it, measure it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fst_lightning.checkpoints import Store, read_checkpoint, write_state
+from fst_lightning.data import BackdoorDataModule
+from fst_lightning.defenses import Defense
+from fst_lightning.modules import PurificationModule
+from fst_lightning.pipelines.alpha import choose_alpha
+from fst_lightning.pipelines.backdoored import Backdoored, from_file, from_store, make_card
+from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
+from fst_lightning.pipelines.known import adopt_card
+from fst_lightning.pipelines.parts import (
+    make_attack,
+    make_defense,
+    make_network,
+    make_optimizer,
+    make_source,
+    make_trainer,
+)
+from fst_lightning.pipelines.resume import resume_point
+from fst_lightning.pipelines.run import Run
+from fst_lightning.pipelines.score import (
+    attack_block,
+    data_block,
+    environment,
+    model_block,
+    score,
+)
+from fst_lightning.reports import build_results
+
+_CLEAN_RATIO = 0.02
+
+
+def run_purify(run: Run) -> dict[str, Any]:
+    """Purify the model of this configuration, or of its ``checkpoint``.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    path = None if run.cfg.checkpoint is None else Path(run.cfg.checkpoint)
+    if path is not None:
+        run = adopt_card(run, read_checkpoint(path).card)
+    source, attack = make_source(run), make_attack(run)
+    data = BackdoorDataModule(
+        source,
+        attack,
+        purpose="purify",
+        batch_size=run.cfg.tuning.batch_size,
+        clean_ratio=clean_ratio(run),
+        seed=run.cfg.seed,
+    )
+    data.setup()
+    net = make_network(run, data.data.num_classes)
+    card = make_card(run, net, source, attack)
+    check_enough_images(net, data)
+    prepare_folder(run)
+
+    backdoored = (
+        from_store(run, net, source, attack, card) if path is None else from_file(path, net, card)
+    )
+    automatic = {"auto": ["alpha"]} if run.cfg.defense.get("alpha") == "auto" else {}
+    if automatic:
+        run.cfg.defense.alpha = choose_alpha(run, net, data)
+    defense = make_defense(run)
+    work = Store(Path(run.cfg.paths.store)).work(tuning_key(run, backdoored))
+    module = make_module(run, net, defense, data, seed=run.cfg.seed, card=card.to_json())
+    trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
+
+    started = time.perf_counter()
+    before = score(trainer, module, data)
+    evaluate_seconds = time.perf_counter() - started
+    purify_seconds, after = 0.0, before
+    if defense.tunes:
+        started = time.perf_counter()
+        # The last weights are the result: picking an epoch by its ASR would take the trigger.
+        trainer.fit(module, data, ckpt_path=resume_point(run, work, "tune"), weights_only=True)
+        purify_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        after = score(trainer, module, data)
+        evaluate_seconds += time.perf_counter() - started
+
+    purified = run.folder / "purified.safetensors"
+    if is_first_process():
+        write_state(purified, net.state_dict(), key_map=backdoored.keys, card=card)
+        Store(Path(run.cfg.paths.store)).clear_work(work.name)
+    results = build_results(
+        task="purify",
+        seed=run.cfg.seed,
+        attack=attack_block(run, data),
+        defense={"name": run.choices["defense"], **run.arguments("defense"), **automatic},
+        data=data_block(run, data, poisoned_known=path is None),
+        model=model_block(run, net, data.data.num_classes),
+        before=before,
+        after=after,
+        seconds={
+            "train": backdoored.train_seconds,
+            "purify": purify_seconds,
+            "evaluate": evaluate_seconds,
+        },
+        environment=environment(run, trainer),
+        checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},
+        overrides=run.overrides,
+    )
+    finish(run, results)
+    return results
+
+
+def make_module(
+    run: Run,
+    net: nn.Module,
+    defense: Defense,
+    data: BackdoorDataModule,
+    *,
+    seed: int,
+    card: str | None = None,
+) -> PurificationModule:
+    """The module that runs the defense, by the recipe of the configuration."""
+    optimizer, scheduler = make_optimizer(run.cfg.tuning)
+    augment = run.cfg.tuning.augment
+    return PurificationModule(
+        net,
+        defense,
+        optimizer,
+        scheduler,
+        run.cfg.tuning.scheduler_interval,
+        attack=data.attack if data.attack.has_trigger else None,
+        mean=data.data.mean,
+        std=data.data.std,
+        crop_padding=data.source.crop_padding if augment else 0,
+        horizontal_flip=augment and data.source.horizontal_flip,
+        seed=seed,
+        card=card,
+    )
+
+
+def clean_ratio(run: Run) -> float:
+    """The share of the training set that the defender holds, where the recipe leaves it open."""
+    ratio = run.cfg.tuning.clean_ratio
+    if ratio is not None:
+        return float(ratio)
+    # A folder that comes with a checkpoint and no attack holds the defender's own images.
+    own = run.cfg.checkpoint is not None and run.choices["attack"] == "none"
+    return 1.0 if own else _CLEAN_RATIO
+
+
+def check_enough_images(net: nn.Module, data: BackdoorDataModule) -> None:
+    """Refuse a tuning set that BatchNorm can't take, before anything is trained.
+
+    Raises:
+        ValueError: where batches hold a single image and the network has BatchNorm.
+    """
+    batch = min(len(data.train_rows), data.batch_size)
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if batch < 2 and norms:
+        raise ValueError(
+            f"Expected batches of 2 or more images to tune a network with BatchNorm on, but got "
+            f"{len(data.train_rows)} clean images and tuning.batch_size={data.batch_size}. Raise "
+            f"tuning.clean_ratio (1 uses all {len(data.data.train)} training images) or the batch "
+            "size."
+        )
+
+
+def tuning_key(run: Run, backdoored: Backdoored) -> str:
+    """Where this very purification keeps its last checkpoint while it runs."""
+    description = {
+        "backdoored": backdoored.identity,
+        "defense": run.plain("defense"),
+        "tuning": run.plain("tuning"),
+        "data": run.plain("data"),
+        "trainer": run.plain("trainer"),
+        "seed": run.cfg.seed,
+    }
+    text = json.dumps(description, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,43 @@
+"""Where an interrupted run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fst_lightning.pipelines.run import Run
+
+
+def resume_point(run: Run, work: Path, stage: str) -> Path | None:
+    """The checkpoint to continue from; None to start anew.
+
+    ``resume=true`` looks where a run of this very configuration keeps its last checkpoint, and
+    starts anew where there is none: the run was finished, or had not begun. ``resume=PATH`` names
+    a ``.ckpt`` file, or a folder with a ``last.ckpt``.
+
+    Args:
+        run: its configuration.
+        work: where a run of this configuration keeps its last checkpoint.
+        stage: ``train`` or ``tune``, whichever is about to begin.
+
+    Raises:
+        FileNotFoundError: where the path holds no checkpoint.
+    """
+    resume = run.cfg.resume
+    last = work / "last.ckpt"
+    # A path means the stage that the command is about; the other one looks for its own checkpoint.
+    other = (stage == "train") != (run.cfg.task == "train")
+    if isinstance(resume, bool) or resume is None or other:
+        if resume and last.is_file():
+            print(f"{stage}: continues from {last}", flush=True)
+            return last
+        if last.is_file():
+            print(f"{stage}: starts anew; resume=true would continue from {last}", flush=True)
+        return None
+    path = Path(resume)
+    path = path / "last.ckpt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected `resume` to be true, or a checkpoint (.ckpt) or a folder with last.ckpt, "
+            f"but there is no file {path}."
+        )
+    return path

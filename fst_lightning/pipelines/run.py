@@ -1,0 +1,48 @@
+"""What a pipeline knows of the run that it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its configuration, and how it was asked for.
+
+    Attributes:
+        cfg: the composed configuration.
+        choices: the option that was chosen of every group, e.g. ``{"attack": "blended"}``.
+        overrides: what the command line said.
+        folder: where the run writes.
+    """
+
+    cfg: DictConfig
+    choices: dict[str, str]
+    overrides: list[str]
+    folder: Path
+
+    def given(self, key: str) -> bool:
+        """Whether the command line sets this key, or something below it.
+
+        Example:
+            >>> run = Run(OmegaConf.create({}), {}, ["data.root=x", "model=resnet18"], Path("."))
+            >>> run.given("data"), run.given("model"), run.given("data.mean")
+            (True, True, False)
+        """
+        names = [override.lstrip("+~").split("=", 1)[0] for override in self.overrides]
+        return any(name == key or name.startswith(f"{key}.") for name in names)
+
+    def plain(self, group: str) -> dict[str, Any]:
+        """A part of the configuration, resolved, as plain Python."""
+        resolved = OmegaConf.to_container(self.cfg[group], resolve=True)
+        if not isinstance(resolved, dict):
+            raise TypeError(f"Expected `{group}` to be a group of keys, but got {resolved!r}.")
+        return {str(key): value for key, value in resolved.items()}
+
+    def arguments(self, group: str) -> dict[str, Any]:
+        """The same without Hydra's own keys: what the class is called with."""
+        return {k: v for k, v in self.plain(group).items() if not k.startswith("_")}

@@ -1,0 +1,76 @@
+"""What a run measured, as results.json holds it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from fst_lightning.data import BackdoorDataModule
+from fst_lightning.models import find_head
+from fst_lightning.modules import ClassifierModule
+from fst_lightning.pipelines.parts import precision_of
+from fst_lightning.pipelines.run import Run
+from fst_lightning.reports import Score
+from fst_lightning.version import __version__
+
+
+def score(trainer: L.Trainer, module: ClassifierModule, data: BackdoorDataModule) -> Score:
+    """Measure CA, ASR and RA on the test set."""
+    trainer.test(module, data, verbose=False)
+    return Score.from_counts(module.counts)
+
+
+def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
+    """What the attack was."""
+    block: dict[str, Any] = {"name": run.choices["attack"]}
+    if data.attack.has_trigger:
+        block |= run.arguments("attack")
+    return block
+
+
+def data_block(run: Run, data: BackdoorDataModule, poisoned_known: bool) -> dict[str, Any]:
+    """How many rows there were of what."""
+    tuning = data.purpose == "purify"
+    return {
+        "name": run.choices["data"],
+        "num_classes": data.data.num_classes,
+        "num_train": len(data.data.train),
+        "num_poisoned": data.plan.num_poisoned if poisoned_known else None,
+        "num_clean_tuning": len(data.train_rows) if tuning else None,
+        "num_test": len(data.data.test),
+        "num_triggered_test": len(data.triggered_rows) if data.attack.has_trigger else None,
+    }
+
+
+def model_block(run: Run, net: nn.Module, num_classes: int) -> dict[str, Any]:
+    """What the network was."""
+    return {
+        "name": run.choices["model"],
+        "head": find_head(net, num_classes=num_classes)[0],
+        "num_parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "arguments": run.arguments("model"),
+    }
+
+
+def environment(run: Run, trainer: L.Trainer) -> dict[str, Any]:
+    """What it was measured on."""
+    device = trainer.strategy.root_device
+    packages = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
+    return {
+        "precision": precision_of(run),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
+        "num_processes": trainer.world_size,
+        "versions": {
+            "fst_lightning": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+    }

@@ -1,0 +1,63 @@
+"""``train.py``: train a backdoored classifier, keep it, measure it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fst_lightning.data import BackdoorDataModule
+from fst_lightning.defenses import NoDefense
+from fst_lightning.modules import PurificationModule
+from fst_lightning.pipelines.backdoored import from_store, make_card
+from fst_lightning.pipelines.finish import finish, prepare_folder
+from fst_lightning.pipelines.parts import make_attack, make_network, make_source, make_trainer
+from fst_lightning.pipelines.run import Run
+from fst_lightning.pipelines.score import (
+    attack_block,
+    data_block,
+    environment,
+    model_block,
+    score,
+)
+from fst_lightning.reports import build_results
+
+
+def run_train(run: Run) -> dict[str, Any]:
+    """Train the model of this configuration, unless the store has it, and measure it.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    source, attack = make_source(run), make_attack(run)
+    data = BackdoorDataModule(
+        source, attack, batch_size=run.cfg.training.batch_size, seed=run.cfg.seed
+    )
+    data.setup()
+    net = make_network(run, data.data.num_classes)
+    card = make_card(run, net, source, attack)
+    prepare_folder(run)
+
+    backdoored = from_store(run, net, source, attack, card)
+    trainer = make_trainer(run, "score", 0, run.folder)
+    module = PurificationModule(
+        net, NoDefense(), attack=attack, mean=data.data.mean, std=data.data.std
+    )
+    started = time.perf_counter()
+    before = score(trainer, module, data)
+    results = build_results(
+        task="train",
+        seed=run.cfg.seed,
+        attack=attack_block(run, data),
+        data=data_block(run, data, poisoned_known=True),
+        model=model_block(run, net, data.data.num_classes),
+        before=before,
+        seconds={
+            "train": backdoored.train_seconds,
+            "evaluate": time.perf_counter() - started,
+        },
+        environment=environment(run, trainer),
+        checkpoints={"backdoored": str(backdoored.path)},
+        overrides=run.overrides,
+    )
+    finish(run, results)
+    return results

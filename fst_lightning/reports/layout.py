@@ -1,0 +1,82 @@
+"""Numbers and tables for people, on a terminal and in a text file."""
+
+from rich.box import SIMPLE, Box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+NOT_GIVEN = "-"
+
+# A heading underlined with hyphens: readable in a log, a mail or a pipe.
+_PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+class Uncut:
+    """A table that is never narrower than its content.
+
+    Rich shortens cells to fit the console, and "97.…" is a wrong number. This one is printed at
+    the width it needs, with `crop=False`; a narrow terminal wraps its lines.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render the table at its own width."""
+        needed = width_of(self.table, console)
+        yield from console.render(self.table, options.update(width=needed))
+
+
+def width_of(table: Table, console: Console) -> int:
+    """Return the number of columns a table needs to show every cell whole."""
+    wide = console.options.update(width=100_000)
+    return Measurement.get(console, wide, table).maximum
+
+
+def new_table(console: Console) -> Table:
+    """Start a table that suits the console: lines on a terminal, hyphens elsewhere."""
+    return Table(
+        box=SIMPLE if console.is_terminal else _PLAIN,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table with none of its cells cut."""
+    console.print(Uncut(table), crop=False)
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print one line of text as it is: no markup, no line breaks put into paths."""
+    console.print(Text(shown(text, console), style=style), soft_wrap=True)
+
+
+def shown(text: object, console: Console) -> str:
+    """Make text safe to print: one line, no control characters, only what the console can show."""
+    line = "".join(char if char.isprintable() else " " for char in str(text))
+    return line.encode(console.encoding, "replace").decode(console.encoding)
+
+
+def percent(rate: float | None) -> str:
+    """Write a fraction as a percentage with two decimals, without the sign.
+
+    Example:
+        >>> percent(0.91824)
+        '91.82'
+    """
+    return NOT_GIVEN if rate is None else f"{100 * rate:.2f}"
+
+
+def signed_points(difference: float | None) -> str:
+    """Write a difference of fractions in percentage points.
+
+    Example:
+        >>> signed_points(-0.0102), signed_points(-1e-9)
+        ('-1.02', '+0.00')
+    """
+    # Adding zero turns the -0.0 of a tiny loss into 0.0.
+    return NOT_GIVEN if difference is None else f"{round(100 * difference, 2) + 0.0:+.2f}"

@@ -1,0 +1,184 @@
+"""The content of results.json, from plain values."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fst_lightning.reports.schema import SCHEMA_VERSION, validate
+
+RATES = ("ca", "asr", "ra")
+IMPLANTED_FROM = 0.5
+
+
+@dataclass(frozen=True)
+class Score:
+    """The rates of one network, and the counts they come from.
+
+    Args:
+        ca: clean accuracy in [0, 1]; None where nothing was counted.
+        asr: attack success rate in [0, 1]; None without an attack.
+        ra: robust accuracy in [0, 1]; None without an attack.
+        counts: (right rows, all rows) by rate; a rate without counts gets no interval.
+
+    Raises:
+        ValueError: If a rate is outside [0, 1], or is not what its counts say.
+    """
+
+    ca: float | None
+    asr: float | None = None
+    ra: float | None = None
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in RATES:
+            rate = self.rate(name)
+            if rate is not None and not 0.0 <= rate <= 1.0:
+                raise ValueError(f"Expected `{name}` to be in [0, 1], but got {rate}.")
+            right, rows = self.counts.get(name, (0, 0))
+            if rows and (rate is None or abs(rate - right / rows) > 1e-4):
+                raise ValueError(f"Expected `{name}` to be {right} of {rows} rows, but got {rate}.")
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, tuple[int, int]]) -> "Score":
+        """Divide counts, as `BackdoorMetrics.counts()` gives them.
+
+        Example:
+            >>> Score.from_counts({"ca": (9, 10), "asr": (0, 0)}).ca
+            0.9
+        """
+        rates = {name: right / rows if rows else None for name, (right, rows) in counts.items()}
+        return cls(rates.get("ca"), rates.get("asr"), rates.get("ra"), dict(counts))
+
+    def rate(self, name: str) -> float | None:
+        """Return `ca`, `asr` or `ra` as a finite number, or None."""
+        rate: float | None = getattr(self, name)
+        return None if rate is None or math.isnan(rate) else float(rate)
+
+
+def build_results(
+    *,
+    task: Literal["train", "purify"],
+    seed: int,
+    attack: Mapping[str, object],
+    data: Mapping[str, object],
+    model: Mapping[str, object],
+    before: Score,
+    after: Score | None = None,
+    defense: Mapping[str, object] | None = None,
+    seconds: Mapping[str, float | None] | None = None,
+    environment: Mapping[str, object] | None = None,
+    checkpoints: Mapping[str, str | os.PathLike[str] | None] | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Put a run's results together, as results.json holds them.
+
+    Works out `der`, `ci95` and `attack.implanted`: whether the backdoored network's ASR is at
+    least 0.5. Where it is not, `der` is null, for there was little to defend against. Keys that
+    are promised but not given are null; further keys are kept.
+
+    Args:
+        task: "train" (figures in `before`, no `after`) or "purify".
+        seed: the run's seed, at least 0.
+        attack: `name`, and `poison_ratio` in [0, 1], `target_label` and more where they apply.
+        data: `name`, `num_classes` and the numbers of rows: `num_train`, `num_poisoned`,
+            `num_clean_tuning`, `num_test`, `num_triggered_test`.
+        model: `name`, `head`, `num_parameters`.
+        before: the backdoored network's score.
+        after: the purified network's score.
+        defense: `name` and its arguments, numbers as they were used. `auto` may list the
+            arguments that the run chose itself; they then do not tell runs of a sweep apart.
+        seconds: `train`, `purify`, `evaluate`.
+        environment: `precision`, `device`, `versions`.
+        checkpoints: the files `backdoored` and `purified`.
+        overrides: what the command line changed, as `key=value`.
+
+    Returns:
+        Plain, validated values for `write_json`. Numbers that are not finite become None.
+
+    Raises:
+        ValueError: If a value breaks the schema.
+        TypeError: If a value is nothing that JSON can hold.
+    """
+    blank = dict.fromkeys
+    asr = before.rate("asr")
+    implanted = None if asr is None else asr >= IMPLANTED_FROM
+    rows = ("num_train", "num_poisoned", "num_clean_tuning", "num_test", "num_triggered_test")
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "task": task,
+        "seed": seed,
+        "attack": blank(("name", "poison_ratio", "target_label"))
+        | dict(attack)
+        | {"implanted": implanted},
+        "defense": defense,
+        "data": blank(("name", "num_classes", *rows)) | dict(data),
+        "model": blank(("name", "head", "num_parameters")) | dict(model),
+        "before": {name: before.rate(name) for name in RATES},
+        "after": after and {name: after.rate(name) for name in RATES},
+        "der": _rating(before, after) if implanted else None,
+        "ci95": {"before": _intervals(before), "after": after and _intervals(after)},
+        "seconds": blank(("train", "purify", "evaluate")) | dict(seconds or {}),
+        "environment": {"precision": None, "device": None, "versions": {}}
+        | dict(environment or {}),
+        "checkpoints": blank(("backdoored", "purified")) | dict(checkpoints or {}),
+        "overrides": list(overrides),
+    }
+    results: dict[str, Any] = plain(content)
+    validate(results)
+    return results
+
+
+def plain(value: Any, where: str = "results") -> Any:
+    """Copy a value into what JSON can hold.
+
+    Mappings, sequences, paths and single-number arrays or tensors are converted; NaN and
+    infinities become None.
+
+    Args:
+        value: what to copy.
+        where: its name, for the error.
+
+    Raises:
+        TypeError: If a part of it has no JSON form.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return plain(value.item(), where)
+    raise TypeError(
+        f"Expected `{where}` to be a plain value (text, number, list, mapping or None), "
+        f"but got {type(value).__name__}. Convert it first."
+    )
+
+
+def _rating(before: Score, after: Score | None) -> float | None:
+    # Here, not at the top: reading and tabulating results needs no torch, which this brings in.
+    from fst_lightning.metrics import defense_effectiveness_rating
+
+    if after is None:
+        return None
+    rates = [score.rate(name) for score in (before, after) for name in ("ca", "asr")]
+    known = [rate for rate in rates if rate is not None]
+    return defense_effectiveness_rating(*known) if len(known) == len(rates) else None
+
+
+def _intervals(score: Score) -> dict[str, list[float] | None]:
+    from fst_lightning.metrics import wilson_interval  # brings torch, as above
+
+    counts = {name: score.counts.get(name, (0, 0)) for name in RATES}
+    return {
+        name: list(wilson_interval(right, rows)) if rows else None
+        for name, (right, rows) in counts.items()
+    }

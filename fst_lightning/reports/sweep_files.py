@@ -1,0 +1,144 @@
+"""The table over a sweep as files: CSV, Markdown and JSON."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from fst_lightning.reports.files import write_json, write_text
+from fst_lightning.reports.layout import percent
+from fst_lightning.reports.results import RATES
+from fst_lightning.reports.sweep import VALUES, SweepSummary
+from fst_lightning.reports.sweep_table import (
+    failure_line,
+    four_decimals,
+    one_decimal,
+    shared_lines,
+    spread_text,
+    sweep_notes,
+)
+
+Cell = str | int | float | bool | None
+
+
+def write_sweep(summary: SweepSummary, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write `table.csv`, `table.md`, `table.json` (a line an experiment), `runs.csv` (one a run).
+
+    Fractions stay in [0, 1] in CSV and JSON; Markdown, for people, has percentages.
+
+    Args:
+        summary: the sweep.
+        folder: where to write; made where there is none, older files are replaced.
+
+    Returns:
+        The four paths.
+    """
+    folder = Path(folder)
+    paths = [folder / name for name in ("table.csv", "table.md", "table.json", "runs.csv")]
+    write_text(paths[0], _csv(_group_rows(summary)))
+    write_text(paths[1], _markdown(summary))
+    write_json(paths[2], _json(summary))
+    write_text(paths[3], _csv(_run_rows(summary)))
+    return paths
+
+
+def _group_rows(summary: SweepSummary) -> Iterable[Sequence[Cell]]:
+    names = _setting_names(summary)
+    spreads = [f"{name}.{part}" for name in VALUES for part in ("mean", "std", "n")]
+    yield [*names, "n", "seeds", "not_implanted", *spreads]
+    for group in summary.groups:
+        numbers: list[Cell] = []
+        for name in VALUES:
+            spread = group.values[name]
+            numbers += [spread.mean, spread.std, spread.n]
+        settings = [group.settings.get(name) for name in names]
+        seeds = " ".join(map(str, group.seeds))
+        yield [*settings, group.n, seeds, group.not_implanted, *numbers]
+
+
+def _run_rows(summary: SweepSummary) -> Iterable[Sequence[Cell]]:
+    names = _setting_names(summary)
+    yield ["job", "status", "seed", *names, "implanted", *VALUES, "error", "overrides", "log"]
+    for run in summary.runs:
+        settings = [run.settings.get(name) for name in names]
+        values = [run.values[name] for name in VALUES]
+        yield [run.job, "finished", run.seed, *settings, run.implanted, *values, None, None, None]
+    for failure in summary.failures:
+        blank = [None] * (1 + len(names) + 1 + len(VALUES))
+        asked = " ".join(failure.overrides)
+        yield [failure.job, "failed", *blank, failure.line, asked, failure.log]
+
+
+def _setting_names(summary: SweepSummary) -> list[str]:
+    return list(dict.fromkeys(name for group in summary.groups for name in group.settings))
+
+
+def _csv(rows: Iterable[Sequence[Cell]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _harmless(cell: Cell) -> Cell:
+    """Keep a spreadsheet from running text as a formula: quote what starts like one."""
+    starts = isinstance(cell, str) and cell.lstrip().startswith(("=", "+", "-", "@"))
+    return f"'{cell}" if starts else cell
+
+
+def _markdown(summary: SweepSummary) -> str:
+    ratings = [f"{name.upper()} {when} %" for name in RATES for when in ("before", "after")]
+    rows = [[*summary.varying, "n", *ratings, "DER", "seconds"]]
+    rows.append(["---"] * len(summary.varying) + ["---:"] * (len(rows[0]) - len(summary.varying)))
+    for group in summary.groups:
+        values = group.values
+        cells = [str(group.settings.get(name, "-")) for name in summary.varying]
+        cells.append(str(group.n))
+        for name in RATES:
+            for when in ("before", "after"):
+                cells.append(spread_text(values[f"{when}.{name}"], percent, " ± "))
+        duration = "seconds.train" if group.settings.get("task") == "train" else "seconds.purify"
+        cells.append(spread_text(values["der"], four_decimals, " ± "))
+        cells.append(spread_text(values[duration], one_decimal, " ± "))
+        rows.append(cells)
+    parts = ["  \n".join(map(_cell, shared_lines(summary)))] if summary.groups else []
+    if summary.groups:
+        parts.append("\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows))
+    remarks = [*sweep_notes(summary)]
+    remarks += [f"Failed: {failure_line(failure)}" for failure in summary.failures]
+    if remarks:
+        parts.append("\n".join(f"- {_cell(remark)}" for remark in remarks))
+    return "\n\n".join(parts or ["No runs."]) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Write text into a Markdown table so that it stays in its cell and stays text."""
+    line = " ".join(text.split())
+    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _json(summary: SweepSummary) -> dict[str, object]:
+    return {
+        "schema_version": 1,
+        "groups": [
+            {
+                "settings": dict(group.settings),
+                "n": group.n,
+                "seeds": list(group.seeds),
+                "not_implanted": group.not_implanted,
+                "values": {name: asdict(spread) for name, spread in group.values.items()},
+            }
+            for group in summary.groups
+        ],
+        "failures": [
+            {
+                "job": failure.job,
+                "error": failure.error,
+                "overrides": list(failure.overrides),
+                "log": failure.log,
+            }
+            for failure in summary.failures
+        ],
+    }

@@ -1,0 +1,150 @@
+"""The one table over all runs of a sweep."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from fst_lightning.reports.layout import (
+    NOT_GIVEN,
+    new_table,
+    percent,
+    print_line,
+    print_table,
+    shown,
+    width_of,
+)
+from fst_lightning.reports.results import RATES
+from fst_lightning.reports.sweep import Failure, Group, Spread, SweepSummary
+
+
+def render_sweep(summary: SweepSummary, console: Console) -> None:
+    """Print one line a network and experiment, mean +- deviation over seeds, then what failed.
+
+    Args:
+        summary: the sweep.
+        console: where to print; plain ASCII lines where it is no terminal.
+    """
+    console.print()
+    print_line(
+        console,
+        f"{len(summary.runs)} runs, {len(summary.groups)} experiments, "
+        f"{len(summary.failures)} failed, in {summary.folder}",
+        style="bold",
+    )
+    for line in shared_lines(summary):
+        print_line(console, line)
+    if summary.groups:
+        console.print()
+        table = _table(summary, console, narrow=False)
+        if width_of(table, console) > console.width:
+            table = _table(summary, console, narrow=True)
+        print_table(console, table)
+        console.print()
+    for note in sweep_notes(summary):
+        print_line(console, f"warning  {note}", style="yellow")
+    for failure in summary.failures:
+        print_line(console, f"failed   {failure_line(failure)}", style="red")
+
+
+def sweep_notes(summary: SweepSummary) -> list[str]:
+    """List what must be known before the means are believed."""
+    found = []
+    for group in summary.groups:
+        if group.not_implanted:
+            found.append(
+                f"{group_name(summary, group)}: the attack did not take (ASR < 50 %) in "
+                f"{group.not_implanted} of {group.n} runs; no defense is credited there, and DER "
+                f"averages the others."
+            )
+        twice = sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1})
+        if twice:
+            found.append(
+                f"{group_name(summary, group)}: more than one run with seed "
+                f"{', '.join(map(str, twice))}; the deviation is not one over seeds."
+            )
+    return found
+
+
+def shared_lines(summary: SweepSummary) -> list[str]:
+    """Say what the table leaves out, for it is the same in every run, or in every `fst`."""
+    lines = []
+    for owner, items in summary.shared.items():
+        line = ", ".join(f"{name}={value}" for name, value in items)
+        lines.append(f"{owner}: {line}" if owner else line)
+    return lines
+
+
+def group_name(summary: SweepSummary, group: Group) -> str:
+    """Name a group by what tells it apart: `attack=badnets defense=fst`."""
+    return " ".join(f"{name}={group.settings.get(name, NOT_GIVEN)}" for name in summary.varying)
+
+
+def failure_line(failure: Failure) -> str:
+    """Say in one line which run failed, why, and where to read more."""
+    asked = " ".join(failure.overrides)
+    words = [failure.job, f"({asked})" if asked else "", f"- {failure.line}"]
+    return " ".join(filter(None, words)) + (f" (see {failure.log})" if failure.log else "")
+
+
+def spread_text(spread: Spread, number: Callable[[float], str], sign: str = " +- ") -> str:
+    """Write mean, sign and deviation; the mean alone where there is one run, "-" for nothing.
+
+    Args:
+        spread: what to write.
+        number: how to write one number.
+        sign: what stands between the two, spaces included.
+
+    Example:
+        >>> spread_text(Spread(0.5, 0.1, 2), percent)
+        '50.00 +- 10.00'
+    """
+    if spread.mean is None:
+        return NOT_GIVEN
+    mean = number(spread.mean)
+    return mean if spread.std is None else f"{mean}{sign}{number(spread.std)}"
+
+
+def four_decimals(value: float) -> str:
+    """Write a rating."""
+    return f"{value:.4f}"
+
+
+def one_decimal(value: float) -> str:
+    """Write seconds."""
+    return f"{value:.1f}"
+
+
+def _table(summary: SweepSummary, console: Console, *, narrow: bool) -> Table:
+    sign = shown("±", console).replace("?", "+-")
+    sign = sign if narrow else f" {sign} "
+    table = new_table(console)
+    for name in summary.varying:
+        table.add_column(shown(name, console), no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    headings = [*(f"{name.upper()} %" for name in RATES), "DER", "seconds"]
+    for heading in headings[:-1] if narrow else headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in summary.groups:
+        values = group.values
+        names = [shown(group.settings.get(key, NOT_GIVEN), console) for key in summary.varying]
+        trained = group.settings.get("task") == "train"
+        duration = values["seconds.train" if trained else "seconds.purify"]
+        end = [
+            spread_text(values["der"], four_decimals, sign),
+            spread_text(duration, one_decimal, sign),
+        ]
+        end = end[:-1] if narrow else end
+        rows = ["before"] if trained else ["before", "after"]
+        for when in rows:
+            first, last = when == rows[0], when == rows[-1]
+            rates = [spread_text(values[f"{when}.{name}"], percent, sign) for name in RATES]
+            table.add_row(
+                *(names if first else [""] * len(names)),
+                str(group.n) if first else "",
+                when,
+                *rates,
+                *(end if last else [""] * len(end)),
+            )
+    return table

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fst_lightning.checkpoints import (
+    CARD_KEY,
+    CheckpointError,
+    load_into,
+    read_checkpoint,
+    write_state,
+)
+from tests.checkpoints.samples import (
+    attack_result,
+    equal,
+    make_card,
+    make_net,
+    pickled,
+    save_with,
+    torch_zip,
+)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "net", "model_state_dict", "weights"])
+@pytest.mark.parametrize("name", ["a.pt", "a.bin", "a.safetensors", "a"])
+def test_state_dicts_by_content(tmp_path: Path, legacy: bool, key: str | None, name: str) -> None:
+    state = make_net().state_dict()
+    value = state if key is None else {key: state, "epoch": 3, "acc": 0.5, "optimizer": {"lr": [1]}}
+    checkpoint = read_checkpoint(save_with(tmp_path / name, value, legacy=legacy))
+    assert checkpoint.format == "state_dict"
+    assert checkpoint.card is None
+    assert checkpoint.extra == {}
+    assert equal(checkpoint.tensors, state)
+    assert equal(checkpoint.state_dict, state)
+
+
+def test_plain_values_and_parameters(tmp_path: Path) -> None:
+    net = make_net()
+    value = {
+        "state_dict": dict(net.named_parameters()),
+        "others": (1, 2.5, None, True, "text", 2**40, torch.float16, torch.Size([1, 2]), {1, "a"}),
+        "device": torch.device("cpu"),
+        "bytes": b"\x00\xff",
+        "tensors": [torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.complex64)],
+    }
+    checkpoint = read_checkpoint(save_with(tmp_path / "a.pt", value))
+    assert equal(checkpoint.tensors, dict(net.named_parameters()))
+    assert not any(tensor.requires_grad for tensor in checkpoint.tensors.values())
+
+
+def lightning(net: nn.Module) -> dict[str, Any]:
+    state = {f"net.{name}": value for name, value in net.state_dict().items()}
+    optimizer = torch.optim.Adam(net.parameters())
+    net.requires_grad_()
+    sum(p.sum() for p in net.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
+    return {
+        "epoch": 1,
+        "global_step": 4,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": {**state, "metric.total": torch.tensor(3), "defense.anchor": torch.ones(2)},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5)}},
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [scheduler.state_dict()],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"lr": 0.1, "betas": (0.9, 0.99)},
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_lightning(tmp_path: Path, legacy: bool) -> None:
+    net, other = make_net(), make_net(seed=1)
+    value = lightning(net) | {CARD_KEY: make_card().to_json()}
+    checkpoint = read_checkpoint(save_with(tmp_path / "a.ckpt", value, legacy=legacy))
+    assert checkpoint.format == "lightning"
+    assert checkpoint.card == make_card()
+    key_map = load_into(other, checkpoint)
+    assert equal(other.state_dict(), net.state_dict())
+    assert key_map.prefix == "net."
+    assert key_map.outside == ("metric.total", "defense.anchor")
+
+
+def test_backdoorbench(tmp_path: Path) -> None:
+    net, other = make_net(), make_net(seed=1)
+    path = save_with(tmp_path / "attack_result.pt", attack_result(net))
+    admitted = set(map(str, torch.serialization.get_safe_globals()))
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.format == "backdoorbench"
+    assert checkpoint.extra == {
+        "model_name": "resnet18",
+        "num_classes": 3,
+        "img_size": (32, 32, 3),
+    }
+    assert type(checkpoint.extra["num_classes"]) is int
+    load_into(other, checkpoint)
+    assert equal(other.state_dict(), net.state_dict())
+    assert set(map(str, torch.serialization.get_safe_globals())) == admitted  # for this file only
+
+
+def test_backdoorbench_from_older_numpy(tmp_path: Path) -> None:
+    net = make_net()
+    path = save_with(tmp_path / "new.pt", attack_result(net))
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read("new/data.pkl")
+        tensors = {
+            name.removeprefix("new/data/"): archive.read(name)
+            for name in archive.namelist()
+            if name.startswith("new/data/")
+        }
+    assert b"numpy._core.multiarray" in data
+    old = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    checkpoint = read_checkpoint(torch_zip(tmp_path / "old.pt", old, tensors))
+    assert equal(checkpoint.tensors, net.state_dict())
+
+
+def test_numpy_elsewhere_is_refused(tmp_path: Path) -> None:
+    value = {"state_dict": make_net().state_dict(), "acc": np.float64(0.5)}
+    with pytest.raises(CheckpointError, match="NumPy"):
+        read_checkpoint(save_with(tmp_path / "a.pt", value))
+    objects = attack_result(make_net()) | {"bd_test": np.array([{}, "x"], dtype=object)}
+    with pytest.raises(CheckpointError, match="arguments that no ordinary file has"):
+        read_checkpoint(save_with(tmp_path / "b.pt", objects))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_name", 3),
+        ("model_name", "x" * 2_000),
+        ("num_classes", 1),
+        ("num_classes", "many"),
+        ("num_classes", True),
+        ("img_size", "32"),
+        ("img_size", (0, 1)),
+        ("img_size", (1.5,)),
+    ],
+)
+def test_backdoorbench_facts_are_checked(tmp_path: Path, key: str, value: object) -> None:
+    path = save_with(tmp_path / "a.pt", attack_result(make_net()) | {key: value})
+    with pytest.raises(CheckpointError, match=key):
+        read_checkpoint(path)
+
+
+def test_safetensors_with_card(tmp_path: Path) -> None:
+    state = make_net().state_dict()
+    path = tmp_path / "weights"  # no suffix: the content decides
+    write_state(path, state, card=make_card())
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.format == "safetensors"
+    assert checkpoint.card == make_card()
+    assert equal(checkpoint.tensors, state)
+
+
+def test_reading_outlives_and_spares_the_file(tmp_path: Path) -> None:
+    state = make_net().state_dict()
+    for path in (tmp_path / "a.safetensors", save_with(tmp_path / "a.pt", state)):
+        if path.suffix == ".safetensors":
+            write_state(path, state)
+        path.chmod(0o444)
+        before = hashlib.sha256(path.read_bytes()).digest(), path.stat().st_mtime_ns
+        checkpoint = read_checkpoint(path)
+        assert (hashlib.sha256(path.read_bytes()).digest(), path.stat().st_mtime_ns) == before
+        path.chmod(0o644)
+        path.write_bytes(b"\xff" * path.stat().st_size)
+        assert equal(checkpoint.tensors, state)
+
+
+def test_invalid_card(tmp_path: Path) -> None:
+    value = {"state_dict": make_net().state_dict(), "pytorch-lightning_version": "2.6.6"}
+    for card in ("{}", 3, "[1, 2]"):
+        path = save_with(tmp_path / "a.ckpt", value | {CARD_KEY: card})
+        with pytest.raises(CheckpointError, match="a.ckpt: has "):
+            read_checkpoint(path)
+
+
+def test_no_file_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_checkpoint(tmp_path / "missing.pt")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        read_checkpoint("a\0b")
+    (tmp_path / "empty").touch()
+    with pytest.raises(CheckpointError, match="is empty"):
+        read_checkpoint(tmp_path / "empty")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        read_checkpoint(tmp_path / "pipe")
+    os.truncate(tmp_path / "empty", 21 * 2**30)  # sparse: takes no room
+    with pytest.raises(CheckpointError, match="are the limit"):
+        read_checkpoint(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, [], "text", 3, torch.zeros(3), {"a": 1}, {"state_dict": {}}, {1: torch.zeros(1)}, [[]]],
+    ids=str,
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_files_without_a_state_dict(tmp_path: Path, value: object, legacy: bool) -> None:
+    with pytest.raises(CheckpointError, match=r"(state_dict|dictionary)"):
+        read_checkpoint(save_with(tmp_path / "a.pt", value, legacy=legacy))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"x", b"hello world, this is text", b"\x89HDF\r\n\x1a\n" + b"\0" * 64, b"PK\x03\x04", b"{}"],
+)
+def test_other_formats(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.pt: "):
+        read_checkpoint(path)
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"not one that torch\.save wrote"):
+        read_checkpoint(tmp_path / "a.npz")
+    path.write_bytes(pickled({"a": 1}))
+    with pytest.raises(CheckpointError, match="bare pickle"):
+        read_checkpoint(path)
+
+
+def samples(folder: Path) -> list[Path]:
+    state = make_net().state_dict()
+    paths = [
+        save_with(folder / "zip.pt", state),
+        save_with(folder / "legacy.pt", state, legacy=True),
+        save_with(folder / "bench.pt", attack_result(make_net())),
+        folder / "a.safetensors",
+    ]
+    write_state(paths[-1], state, card=make_card())
+    return paths
+
+
+def test_truncated_files(tmp_path: Path) -> None:
+    for path in samples(tmp_path):
+        content = path.read_bytes()
+        cuts = {1, 2, 8, 9, 14, 15, 20, 63, len(content) - 1, len(content) - 21}
+        cuts |= set(range(100, len(content), 997))
+        for cut in sorted(cuts):
+            broken = tmp_path / f"cut{path.suffix}"
+            broken.write_bytes(content[:cut])
+            with pytest.raises(CheckpointError, match=r"^\S+: .*\.$"):
+                read_checkpoint(broken)
+
+
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    which=st.integers(0, 3),
+    flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 7)), min_size=1, max_size=4),
+)
+def test_flipped_bits(
+    tmp_path_factory: pytest.TempPathFactory, which: int, flips: list[tuple[float, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("flips")
+    path = samples(folder)[which]
+    content = bytearray(path.read_bytes())
+    for where, bit in flips:
+        content[min(int(where * len(content)), len(content) - 1)] ^= 1 << bit
+    path.write_bytes(content)
+    net = make_net()
+    try:
+        checkpoint = read_checkpoint(path)
+        load_into(net, checkpoint)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1_000
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_flipped_weight_is_noticed(tmp_path: Path) -> None:
+    state = {"a": torch.full((64,), 7.0)}
+    path = save_with(tmp_path / "a.pt", state)
+    content = bytearray(path.read_bytes())
+    content[content.index(state["a"].numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="CRC"):
+        read_checkpoint(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x10" + b"\0" * 7]),
+       rest=st.binary(max_size=200))
+def test_noise(tmp_path_factory: pytest.TempPathFactory, start: bytes, rest: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise"
+    path.write_bytes(start + rest)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)

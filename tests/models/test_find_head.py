@@ -1,0 +1,430 @@
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import pairwise
+
+import lightning as L
+import pytest
+import timm
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import Tensor, nn
+
+from fst_lightning.models import MODELS, build_model, find_head
+
+
+class Wrapper(L.LightningModule):
+    """What users hand to a trainer: a network inside a LightningModule, with a loss."""
+
+    def __init__(self, **networks: nn.Module) -> None:
+        super().__init__()
+        for name, network in networks.items():
+            self.add_module(name, network)
+        self.criterion = nn.CrossEntropyLoss()
+
+
+class Named(nn.Module):
+    """A module with the given children and nothing else."""
+
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+class Scale(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return 8 * logits
+
+
+def check(net: nn.Module, name: str, num_classes: int) -> None:
+    """The head has this name, bare and wrapped, with and without the number of classes."""
+    for classes in (None, num_classes):
+        found, layer = find_head(net, num_classes=classes)
+        assert found == name
+        assert layer is net.get_submodule(name)
+        assert layer.out_features == num_classes
+        assert find_head(Wrapper(net=net), num_classes=classes) == (f"net.{name}", layer)
+    assert find_head(net, path=name) == (name, layer)
+
+
+# ---------------------------------------------------------------- networks people have
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("alexnet", "classifier.6"),
+        ("convnext_tiny", "classifier.2"),
+        ("densenet121", "classifier"),
+        ("efficientnet_b0", "classifier.1"),
+        ("maxvit_t", "classifier.5"),
+        ("mnasnet0_5", "classifier.1"),
+        ("mobilenet_v2", "classifier.1"),
+        ("mobilenet_v3_small", "classifier.3"),
+        ("resnet18", "fc"),
+        ("shufflenet_v2_x0_5", "fc"),
+        ("swin_t", "head"),
+        ("swin_v2_t", "head"),
+        ("vgg11_bn", "classifier.6"),
+        ("vit_b_32", "heads.head"),
+    ],
+)
+def test_torchvision(name: str, head: str) -> None:
+    with torch.device("meta"):
+        net = torchvision.models.get_model(name, num_classes=7)
+    check(net, head, 7)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_left_out(name: str) -> None:
+    with torch.device("meta"):
+        net = torchvision.models.get_model(name, num_classes=7, aux_logits=True, init_weights=False)
+    assert sum(isinstance(layer, nn.Linear) for layer in net.modules()) > 1
+    check(net, "fc", 7)
+
+
+def test_conv_only_network_is_refused() -> None:
+    with torch.device("meta"):
+        net = torchvision.models.squeezenet1_1()
+    with pytest.raises(ValueError, match=r"no linear layer that could be .*It has no linear layer"):
+        find_head(net)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("convnext_atto", "head.fc"),
+        ("efficientnet_b0", "classifier"),
+        ("inception_v3", "fc"),
+        ("resnet18", "fc"),
+        ("swin_tiny_patch4_window7_224", "head.fc"),
+        ("vit_tiny_patch16_224", "head"),
+    ],
+)
+def test_timm(name: str, head: str) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=7)
+    check(net, head, 7)
+    # The declaration and the search agree.
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        setattr(net, attribute, None)
+    check(net, head, 7)
+
+
+def test_timm_declaration_comes_before_the_order() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+        net.decoder = nn.Linear(192, 768)
+    check(net, "head", 7)
+
+
+def test_timm_network_as_wide_as_its_classes() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("vit_tiny_patch16_224", num_classes=192)
+    check(net, "head", 192)
+
+
+def test_a_declaration_inside_another_counts_for_nothing() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+        net.patch_embed.backbone = timm.create_model("resnet18", num_classes=7)
+    check(net, "head", 7)
+
+
+def test_timm_distilled_network_is_refused() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=7)
+    for classes in (None, 7):
+        with pytest.raises(ValueError, match=r"More than one .*: `head`, `head_dist`"):
+            find_head(net, num_classes=classes)
+        with pytest.raises(ValueError, match=r"More than one .*: `net\.head`, `net\.head_dist`"):
+            find_head(Wrapper(net=net), num_classes=classes)
+    assert find_head(net, path="head_dist")[1] is net.head_dist
+
+
+def test_timm_convolutional_head_is_refused() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("resnetv2_50", num_classes=7)
+    with pytest.raises(ValueError, match=r"declares `head\.fc` .* is Conv2d, not nn\.Linear"):
+        find_head(net)
+
+
+def test_timm_features_under_an_own_head() -> None:
+    with torch.device("meta"):
+        features = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+        head = nn.Linear(192, 7)
+    assert find_head(Wrapper(features=features, head=head)) == ("head", head)
+    # Also where the head is registered first: a network that says it has no head has none.
+    assert find_head(Wrapper(head=head, features=features)) == ("head", head)
+    with pytest.raises(ValueError, match="no linear layer that could be the head"):
+        find_head(features)
+
+
+def test_timm_logits_taken_as_features() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("resnet18", num_classes=100)
+        wrapper = Wrapper(net=net, head=nn.Linear(100, 7))
+    with pytest.raises(ValueError, match=r"More than one .*: `net\.fc`, `head`"):
+        find_head(wrapper)
+    assert find_head(wrapper, num_classes=7)[0] == "head"
+    assert find_head(wrapper, num_classes=100)[0] == "net.fc"
+
+
+def test_two_declaring_networks_are_refused() -> None:
+    with torch.device("meta"):
+        student = timm.create_model("resnet18", num_classes=7)
+        teacher = timm.create_model("resnet26", num_classes=7)
+    with pytest.raises(ValueError, match=r"More than one .*: `student\.fc`, `teacher\.fc`"):
+        find_head(Wrapper(student=student, teacher=teacher))
+
+
+def test_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    vit = transformers.ViTConfig(**small, num_labels=7)
+    check(transformers.ViTForImageClassification(vit), "classifier", 7)
+    # `num_labels` says which of two layers it is.
+    net = transformers.ViTForImageClassification(vit)
+    net.reconstruction = nn.Linear(16, 48)
+    check(net, "classifier", 7)
+    # A bare encoder has the entry as well, and no head.
+    encoder, head = transformers.ViTModel(transformers.ViTConfig(**small)), nn.Linear(16, 7)
+    assert find_head(Wrapper(encoder=encoder, head=head)) == ("head", head)
+    resnet = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=7
+    )
+    check(transformers.ResNetForImageClassification(resnet), "classifier.1", 7)
+    deit = transformers.DeiTConfig(**small, num_labels=7)
+    with pytest.raises(ValueError, match="`cls_classifier`, `distillation_classifier`"):
+        find_head(transformers.DeiTForImageClassificationWithTeacher(deit))
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "preact_resnet18", "vgg19_bn"])
+def test_own_networks(name: str) -> None:
+    assert name in MODELS
+    with torch.device("meta"):
+        net = build_model(name, 7)
+    check(net, "classifier" if name == "vgg19_bn" else "fc", 7)
+
+
+def test_lightning_demo() -> None:
+    net = BoringModel()
+    assert find_head(net) == ("layer", net.layer)
+
+
+def test_a_linear_layer_alone() -> None:
+    layer = nn.Linear(4, 3)
+    assert find_head(layer) == ("", layer)
+    assert find_head(layer, path="") == ("", layer)
+
+
+# ---------------------------------------------------------------- chains
+
+
+@pytest.mark.parametrize("container", ["attributes", "sequential", "list", "nested"])
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 4), min_size=2, max_size=7), classes=st.integers(2, 5))
+def test_the_last_layer_of_any_chain_is_its_head(
+    container: str, sizes: list[int], classes: int
+) -> None:
+    sizes = [*sizes, classes]
+    layers = [nn.Linear(i, o) for i, o in pairwise(sizes)]
+    last = len(layers) - 1
+    makers: dict[str, Callable[[], tuple[nn.Module, str]]] = {
+        "attributes": lambda: (
+            Named(**{f"fc{i}": layer for i, layer in enumerate(layers)}),
+            f"fc{last}",
+        ),
+        "sequential": lambda: (nn.Sequential(*layers), str(last)),
+        "list": lambda: (Named(layers=nn.ModuleList(layers)), f"layers.{last}"),
+        "nested": lambda: (
+            Named(body=nn.Sequential(*layers[:-1]), head=Named(fc=layers[-1])),
+            "head.fc",
+        ),
+    }
+    net, name = makers[container]()
+    check(net, name, classes)
+
+
+def test_a_sequential_is_a_chain_whatever_its_sizes() -> None:
+    check(nn.Sequential(nn.Linear(4, 10), nn.GLU(), nn.Linear(5, 10)), "2", 10)
+
+
+def test_no_bias_and_a_constant_factor() -> None:
+    net = nn.Sequential(
+        OrderedDict(body=nn.Linear(8, 8), fc=nn.Linear(8, 3, bias=False), scale=Scale())
+    )
+    check(net, "fc", 3)
+
+
+def test_attention_is_no_head() -> None:
+    net = Named(head=nn.Linear(8, 3), pool=nn.MultiheadAttention(8, 2))
+    check(net, "head", 3)
+
+
+def test_the_search_changes_nothing() -> None:
+    net = build_model("small_resnet", 5, width=2).train()
+    before = copy.deepcopy(net.state_dict())
+    find_head(net)
+    assert net.training
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- more than one
+
+
+def multi_task(colours: int) -> nn.Module:
+    return Named(body=nn.Linear(8, 16), shapes=nn.Linear(16, 10), colours=nn.Linear(16, colours))
+
+
+def test_multi_task_network_needs_classes_or_a_path() -> None:
+    net = multi_task(colours=5)
+    with pytest.raises(ValueError, match="More than one") as caught:
+        find_head(net)
+    message = str(caught.value)
+    assert "`shapes`, `colours`" in message
+    assert 'head="dotted.name"' in message
+    for line in ("body: 8 -> 16", "shapes: 16 -> 10", "colours: 16 -> 5"):
+        assert line in message
+    assert find_head(net, num_classes=10)[0] == "shapes"
+    assert find_head(net, num_classes=5)[0] == "colours"
+    assert find_head(net, path="shapes")[0] == "shapes"
+
+
+def test_equal_tasks_need_a_path() -> None:
+    net = multi_task(colours=10)
+    with pytest.raises(ValueError, match="More than one layer could be the head"):
+        find_head(net, num_classes=10)
+    assert find_head(net, path="colours", num_classes=10)[0] == "colours"
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    layers = [nn.Linear(i, o) for i, o in pairwise(sizes)]
+    return nn.Sequential(*layers)
+
+
+class Task(nn.Module):
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(16, 8)
+        self.out = nn.Linear(8, outputs)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Named(body=nn.Linear(8, 16), a=mlp(16, 8, 10), b=mlp(16, 8, 10)),
+        Named(body=nn.Linear(8, 16), a=mlp(16, 8, 10), b=nn.Linear(16, 10)),
+        Named(body=nn.Linear(8, 16), heads=nn.ModuleDict({"a": Task(10), "b": Task(10)})),
+        Named(body=nn.Linear(8, 16), heads=nn.ModuleList([Task(10), Task(10)])),
+        Named(teacher=Named(fc=nn.Linear(32, 10)), student=Task(10)),
+        Named(net=Task(10), average=Task(10)),
+    ],
+    ids=["sequential", "mixed", "dict", "list", "distillation", "moving-average"],
+)
+def test_equally_good_branches_are_refused(net: nn.Module) -> None:
+    for classes in (None, 10):
+        with pytest.raises(ValueError, match="More than one layer could be the head"):
+            find_head(net, num_classes=classes)
+        with pytest.raises(ValueError, match="More than one layer could be the head"):
+            find_head(Wrapper(net=net), num_classes=classes)
+
+
+def test_gan_is_refused() -> None:
+    gan = Wrapper(generator=mlp(4, 8, 32), discriminator=mlp(32, 8, 1))
+    with pytest.raises(ValueError, match=r"`generator\.1`, `discriminator\.1`"):
+        find_head(gan)
+    assert find_head(gan, path="discriminator.1")[0] == "discriminator.1"
+
+
+def test_critic_beside_a_classifier_is_refused() -> None:
+    net = Wrapper(net=Named(body=nn.Linear(4, 8), fc=nn.Linear(8, 3)), critic=mlp(5, 1))
+    with pytest.raises(ValueError, match="More than one layer could be the head"):
+        find_head(net)
+    assert find_head(net, num_classes=3)[0] == "net.fc"
+
+
+def test_one_output_alone_is_a_head() -> None:
+    check(Named(body=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 1)), "fc", 1)
+
+
+# ---------------------------------------------------------------- wrong questions
+
+
+def test_a_wrong_path_says_what_it_found() -> None:
+    net = build_model("small_resnet", 5, width=2)
+    with pytest.raises(ValueError, match="`layer1` is Sequential"):
+        find_head(net, path="layer1")
+    with pytest.raises(ValueError, match="`fcc` is no module of this name; did you mean `fc`"):
+        find_head(net, path="fcc")
+    with pytest.raises(ValueError, match=r"the head `fc` to have 4 outputs.* but it has 5"):
+        find_head(net, path="fc", num_classes=4)
+
+
+def test_classes_that_no_layer_has() -> None:
+    net = build_model("small_resnet", 5, width=2)
+    with pytest.raises(ValueError, match="no linear layer with 4 outputs") as caught:
+        find_head(net, num_classes=4)
+    assert "fc: 16 -> 5" in str(caught.value)
+    with pytest.raises(ValueError, match="Expected `num_classes` to be a whole number"):
+        find_head(net, num_classes=0)
+
+
+def parametrised() -> nn.Linear:
+    layer = nn.Linear(4, 3)
+    nn.utils.parametrizations.weight_norm(layer)
+    return layer
+
+
+def weight_normed() -> nn.Linear:
+    layer = nn.Linear(4, 3)
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(layer)
+    return layer
+
+
+def orthogonal() -> nn.Linear:
+    layer = nn.Linear(4, 3)
+    nn.utils.parametrizations.orthogonal(layer)
+    return layer
+
+
+@pytest.mark.parametrize("make", [parametrised, weight_normed, orthogonal])
+def test_a_computed_weight_is_refused(make: Callable[[], nn.Linear]) -> None:
+    net = Named(body=nn.Linear(4, 4), fc=make())
+    for path in (None, "fc"):
+        with pytest.raises(ValueError, match="the head `fc` to be a plain parameter of shape"):
+            find_head(net, path=path)
+
+
+def test_a_packed_weight_is_refused() -> None:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.zeros(8, 1))
+    with pytest.raises(ValueError, match=r"Linear computes it from others .* packing"):
+        find_head(nn.Sequential(layer))
+
+
+def test_a_lazy_head_is_refused_until_it_has_a_weight() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"`1` is lazy .* pass one batch"):
+        find_head(net)
+    net(torch.zeros(1, 4))
+    check(net, "1", 3)
+
+
+def test_subclasses_of_linear_are_heads() -> None:
+    class Cosine(nn.Linear):
+        pass
+
+    check(Named(body=nn.Linear(4, 4), fc=Cosine(4, 3)), "fc", 3)
