@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass, field
 
 from fst_lightning.checkpoints.errors import Refusal, shown
@@ -30,7 +31,6 @@ _INSTRUCTION_LIMIT = 5_000_000
 _COPY_LIMIT = 256 * 2**20
 _TENSOR_LIMIT = 200_000
 _NAMES_KEPT = 1_000
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 @dataclass(slots=True)
@@ -100,13 +100,12 @@ class _Names:
 
     def see(self, opcode: str, argument: object) -> None:
         if opcode in ("GLOBAL", "INST"):
-            module, _, name = str(argument).partition(" ")
-            self._add(module, name)
+            self._add(_python3_name(argument))
         elif opcode == "STACK_GLOBAL":
             module, name = (str(part) if isinstance(part, str) else "?" for part in self._recent)
-            self._add(module, name)
+            self._add(f"{module}.{name}")
         elif opcode.startswith("EXT"):
-            self._add("copyreg", f"extension {argument}")
+            self._add(f"copyreg.extension {argument}")
         elif "PUT" in opcode or opcode == "MEMOIZE":
             key = len(self._memo) if opcode == "MEMOIZE" else argument
             if isinstance(key, int):
@@ -141,8 +140,7 @@ class _Names:
             "Ask for a state_dict: torch.save(model.state_dict(), ...)",
         )
 
-    def _add(self, module: str, name: str) -> None:
-        full = f"{_RENAMED.get(module, module)}.{name}"
+    def _add(self, full: str) -> None:
         if is_numpy(full):
             self.numpy = self.numpy or full
         elif not is_allowed(full) and len(self.foreign) < _NAMES_KEPT:
@@ -220,8 +218,7 @@ class _Machine:
             case "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[_position(argument)])
             case "GLOBAL":
-                module, _, name = str(argument).partition(" ")
-                stack.append(Named(f"{_RENAMED.get(module, module)}.{name}"))
+                stack.append(Named(_python3_name(argument)))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 self._charge(arguments)
@@ -288,6 +285,13 @@ class _Machine:
         if self.scan.storages.setdefault(storage.key, storage) != storage:
             raise Refusal("gives two types to the same data", "Copy or download the file again")
         return storage
+
+
+def _python3_name(argument: object) -> str:
+    """Return the name that Python 3 looks up: protocols up to 2 hold Python 2's names."""
+    module, _, name = str(argument).partition(" ")
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
 
 
 def _position(argument: object) -> int:

@@ -118,7 +118,7 @@ def ops(*parts: bytes | str | int | tuple[str, str]) -> bytes:
         elif 0 <= part < 2**31:
             out.write(b"J" + part.to_bytes(4, "little"))
         else:
-            number = part.to_bytes(10, "little", signed=True)
+            number = part.to_bytes(16, "little", signed=True)
             out.write(b"\x8a" + bytes([len(number)]) + number)
     out.write(b".")
     data = out.getvalue()

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from fst_lightning.checkpoints import CheckpointError, ModelCard
 from tests.checkpoints.samples import make_card
 
-plain = st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.floats(
-    allow_nan=False, allow_infinity=False
-) | st.text("abcé '\"\\", max_size=20)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**62), 2**62)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text("abcé '\"\\", max_size=20)
+)
 names = st.text("abc_.", min_size=1, max_size=10)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -183,7 +184,7 @@ def test_invalid_card(tmp_path: Path) -> None:
     value = {"state_dict": make_net().state_dict(), "pytorch-lightning_version": "2.6.6"}
     for card in ("{}", 3, "[1, 2]"):
         path = save_with(tmp_path / "a.ckpt", value | {CARD_KEY: card})
-        with pytest.raises(CheckpointError, match="a.ckpt: has "):
+        with pytest.raises(CheckpointError, match=r"a\.ckpt: has "):
             read_checkpoint(path)
 
 
@@ -273,15 +274,40 @@ def test_flipped_bits(
     for where, bit in flips:
         content[min(int(where * len(content)), len(content) - 1)] ^= 1 << bit
     path.write_bytes(content)
-    net = make_net()
-    try:
-        checkpoint = read_checkpoint(path)
-        load_into(net, checkpoint)
-    except CheckpointError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 1_000
-    finally:
-        shutil.rmtree(folder)
+    message = "ok."
+    with contextlib.suppress(CheckpointError):  # any other error fails the test
+        try:
+            load_into(make_net(), read_checkpoint(path))
+        except CheckpointError as error:
+            message = str(error)
+            raise
+    assert "\n" not in message
+    assert len(message) < 1_000
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    which=st.integers(0, 1),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_altered_pickles_with_right_checksums(
+    tmp_path_factory: pytest.TempPathFactory, which: int, changes: list[tuple[float, int]]
+) -> None:
+    base = tmp_path_factory.getbasetemp()
+    net = nn.Linear(2, 3)
+    path = save_with(base / "good.pt", [net.state_dict(), attack_result(net)][which])
+    with zipfile.ZipFile(path) as archive:
+        data = bytearray(archive.read("good/data.pkl"))
+        tensors = {
+            name.removeprefix("good/data/"): archive.read(name)
+            for name in archive.namelist()
+            if name.startswith("good/data/")
+        }
+    for where, byte in changes:
+        data[min(int(where * len(data)), len(data) - 1)] = byte
+    with contextlib.suppress(CheckpointError):
+        load_into(net, read_checkpoint(torch_zip(base / "altered.pt", bytes(data), tensors)))
 
 
 def test_a_flipped_weight_is_noticed(tmp_path: Path) -> None:
@@ -295,8 +321,10 @@ def test_a_flipped_weight_is_noticed(tmp_path: Path) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x10" + b"\0" * 7]),
-       rest=st.binary(max_size=200))
+@given(
+    start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x10" + b"\0" * 7]),
+    rest=st.binary(max_size=200),
+)
 def test_noise(tmp_path_factory: pytest.TempPathFactory, start: bytes, rest: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "noise"
     path.write_bytes(start + rest)

@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+.PHONY: help install test test-all lint format type imports spelling check wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+install: ## install the package and what its development needs
+	pip install -e '.[dev]'
+
+test: ## the fast tests: at most 10 minutes on 2 cores
+	pytest
+
+test-all: ## all tests, the slow ones too
+	pytest -m 'not gpu'
+
+lint: ## style and format
+	ruff check .
+	ruff format --check .
+
+format: ## mend style and format
+	ruff check --fix .
+	ruff format .
+
+type: ## static types
+	mypy
+
+imports: ## import rules: who may import whom
+	lint-imports
+
+spelling: ## common misspellings
+	codespell
+
+check: lint type imports spelling ## everything but the tests
+
+wheel: ## build dist/*.whl
+	python -m build --wheel
+
+clean: ## remove what tools left behind
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,68 @@
+"""Lists and prunes a store: ``python -m fst_lightning.checkpoints list``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from fst_lightning.checkpoints.store import Store
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: of the command line; None takes the process's own.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fst_lightning.checkpoints", description=__doc__
+    )
+    default = os.environ.get("FST_LIGHTNING_STORE", "store")
+    parser.add_argument("--store", default=default, help="its folder (default: %(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="show the backdoored models that are kept")
+    prune = commands.add_parser("prune", help="remove models")
+    prune.add_argument("--keep-gb", type=float, help="remove the oldest until at most so many GB")
+    prune.add_argument(
+        "--older-than-days", type=float, help="remove what is older than so many days"
+    )
+    prune.add_argument("keys", nargs="*", help="remove these models")
+    options = parser.parse_args(arguments)
+
+    store = Store(options.store)
+    if options.command == "list":
+        _show(store)
+        return 0
+    keep = None if options.keep_gb is None else int(options.keep_gb * 1e9)
+    try:
+        removed = store.prune(keep, options.older_than_days, options.keys or None)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"removed {len(removed)}: {', '.join(removed)}" if removed else "removed nothing")
+    return 0
+
+
+def _show(store: Store) -> None:
+    table = Table("key", "attack", "data", "model", "seed", "MB", "made", box=None)
+    entries = store.list()
+    for entry in entries:
+        names = [
+            str(part.get("name", "?")) if isinstance(part, dict) else "?"
+            for part in (entry.description.get(group) for group in ("attack", "data", "model"))
+        ]
+        seed, size = str(entry.description.get("seed", "?")), f"{entry.bytes / 1e6:.1f}"
+        table.add_row(entry.key, *names, seed, size, f"{entry.created:%Y-%m-%d %H:%M}")
+    console = Console()
+    console.print(table if entries else f"{store.root} keeps no model yet.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

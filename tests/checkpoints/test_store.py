@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fst_lightning.checkpoints import Store, StoreError
+
+DESCRIPTION: dict[str, object] = {"data": "digits", "seed": 0, "attack": {"name": "badnets"}}
+
+
+def fill(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+
+
+def test_key() -> None:
+    store = Store("anywhere")
+    key = store.key(DESCRIPTION)
+    assert len(key) == 16
+    assert int(key, 16) >= 0
+    assert key == store.key(dict(reversed(DESCRIPTION.items())))
+    assert store.key({"lr": 1, "b": (1, 2)}) == store.key({"b": [1, 2.0], "lr": 1.0})
+    different: list[dict[str, object]] = [
+        {},
+        {"a": 1},
+        {"a": True},
+        {"a": "1"},
+        {"a": None},
+        {"a": [1]},
+        {"a": 1.5},
+    ]
+    assert len({store.key(d) for d in different}) == len(different)
+    # pinned: another key for the same description would train every model again
+    assert store.key({"seed": 0}) == "bd0488843468e63c"
+
+
+@pytest.mark.parametrize("value", [float("nan"), Path("a"), {1: 2}, {"a", "b"}, b"x", [object()]])
+def test_key_of_anything_else(value: object) -> None:
+    with pytest.raises(ValueError, match=r"description\.a"):
+        Store("anywhere").key({"a": value})
+
+
+def test_keep_and_find(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new" / "store")
+    key = store.key(DESCRIPTION)
+    assert store.entry(key) is None
+    assert store.list() == []
+    assert store.prune() == []
+    folder = store.keep(key, DESCRIPTION, fill)
+    assert folder == store.entry(key) == tmp_path / "new" / "store" / "models" / key
+    assert (folder / "model.safetensors").read_bytes() == b"x" * 100
+    assert folder == store.keep(key, DESCRIPTION, lambda _: pytest.fail("is there already"))
+    (entry,) = Store(store.root).list()
+    assert entry.key == key
+    assert entry.description == DESCRIPTION
+    assert entry.bytes == sum(f.stat().st_size for f in folder.iterdir())
+    assert timedelta(0) <= datetime.now(UTC) - entry.created < timedelta(minutes=1)
+    assert list((store.root / "partial").iterdir()) == []
+
+
+def test_keep_is_all_or_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = store.key(DESCRIPTION)
+
+    def fails(folder: Path) -> None:
+        fill(folder)
+        assert store.entry(key) is None
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        store.keep(key, DESCRIPTION, fails)
+    assert store.entry(key) is None
+    assert store.list() == []
+    assert list((tmp_path / "partial").iterdir()) == []
+    with pytest.raises(ValueError, match="made of the description"):
+        store.keep("0" * 16, DESCRIPTION, fill)
+
+
+def test_an_incomplete_entry_is_replaced(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = store.key(DESCRIPTION)
+    (tmp_path / "models" / key).mkdir(parents=True)
+    (tmp_path / "models" / key / "model.safetensors").touch()
+    assert store.entry(key) is None
+    folder = store.keep(key, DESCRIPTION, fill)
+    assert (folder / "model.safetensors").stat().st_size == 100
+    store.prune()
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_foreign_files_are_passed_over(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = store.key(DESCRIPTION)
+    folder = store.keep(key, DESCRIPTION, fill)
+    models = tmp_path / "models"
+    (models / ".DS_Store").touch()
+    (models / "notes").mkdir()
+    for number, text in enumerate(["", "[]", "{}", "[" * 100_000, '{"key": 3}', "null"]):
+        other = models / f"{number:016x}"
+        other.mkdir()
+        (other / "entry.json").write_text(text)
+    (models / ("b" * 16)).symlink_to(folder)
+    (models / ("c" * 16)).mkdir()
+    facts = json.loads((folder / "entry.json").read_text())
+    (models / ("c" * 16) / "entry.json").write_text(json.dumps(facts))
+    assert [entry.key for entry in store.list()] == [key]
+    assert store.prune(keep_bytes=0) == [key]
+    assert (models / "notes").is_dir()
+
+
+@pytest.mark.parametrize("key", ["", "../../etc", "A" * 16, "0" * 15, "0" * 17, "0" * 16 + "\n"])
+def test_keys_are_no_paths(tmp_path: Path, key: str) -> None:
+    store = Store(tmp_path)
+    for use in (store.entry, store.work, store.clear_work, lambda k: store.prune(keys=[k])):
+        with pytest.raises(ValueError, match="16 hexadecimal digits"):
+            use(key)
+    with pytest.raises(ValueError, match="16 hexadecimal digits"), store.lock(key):
+        pass
+
+
+def backdate(store: Store, key: str, days: float) -> None:
+    facts = store.root / "models" / key / "entry.json"
+    values = json.loads(facts.read_text())
+    values["created"] = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+    facts.write_text(json.dumps(values, indent=1))
+
+
+def test_prune(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = [store.key({"seed": seed}) for seed in range(4)]
+    for seed, key in enumerate(keys):
+        store.keep(key, {"seed": seed}, fill)
+        backdate(store, key, days=10 - seed)
+        (store.work(key) / "last.ckpt").touch()
+    assert [entry.key for entry in store.list()] == keys
+    assert store.prune() == []
+    assert store.prune(keys=[keys[2], "0" * 16]) == [keys[2]]
+    assert not (tmp_path / "work" / keys[2]).exists()
+    assert store.prune(older_than_days=9.5) == [keys[0]]
+    assert (tmp_path / "work" / keys[0]).exists()  # touched just now
+    assert store.prune(keep_bytes=max(entry.bytes for entry in store.list())) == [keys[1]]
+    assert [entry.key for entry in store.list()] == [keys[3]]
+    long_ago = time.time() - 20 * 86_400
+    for name in ("last.ckpt", "."):
+        os.utime(tmp_path / "work" / keys[0] / name, (long_ago, long_ago))
+    store.prune(older_than_days=15)
+    assert not (tmp_path / "work" / keys[0]).exists()
+    assert (tmp_path / "work" / keys[3]).exists()
+    for number in (-1, float("nan")):
+        with pytest.raises(ValueError, match="older_than_days"):
+            store.prune(older_than_days=number)
+
+
+def test_what_is_locked_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = store.key(DESCRIPTION)
+    store.keep(key, DESCRIPTION, fill)
+    half = tmp_path / "partial" / f"{key}-abc"
+    half.mkdir()
+    with store.lock(key), store.lock(key):
+        for other in (store, Store(tmp_path)):
+            assert other.prune(keep_bytes=0) == []
+        assert half.exists()
+    assert store.prune(keep_bytes=0) == [key]
+    assert not half.exists()
+
+
+def test_lock_excludes_threads(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = store.key(DESCRIPTION)
+    errors: list[str] = []
+
+    def other() -> None:
+        try:
+            with store.lock(key, timeout=0.05):
+                errors.append("entered")
+        except StoreError as error:
+            errors.append(str(error))
+
+    with store.lock(key):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(errors) == 1
+    assert "paths.store=" in errors[0]
+    assert str(tmp_path) in errors[0]
+
+
+def test_work(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = store.key(DESCRIPTION)
+    store.clear_work(key)
+    folder = store.work(key)
+    (folder / "last.ckpt").write_bytes(b"x")
+    assert (store.work(key) / "last.ckpt").read_bytes() == b"x"
+    assert store.list() == []
+    store.clear_work(key)
+    assert not folder.exists()
+
+
+def test_a_root_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    store = Store(tmp_path / "file" / "store")
+    key = store.key(DESCRIPTION)
+    assert store.entry(key) is None
+    assert store.list() == []
+    for use in (
+        lambda: store.keep(key, DESCRIPTION, fill),
+        lambda: store.work(key),
+        lambda: store.lock(key).__enter__(),
+    ):
+        with pytest.raises(StoreError, match=r"store: .*paths\.store=") as error:
+            use()
+        assert isinstance(error.value, OSError)
+
+    def read_only(self: Path, target: Path) -> Path:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", read_only)
+    with pytest.raises(StoreError, match="Read-only file system"):
+        Store(tmp_path).keep(key, DESCRIPTION, fill)
+
+
+def keep_once(root: Path, barrier: Path, number: int) -> None:
+    store = Store(root)
+    key = store.key(DESCRIPTION)
+
+    def write(folder: Path) -> None:
+        with (root / "calls").open("a") as calls:
+            calls.write(f"{number}\n")
+        time.sleep(0.2)  # the others come meanwhile
+        fill(folder)
+
+    (barrier / str(number)).touch()
+    while len(list(barrier.iterdir())) < 4:
+        time.sleep(0.01)
+    with store.lock(key):
+        if store.entry(key) is None:
+            store.keep(key, DESCRIPTION, write)
+    assert store.entry(key) is not None
+
+
+def die_while_writing(root: Path) -> None:
+    store = Store(root)
+
+    def write(folder: Path) -> None:
+        fill(folder)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    store.keep(store.key(DESCRIPTION), DESCRIPTION, write)
+
+
+def test_many_processes_make_one_model(tmp_path: Path) -> None:
+    barrier = tmp_path / "barrier"
+    barrier.mkdir()
+    root = tmp_path / "store"
+    root.mkdir()
+    # like "spawn", nothing of this process is inherited, but torch is imported once for all
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    processes = [
+        context.Process(target=keep_once, args=(root, barrier, number)) for number in range(4)
+    ]
+    killed = context.Process(target=die_while_writing, args=(tmp_path / "killed",))
+    for process in [*processes, killed]:
+        process.start()
+    for process in [*processes, killed]:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert len((root / "calls").read_text().split()) == 1
+    assert len(Store(root).list()) == 1
+
+    # the killed process leaves no lock, no visible entry, and a rest that prune clears
+    assert killed.exitcode == -signal.SIGKILL
+    store = Store(tmp_path / "killed")
+    key = store.key(DESCRIPTION)
+    assert store.entry(key) is None
+    assert store.list() == []
+    assert len(list((store.root / "partial").iterdir())) == 1
+    with store.lock(key, timeout=1):
+        pass
+    store.prune()
+    assert list((store.root / "partial").iterdir()) == []
+    store.keep(key, DESCRIPTION, fill)
+    assert store.entry(key) is not None

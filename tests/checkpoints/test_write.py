@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fst_lightning.checkpoints import load_into, read_checkpoint, write_state
+from tests.checkpoints.samples import equal, make_card, make_net, save_with
+
+
+def test_the_way_of_a_purified_network(tmp_path: Path) -> None:
+    """Names come back as they came in; an independent reader finds them and the normalisation."""
+    state = make_net().state_dict()
+    named = {
+        f"module.{k}".replace("downsample", "shortcut").replace("fc.", "linear."): v
+        for k, v in state.items()
+    }
+    net = make_net(seed=1)
+    key_map = load_into(net, read_checkpoint(save_with(tmp_path / "a.pt", {"net": named})))
+    path = tmp_path / "deep" / "purified.safetensors"
+    write_state(path, net.state_dict(), key_map, make_card())
+    assert equal(load_file(path), named)
+    with safe_open(path, framework="pt") as stored:
+        metadata = stored.metadata()
+    assert metadata["mean"] == "0.5, 0.25, 0.125"
+    assert metadata["std"] == "0.25, 0.5, 1.0"
+    assert sorted(f.name for f in path.parent.iterdir()) == ["purified.safetensors"]
+    again = read_checkpoint(path)
+    assert again.card == make_card()
+    assert equal(again.tensors, named)
+
+
+def test_shared_and_scattered_tensors(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    state = {"a": base, "b": base, "c": base.T, "d": base[1], "e": base[0, 0], "f": base[:, :0]}
+    state["g"] = torch.nn.Parameter(base)
+    path = tmp_path / "a.safetensors"
+    write_state(path, state)
+    assert equal(load_file(path), {k: v.detach() for k, v in state.items()})
+
+
+def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    write_state(path, {"a": torch.zeros(2)})
+    before = path.read_bytes()
+
+    def fails(tensors: object, target: Path, metadata: object) -> None:
+        target.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fst_lightning.checkpoints.write.save_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        write_state(path, {"a": torch.ones(2)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_odd_states(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(ValueError, match="empty"):
+        write_state(path, {})
+    with pytest.raises(ValueError, match="`a` to be a dense tensor"):
+        write_state(path, {"a": torch.eye(2).to_sparse()})
+    with pytest.raises(ValueError, match="dense"):
+        write_state(path, {"a": 3})  # type: ignore[dict-item]
+    assert not path.exists()
