@@ -99,7 +99,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.data), generator=self.generator)
-        for index in order.split(self.batch_size):
+        for start in range(0, len(order), self.batch_size):
+            index = order[start : start + self.batch_size]
             yield self.data.images[index], self.data.labels[index]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class Attack(nn.Module, ABC):
             :math:`\eta(y) = (y + 1) \bmod C`.
 
     Raises:
-        ValueError: for a ratio outside [0, 1], a negative label or an unknown label map.
+        ValueError: for a ratio outside [0, 1], a label that is no whole number of 0 or more, or an
+            unknown label map.
     """
 
     has_trigger: bool = True
@@ -46,8 +47,12 @@ class Attack(nn.Module, ABC):
         if label_map not in get_args(LabelMap):
             valid = ", ".join(get_args(LabelMap))
             raise ValueError(f"Expected `label_map` to be one of {valid}, but got {label_map!r}.")
-        if target_label < 0:
-            raise ValueError(f"Expected `target_label` to be 0 or more, but got {target_label}.")
+        # True is an int in Python, and 0.5 would be cut off to another class.
+        if not isinstance(target_label, int) or isinstance(target_label, bool) or target_label < 0:
+            raise ValueError(
+                f"Expected `target_label` to be a whole number of 0 or more, but got "
+                f"{target_label!r}."
+            )
         self.poison_ratio = poison_ratio
         self.target_label = target_label
         self.label_map = label_map
@@ -122,3 +127,13 @@ class Attack(nn.Module, ABC):
         everywhere = torch.ones(len(labels), dtype=torch.bool)
         poisoned = draw_rows(everywhere, count, seed)
         return PoisonPlan(poisoned=poisoned, cover=torch.zeros_like(poisoned))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # A trigger is drawn for the size of the images: it takes the one that it was saved with.
+        for name, buffer in self.named_buffers(recurse=False):
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor) and saved.shape != buffer.shape:
+                self.register_buffer(name, buffer.new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)

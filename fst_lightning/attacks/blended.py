@@ -91,9 +91,14 @@ class Blended(Attack):
 
 def _read_picture(path: str, channels: int, height: int, width: int) -> Tensor:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path) as file:
+            picture: Image.Image = file
+            if file.mode.startswith("I;16"):
+                # Pillow would clip 16 bits instead of scaling them.
+                picture = Image.fromarray((np.asarray(file) // 257).astype(np.uint8))
             pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    # Decoders report damage in many ways: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
         raise ValueError(
             f"Expected `attack.image` to be a picture, but {path} can't be read: {error}"
         ) from error

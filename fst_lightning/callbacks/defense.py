@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from fst_lightning.defenses import Defense
+from fst_lightning.defenses import Defense, HeadDefense
 
 _SHARDING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
@@ -54,11 +54,14 @@ class DefenseCallback(L.Callback):
         self.seed = seed
         self._handles: list[Any] = []
         self._num_backward = 0
+        self._fits = False
         self._restored = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the Trainer and prepare the network, before its optimizers are made."""
-        if stage != "fit":
+        self._fits = stage == "fit"
+        self._restored = False
+        if not self._fits:
             return
         if isinstance(trainer.strategy, _SHARDING):
             raise MisconfigurationException(
@@ -68,6 +71,11 @@ class DefenseCallback(L.Callback):
             )
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()
+        if is_overridden("setup", pl_module) and next(pl_module.parameters(), None) is None:
+            raise MisconfigurationException(
+                "Expected a module with weights to prepare, but it has none yet, and its own setup "
+                "runs after the callbacks'. Build the network in __init__ or configure_model."
+            )
         seed = torch.initial_seed() if self.seed is None else self.seed
         self.defense.prepare(pl_module, torch.Generator().manual_seed(seed))
         self._num_backward = 0
@@ -81,7 +89,6 @@ class DefenseCallback(L.Callback):
                 "head that was prepared. To purify a checkpoint, load its weights into the module "
                 "first, then call fit without ckpt_path."
             )
-        self._restored = False
         self.defense.to(pl_module.device)
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, LBFGS):
@@ -97,15 +104,19 @@ class DefenseCallback(L.Callback):
                 "Expected one of the optimizers to train the weights that the defense penalises, "
                 "but none does; was the optimizer made from another part of the module?"
             )
-        targets = penalised or list(pl_module.parameters())
+        targets: list[Any] = penalised or self._projected() or list(pl_module.parameters())
         owned = {id(parameter) for parameter in targets}
         for optimizer in trainer.optimizers:
             if any(id(parameter) in owned for parameter in _parameters(optimizer)):
                 # Right after the update, before any callback looks at the weights.
                 self._handles.append(optimizer.register_step_post_hook(self._after_step()))
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Keep in evaluation mode what the defense wants kept."""
+        # Every batch: a module may switch modes when an epoch starts, after the callbacks, and an
+        # epoch that is resumed midway does not start again.
         for module in self.defense.always_eval():
             module.eval()
 
@@ -145,6 +156,16 @@ class DefenseCallback(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let go of the optimizers."""
+        self._let_go()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave neither hooks nor frozen weights behind: Lightning skips the teardown here."""
+        self.defense.finish()
+        self._let_go()
+
+    def _let_go(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -155,14 +176,26 @@ class DefenseCallback(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of the run that is resumed."""
-        self.defense.load_state_dict(state_dict["defense"])
-        self._restored = True
+        # Evaluation restores callbacks too, and nothing is prepared there.
+        if self._fits:
+            self.defense.load_state_dict(state_dict["defense"])
+            self._restored = True
 
     def _penalised(self) -> list[nn.Parameter]:
         """The weights that the penalty depends on: the leaves of its graph."""
         with torch.enable_grad():
             penalty = self.defense.penalty()
-        return [] if penalty is None else _leaves(penalty)
+        if penalty is None:
+            return []
+        if not penalty.requires_grad:
+            raise MisconfigurationException(
+                "Expected weights that train, but those that the defense penalises are frozen "
+                "(requires_grad=False)."
+            )
+        return _leaves(penalty)
+
+    def _projected(self) -> list[Tensor]:
+        return [self.defense.linear.weight] if isinstance(self.defense, HeadDefense) else []
 
     def _after_step(self) -> Callable[..., None]:
         def project(*_: Any) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 
 class PlainProgress(ProgressBar):
-    """One line of text every few epochs, for logs and pipes.
+    """A line of text every few seconds, for logs and pipes: epoch, loss, CA, ASR, time left.
 
     Args:
         title: what is being done, e.g. ``train``.
         min_seconds: at least so long between two lines, but for the last.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(callbacks=[PlainProgress("tune")], logger=False)
     """
 
     def __init__(self, title: str = "train", min_seconds: float = 2.0) -> None:
@@ -22,41 +29,130 @@ class PlainProgress(ProgressBar):
         self.title = title
         self.min_seconds = min_seconds
         self._enabled = True
-        self._started = self._printed = 0.0
-        self._first_epoch = 0
+        self._started = self._shown = 0.0
+        self._first_epoch = self._epochs_done = 0
 
     def disable(self) -> None:
-        """Print nothing; Lightning calls this on all processes but the first."""
+        """Show nothing; Lightning calls this on all processes but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Print again."""
+        """Show something again."""
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._started = self._printed = time.monotonic()
-        self._first_epoch = trainer.current_epoch
+        self._started = self._shown = time.monotonic()
+        self._first_epoch = self._epochs_done = trainer.current_epoch
+        if self._enabled:
+            self.open(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the epoch's figures and the time left."""
-        done, last = trainer.current_epoch + 1, trainer.max_epochs or 0
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the epoch before: only now the module has logged all of it."""
+        done = trainer.current_epoch
         now = time.monotonic()
-        if not self._enabled or (done != last and now - self._printed < self.min_seconds):
-            return
-        self._printed = now
-        left = (now - self._started) / (done - self._first_epoch) * max(0, last - done)
+        due = done > self._first_epoch and now - self._shown >= self.min_seconds
+        self._epochs_done = done
+        if self._enabled and due:
+            self._shown = now
+            self.show(trainer, done)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Advance by one batch."""
+        if self._enabled:
+            self.advance()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the last epoch."""
+        if self._enabled:
+            # Lightning has counted the last epoch already where it was finished.
+            self.show(trainer, max(self._epochs_done, trainer.current_epoch))
+            self.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the terminal as it was."""
+        self.close()
+
+    def words(self, trainer: L.Trainer, done: int) -> str:
+        """The figures of the last epoch, and the time left."""
+        last = trainer.max_epochs or 0
+        elapsed = time.monotonic() - self._started
+        left = elapsed / max(1, done - self._first_epoch) * max(0, last - done)
+        metrics = trainer.callback_metrics
         figures = {
-            "loss": trainer.callback_metrics.get("train/loss"),
-            "CA": trainer.callback_metrics.get("val/ca"),
-            "ASR": trainer.callback_metrics.get("val/asr"),
+            "loss": metrics.get("train/loss"),
+            "CA": metrics.get("val/ca"),
+            "ASR": metrics.get("val/asr"),
         }
-        words = [
-            f"{name} {float(value):.3f}" for name, value in figures.items() if value is not None
-        ]
-        print(f"{self.title}: epoch {done}/{last}", *words, f"{left:.0f} s left", sep="  ")
+        shown = [f"{name} {float(v):.3f}" for name, v in figures.items() if v is not None]
+        return "  ".join([f"epoch {done}/{last}", *shown, f"{left:.0f} s left"])
+
+    def open(self, trainer: L.Trainer) -> None:
+        """Begin to show a fit."""
+
+    def advance(self) -> None:
+        """Take note of a batch."""
+
+    def show(self, trainer: L.Trainer, done: int) -> None:
+        """Show an epoch's figures."""
+        print(f"{self.title}: {self.words(trainer, done)}", flush=True)
+
+    def close(self) -> None:
+        """End."""
 
 
-def progress_callback(title: str) -> L.Callback:
+class LiveProgress(PlainProgress):
+    """One bar over all epochs of a fit, for terminals.
+
+    Args:
+        title: what is being done, e.g. ``train``.
+    """
+
+    def __init__(self, title: str = "train") -> None:
+        super().__init__(title, min_seconds=0.0)
+        self._bar: Progress | None = None
+
+    def open(self, trainer: L.Trainer) -> None:
+        """Draw the bar."""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[words]}"),
+            console=Console(),
+        )
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
+        total = batches * epochs if epochs > 0 and batches != float("inf") else None
+        done = int(batches * trainer.current_epoch) if total else 0
+        self._bar.add_task(self.title, total=total, completed=done, words="")
+        self._bar.start()
+
+    def advance(self) -> None:
+        """Advance the bar; it is redrawn ten times a second at most."""
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+
+    def show(self, trainer: L.Trainer, done: int) -> None:
+        """Put the epoch's figures behind the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], words=self.words(trainer, done))
+
+    def close(self) -> None:
+        """Leave the bar where it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def progress_callback(title: str) -> PlainProgress:
     """A live bar on a terminal, plain lines elsewhere."""
-    return RichProgressBar(leave=True) if sys.stdout.isatty() else PlainProgress(title)
+    return LiveProgress(title) if sys.stdout.isatty() else PlainProgress(title)

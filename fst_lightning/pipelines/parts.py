@@ -132,6 +132,7 @@ def quiet_lightning() -> None:
             ".*is smaller than the logging interval.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+            ".*Experiment logs directory .* exists and is not empty.*",
             ".*sync_dist=True.*",
         ):
             warnings.filterwarnings("ignore", message)
