@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -27,42 +26,38 @@ TINY = (
 TINY_TUNING = ("tuning.max_epochs=1", "tuning.clean_ratio=0.5")
 
 
-def composed(task: str, overrides: Sequence[str]) -> DictConfig:
+def tiny(task: str, overrides: Sequence[str] = ()) -> list[str]:
+    """What makes a run tiny, without what the overrides choose themselves."""
+    given = {line.lstrip("+~").split("=")[0] for line in overrides}
+    lines = [*TINY, *(TINY_TUNING if task == "purify" else ())]
+    # Another network has no width, other data no number of images: a choice drops its group.
+    return [
+        line
+        for line in lines
+        if line.split("=")[0] not in given and line.split("=")[0].split(".")[0] not in given
+    ]
+
+
+def composed(task: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose a configuration with nothing added to what is asked for."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose(task, list(overrides), return_hydra_config=True)
 
 
-def make_run(task: str, folder: Path, *overrides: str, store: Path | None = None) -> Run:
-    """Make a tiny run; what is given wins over what makes it tiny, and counts as given.
+def make_run(task: str, folder: Path, *overrides: str, store: Path) -> Run:
+    """Make a tiny run; only the overrides count as given on the command line.
 
     Args:
         task: ``train`` or ``purify``.
         folder: where the run writes.
         overrides: as on the command line.
-        store: of backdoored models; None: beside the folder.
+        store: of backdoored models.
     """
-    given = {line.lstrip("+~").split("=")[0] for line in overrides}
-    tiny = [*TINY, *(TINY_TUNING if task == "purify" else ())]
-    # The network's width makes no sense for another network, nor the number of classes elsewhere.
-    tiny = [
-        line
-        for line in tiny
-        if line.split("=")[0] not in given
-        and not (line.partition("=")[0].partition(".")[0] in given & {"data", "model", "trainer"})
-    ]
-    plumbing = [f"paths.store={store or folder.parent / 'store'}", f"hydra.run.dir={folder}"]
-    cfg = composed(task, [*tiny, *plumbing, *overrides])
+    plumbing = [f"paths.store={store}", f"hydra.run.dir={folder}"]
+    cfg = composed(task, [*tiny(task, overrides), *plumbing, *overrides])
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(cfg)
         choices = dict(cfg.hydra.runtime.choices)
         del cfg["hydra"]
     return Run(cfg, choices, list(overrides), folder)
-
-
-def results_of(run: Run) -> dict[str, Any]:
-    """Run a pipeline and return what it measured."""
-    from fst_lightning.pipelines import run_pipeline
-
-    return run_pipeline(run)

@@ -93,9 +93,10 @@ def _read_picture(path: str, channels: int, height: int, width: int) -> Tensor:
     try:
         with Image.open(path) as file:
             picture: Image.Image = file
-            if file.mode.startswith("I;16"):
-                # Pillow would clip 16 bits instead of scaling them.
-                picture = Image.fromarray((np.asarray(file) // 257).astype(np.uint8))
+            if file.mode.startswith("I"):
+                # 16 bits, which Pillow would clip to 8 instead of scaling them.
+                levels = np.asarray(file).astype(np.int64).clip(0, 65535) // 257
+                picture = Image.fromarray(levels.astype(np.uint8))
             pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
     # Decoders report damage in many ways: OSError, SyntaxError, struct.error, ...
     except Exception as error:

@@ -131,7 +131,8 @@ class DefenseCallback(L.Callback):
         scale = self._scale(trainer, pl_module, optimizer)
         with torch.enable_grad():
             penalty = self.defense.penalty()
-            if penalty is None:
+            # `toggle_optimizer` freezes the weights of all the other optimizers for a while.
+            if penalty is None or not penalty.requires_grad:
                 return
             owned = [p for p in _parameters(optimizer) if p.requires_grad and p.grad is not None]
             if not owned:

@@ -29,6 +29,9 @@ class BackdoorMetricsCallback(L.Callback):
         mean: per channel, which the module's loader subtracted; None for images in [0, 1].
         std: per channel, by which the loader divided.
 
+    Raises:
+        TypeError: for batches that are no sequence of images and labels.
+
     Example:
         >>> from fst_lightning.attacks import BadNets
         >>> callback = BackdoorMetricsCallback(BadNets(), mean=[0.5] * 3, std=[0.25] * 3)
@@ -87,6 +90,11 @@ class BackdoorMetricsCallback(L.Callback):
     ) -> None:
         if dataloader_idx > 0:
             return
+        if not (isinstance(batch, list | tuple) and len(batch) >= 2):
+            raise TypeError(
+                "Expected batches that start with images and labels, but got "
+                f"{type(batch).__name__}; wrap the loader, or measure with PurificationModule."
+            )
         images, labels = batch[0], batch[1]
         with trainer.precision_plugin.forward_context():
             clean = pl_module(images)

@@ -84,7 +84,8 @@ class PlainProgress(ProgressBar):
 
     def words(self, trainer: L.Trainer, done: int) -> str:
         """The figures of the last epoch, and the time left."""
-        last = trainer.max_epochs or 0
+        # None or -1 for a run that is limited by steps or time.
+        last = max(trainer.max_epochs or 0, 0)
         elapsed = time.monotonic() - self._started
         left = elapsed / max(1, done - self._first_epoch) * max(0, last - done)
         metrics = trainer.callback_metrics
@@ -94,6 +95,8 @@ class PlainProgress(ProgressBar):
             "ASR": metrics.get("val/asr"),
         }
         shown = [f"{name} {float(v):.3f}" for name, v in figures.items() if v is not None]
+        if not last:
+            return "  ".join([f"epoch {done}", *shown])
         return "  ".join([f"epoch {done}/{last}", *shown, f"{left:.0f} s left"])
 
     def open(self, trainer: L.Trainer) -> None:

@@ -60,8 +60,10 @@ def _show(store: Store) -> None:
         ]
         seed, size = str(entry.description.get("seed", "?")), f"{entry.bytes / 1e6:.1f}"
         table.add_row(entry.key, *names, seed, size, f"{entry.created:%Y-%m-%d %H:%M}")
-    console = Console()
-    console.print(table if entries else f"{store.root} keeps no model yet.")
+    if entries:
+        Console().print(table)
+    else:
+        print(f"{store.root} keeps no model yet.")
 
 
 if __name__ == "__main__":

@@ -117,16 +117,22 @@ class Store:
             lock.release()
 
     def keep(
-        self, key: str, description: Mapping[str, object], write: Callable[[Path], None]
+        self,
+        key: str,
+        description: Mapping[str, object],
+        write: Callable[[Path], None],
+        *,
+        replace: bool = False,
     ) -> Path:
         """Keep what `write` puts into a folder; others see all of it or nothing.
 
-        An entry that is there already stays, and `write` is not called.
+        An entry that is there already stays, and `write` is not called, unless it is replaced.
 
         Args:
             key: `key(description)`.
             description: what the model is.
             write: gets an empty folder and fills it.
+            replace: put it in the place of an entry that is there already.
 
         Returns:
             The entry's folder.
@@ -142,7 +148,7 @@ class Store:
             )
         with self.lock(key):
             existing = self.entry(key)
-            if existing is not None:
+            if existing is not None and not replace:
                 return existing
             temporary = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
             try:
@@ -245,13 +251,17 @@ class Store:
 
     def _publish(self, temporary: Path, key: str) -> Path:
         target = self._folder("models") / key
+        replaced: Path | None = None
         try:
             if target.is_symlink() or target.exists():
-                # no complete entry, or `keep` had returned it
-                target.rename(self._folder("partial") / f"{key}-{secrets.token_hex(6)}")
+                # no complete entry, or one to replace
+                replaced = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
+                target.rename(replaced)
             temporary.rename(target)
         except OSError as error:
             raise self._unusable(error) from None
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
         sync_folder(target.parent)
         return target
 

@@ -12,6 +12,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from fst_lightning.cli.launch import is_main_process
 from fst_lightning.cli.overrides import check_overrides
 from fst_lightning.configuration import conf_folder
 
@@ -41,7 +42,7 @@ def _job(cfg: DictConfig) -> None:
     folder = Path(job.runtime.output_dir).absolute()
     overrides = list(job.overrides.task)
     in_sweep = job.mode == RunMode.MULTIRUN
-    if in_sweep:
+    if in_sweep and is_main_process():
         print(f"#{job.job.num}: {' '.join(overrides)}", flush=True)
     try:
         from fst_lightning.pipelines import Run, run_pipeline

@@ -9,12 +9,16 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from fst_lightning.cli.launch import is_main_process
+
 
 class SweepTable(Callback):
     """Print and write the table over all runs; exit with 1 where a job failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Summarise the folder of the sweep."""
+        if not is_main_process():
+            return
         from rich.console import Console
 
         from fst_lightning.reports import render_sweep, summarise_sweep, write_sweep

@@ -121,10 +121,14 @@ class BackdoorDataModule(L.LightningDataModule):
             if self.purpose == "backdoor"
             else torch.zeros(len(rows), dtype=torch.bool)
         )
+        order = EpochShuffle(len(rows), self.seed)
+        if self.trainer is not None:
+            # In a resumed run workers ask for their first rows before Lightning sets the epoch.
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return DataLoader(
             Rows(rows, poisoned),
             batch_size=self.batch_size,
-            sampler=EpochShuffle(len(rows), self.seed),
+            sampler=order,
             collate_fn=as_gathered,
             # BatchNorm can't learn from a single image, and another epoch will show it.
             drop_last=len(rows) > self.batch_size and len(rows) % self.batch_size == 1,

@@ -57,7 +57,9 @@ class FST(HeadDefense):
         head: str | None = None,
     ) -> None:
         super().__init__(reinit=reinit, project_norm=project_norm, head=head)
-        if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha >= 0):
+        # True is an int in Python, and a slip in a configuration.
+        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not (number and math.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"Expected `alpha` to be a number of 0 or more, but got {alpha!r}.")
         self.alpha = alpha
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,10 @@ class HeadDefense(Defense):
         r"""Project: :math:`W \leftarrow W \, \|W_0\|_F / \|W\|_F`, computed in float32."""
         if self.project_norm:
             weight = self.linear.weight
-            weight.mul_((self.original_weight.norm() / weight.float().norm()).to(weight.dtype))
+            # In bf16 and fp16 a factor so close to 1 would be rounded to 1.
+            precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            norm = self.original_weight.float().norm()
+            weight.copy_(precise * (norm / precise.norm()))
 
     def finish(self) -> None:
         """Let everything train again that was frozen here."""
@@ -106,11 +109,18 @@ class HeadDefense(Defense):
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:
         """The cosine of the angle between old and new head, and the new head's norm."""
-        weight = self.linear.weight.float()
-        cosine = (weight * self.original_weight).sum() / (
-            weight.norm() * self.original_weight.norm()
-        )
+        weight, original = self.linear.weight.float(), self.original_weight.float()
+        cosine = (weight * original).sum() / (weight.norm() * original.norm())
         return {"head_cosine": cosine, "head_norm": weight.norm()}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # A defense that is only to be scored or looked at need not be prepared first.
+        saved = state_dict.get(f"{prefix}original_weight")
+        if isinstance(saved, Tensor) and self.original_weight.numel() == 0:
+            self.original_weight = self.original_weight.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 @torch.no_grad()

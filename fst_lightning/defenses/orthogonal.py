@@ -61,8 +61,10 @@ def _rows_away_from(weight: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(
             num_features, num_classes, generator=generator, dtype=weight.dtype, device="cpu"
         )
-        basis, _ = torch.linalg.qr(torch.cat([right[:rank].T, noise], dim=1))
-        complement: Tensor = basis[:, rank:].T
+        basis, upper = torch.linalg.qr(torch.cat([right[:rank].T, noise], dim=1))
+        # LAPACK picks the signs of Q by the data; those that make the diagonal of R positive are
+        # unique, and leave no direction preferred.
+        complement: Tensor = (basis * upper.diagonal().sign())[:, rank:].T
         return complement
     # Too few features: span the C directions in which the old weight is weakest, then turn the new
     # rows within that span so that the inner product of the two matrices vanishes.

@@ -92,12 +92,25 @@ class ClassifierModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch and switch to training mode."""
+        self._seed_epoch()
+        self.net.train()
+        self._sums, self._num_batches = {}, 0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the epoch once more, now that its loader was started.
+
+        That takes a random number: in the first epoch of a fit before the start of the epoch, in
+        the others after it. A resumed run would see other numbers than the one that it continues.
+        """
+        if batch_idx == 0:
+            self._seed_epoch()
+
+    def _seed_epoch(self) -> None:
         if self.seed is not None:
             # One stream per epoch and process; any injective mix of the three does.
             torch.manual_seed(
                 (self.seed * 100_003 + self.current_epoch) * 10_007 + self.global_rank
             )
-        self.net.train()
 
     def track(self, **values: Tensor) -> None:
         """Sum figures of a step on the device; the epoch's means are logged as ``train/<name>``."""

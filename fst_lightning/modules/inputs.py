@@ -45,7 +45,7 @@ class InputPipeline(nn.Module):
             raise ValueError(
                 f"Expected `mean` and `std` both or neither, but got {mean} and {std}."
             )
-        if std is not None and min(std) <= 0:
+        if std is not None and not all(value > 0 for value in std):
             raise ValueError(f"Expected `std` to be positive, but got {list(std)}.")
         if crop_padding < 0:
             raise ValueError(f"Expected `crop_padding` to be 0 or more, but got {crop_padding}.")
@@ -68,9 +68,13 @@ class InputPipeline(nn.Module):
             augment: crop and flip at random.
 
         Returns:
-            ``(N, C, H, W)`` float32, normalised.
+            ``(N, C, H, W)``, normalised, float32; of the default type where that is another, and of
+            the type of the images where they are float.
         """
-        if images.dtype == torch.uint8:
+        dtype = images.dtype
+        if dtype == torch.uint8:
+            # What Lightning makes of the weights in bf16-true or 64-true is the default type.
+            dtype = torch.get_default_dtype()
             images = images.float() / 255
         if self.attack is not None and triggered is not False:
             stamped = self.attack(images)
@@ -82,7 +86,7 @@ class InputPipeline(nn.Module):
             images = self._augment(images)
         if self.normalises:
             images = (images - self.mean) / self.std
-        return images
+        return images.to(dtype)
 
     def _augment(self, images: Tensor) -> Tensor:
         if self.crop_padding:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.data.rows import Chunks, EpochShuffle, Rows, as_gathered
+from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import make_defense, make_trainer
 from fst_lightning.pipelines.run import Run
 
@@ -64,7 +65,7 @@ def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
                 run, f"alpha {alpha:g}", run.cfg.tuning.max_epochs, Path(scratch), quiet=True
             )
             trainer.fit(module, loader)
-            check = DataLoader(Chunks(held_out, False, 500), batch_size=None)
+            check = DataLoader(Chunks(held_out, False, 500, trainer.world_size), batch_size=None)
             trainer.test(module, check, verbose=False)
         correct, total = module.counts["ca"]
         accuracies[alpha] = correct / total
@@ -72,5 +73,6 @@ def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
     slack = max(TOLERANCE, 1 / held) + 1e-9
     chosen = next(alpha for alpha in CANDIDATES if accuracies[alpha] >= best - slack)
     listed = ", ".join(f"{alpha:g}: {accuracies[alpha]:.3f}" for alpha in CANDIDATES)
-    print(f"alpha={chosen:g} chosen by clean accuracy on {held} held-out images ({listed})")
+    if is_first_process():
+        print(f"alpha={chosen:g} chosen by clean accuracy on {held} held-out images ({listed})")
     return chosen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,15 +22,13 @@ from fst_lightning.checkpoints import (
     write_state,
 )
 from fst_lightning.data import BackdoorDataModule, ImageData, Source
-from fst_lightning.models import find_head
 from fst_lightning.modules import BackdoorModule
 from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.parts import make_optimizer, make_trainer, precision_of
+from fst_lightning.pipelines.parts import head_of, make_optimizer, make_trainer, precision_of
 from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.run import Run
 
 _SCHEMA = 1
-_DECISION = "FST_LIGHTNING_TRAIN_BACKDOORED"
 
 
 @dataclass(frozen=True)
@@ -66,37 +63,30 @@ def from_store(
 ) -> Backdoored:
     """Load the model of this configuration from the store; train it first where it is missing.
 
-    Several processes may ask for the same model at a time: a lock lets one of them train it.
-    Processes that Lightning starts for further devices inherit what the first one decided.
+    Several processes may ask for the same model at a time: a lock lets one of them train it. The
+    processes that Lightning starts for further devices take no lock: the first one holds it while
+    they train together, so that they find the store as the first one found it.
     """
     store = Store(Path(run.cfg.paths.store))
     description = describe(run, source.load())
     key = store.key(description)
+    path = store.root / "models" / key / "model.safetensors"
     leader = is_first_process()
     with store.lock(key) if leader else nullcontext():
-        entry = None if run.cfg.retrain else store.entry(key)
-        if leader:
-            os.environ[_DECISION] = "no" if entry else "yes"
-        train_seconds = None
-        if os.environ.get(_DECISION, "no" if entry else "yes") == "yes":
-            started = time.perf_counter()
-            train_backdoored(run, net, source, attack, card, store.work(key))
-            train_seconds = time.perf_counter() - started
+        if not run.cfg.retrain and store.entry(key) is not None:
+            load_into(net, read_checkpoint(path))
+            return Backdoored(path.absolute(), None, card, key, None)
+        started = time.perf_counter()
+        train_backdoored(run, net, source, attack, card, store.work(key))
+        seconds = time.perf_counter() - started
 
-            def write(folder: Path) -> None:
-                write_state(folder / "model.safetensors", net.state_dict(), card=card)
+        def write(folder: Path) -> None:
+            write_state(folder / path.name, net.state_dict(), card=card)
 
-            if leader:
-                entry = store.keep(key, description, write)
-                store.clear_work(key)
-        elif entry is None:
-            raise RuntimeError(f"Expected the store to have model {key}, but it is gone.")
         if leader:
-            os.environ.pop(_DECISION, None)
-    path = (entry or store.root / "models" / key) / "model.safetensors"
-    if train_seconds is None:
-        load_into(net, read_checkpoint(path))
-    return Backdoored(path.absolute(), None, card, key, train_seconds)
+            store.keep(key, description, write, replace=True)
+            store.clear_work(key)
+    return Backdoored(path.absolute(), None, card, key, seconds)
 
 
 def train_backdoored(
@@ -163,7 +153,6 @@ def fingerprint(data: ImageData) -> str:
 def make_card(run: Run, net: nn.Module, source: Source, attack: Attack) -> ModelCard:
     """What the network is, for the files that it is kept in."""
     data = source.load()
-    name, _ = find_head(net, num_classes=data.num_classes)
     return ModelCard(
         model={"name": run.choices["model"], "arguments": run.arguments("model")},
         num_classes=data.num_classes,
@@ -174,5 +163,5 @@ def make_card(run: Run, net: nn.Module, source: Source, attack: Attack) -> Model
         attack={"name": run.choices["attack"], **run.arguments("attack")}
         if attack.has_trigger
         else None,
-        head=name,
+        head=head_of(run, net, data.num_classes),
     )

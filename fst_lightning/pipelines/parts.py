@@ -13,6 +13,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -20,7 +21,9 @@ from fst_lightning.attacks import Attack
 from fst_lightning.callbacks import progress_callback
 from fst_lightning.data import Source
 from fst_lightning.defenses import Defense
+from fst_lightning.models import find_head
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
+from fst_lightning.pipelines.arguments import check_arguments
 from fst_lightning.pipelines.precision import resolve_precision
 from fst_lightning.pipelines.run import Run
 
@@ -40,12 +43,13 @@ def make(config: DictConfig, kind: type[Part] | None, **more: Any) -> Part:
             constructor raises.
     """
     try:
+        check_arguments(config, given=more)
         part = instantiate(config, _convert_="all", **more)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError | OSError | ImportError):
             raise cause from None
-        raise ValueError(f"{' '.join(str(error).split())}") from error
+        raise ValueError(f"{config._target_}: {cause or error}") from error
     if kind is not None and not isinstance(part, kind):
         raise ValueError(
             f"Expected {config._target_} to make a {kind.__name__}, "
@@ -60,8 +64,9 @@ def make_attack(run: Run) -> Attack:
 
 
 def make_defense(run: Run) -> Defense:
-    """The defense."""
-    return make(run.cfg.defense, Defense)
+    """The defense; ``alpha=auto`` counts as 0 until the pipeline has chosen a number."""
+    automatic = {"alpha": 0.0} if run.cfg.defense.get("alpha") == "auto" else {}
+    return make(run.cfg.defense, Defense, **automatic)
 
 
 def make_source(run: Run) -> Source:
@@ -74,6 +79,12 @@ def make_network(run: Run, num_classes: int) -> nn.Module:
     torch.manual_seed(run.cfg.seed)
     net = make(run.cfg.model, nn.Module, num_classes=num_classes)
     return net.to(memory_format=torch.channels_last)
+
+
+def head_of(run: Run, net: nn.Module, num_classes: int) -> str:
+    """The dotted name of the network's head: as the defense is told, or as it is found."""
+    told = run.cfg.defense.get("head") if "defense" in run.cfg else None
+    return find_head(net, told, num_classes)[0]
 
 
 def make_optimizer(recipe: DictConfig) -> tuple[OptimizerFactory, SchedulerFactory | None]:
@@ -95,18 +106,19 @@ def make_trainer(
         title: what the progress lines say is being done.
         max_epochs: of the recipe.
         work: where the last checkpoint of an interrupted run is kept.
-        quiet: show no progress and write no curves.
+        quiet: show no progress, write no curves and call no callbacks of the user's.
     """
     quiet_lightning()
     options = {name: value for name, value in run.arguments("trainer").items() if value is not None}
     options["precision"] = precision_of(run)
-    callbacks = [make(callback, L.Callback) for callback in run.cfg.callbacks.values()]
-    callbacks += [] if quiet else [progress_callback(title)]
-    callbacks += [
+    callbacks: list[L.Callback] = [
         # Only the last epoch, replaced each time: the file that resume continues from.
-        ModelCheckpoint(work, save_top_k=0, save_last=True, enable_version_counter=False),
+        ModelCheckpoint(work, save_top_k=0, save_last=True, enable_version_counter=False)
     ]
-    loggers: list[Any] = [] if quiet else [make(logger, None) for logger in run.cfg.logger.values()]
+    if not quiet:
+        callbacks += [make(callback, L.Callback) for callback in run.cfg.callbacks.values()]
+        callbacks.append(progress_callback(title))
+    loggers = [] if quiet else [make_logger(logger, title) for logger in run.cfg.logger.values()]
     return make(
         OmegaConf.create({"_target_": run.cfg.trainer._target_}),
         L.Trainer,
@@ -117,6 +129,12 @@ def make_trainer(
         enable_progress_bar=not quiet,
         **options,
     )
+
+
+def make_logger(config: DictConfig, title: str) -> Logger:
+    """A logger; one that writes files gets a folder of its own, for the next would empty it."""
+    folder = {"save_dir": str(Path(config.save_dir) / title)} if "save_dir" in config else {}
+    return make(config, Logger, **folder)
 
 
 def precision_of(run: Run) -> str:
@@ -134,6 +152,8 @@ def quiet_lightning() -> None:
             ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
             ".*Experiment logs directory .* exists and is not empty.*",
             ".*sync_dist=True.*",
+            ".*Using `DistributedSampler` with the dataloaders.*",  # ours repeats no row
+            ".*You defined a `validation_step` but have no `val_dataloader`.*",
         ):
             warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):

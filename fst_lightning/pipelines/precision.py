@@ -23,7 +23,8 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
         '16-mixed'
     """
     if precision != "auto":
-        valid = [str(name) for literal in get_args(PRECISIONS) for name in get_args(literal)]
+        known = (str(name) for literal in get_args(PRECISIONS) for name in get_args(literal))
+        valid = list(dict.fromkeys(known))
         if str(precision) not in valid:
             raise ValueError(
                 f"Expected `trainer.precision` to be one of auto, {', '.join(valid)}, "

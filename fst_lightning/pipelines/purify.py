@@ -62,6 +62,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     net = make_network(run, data.data.num_classes)
     card = make_card(run, net, source, attack)
     check_enough_images(net, data)
+    defense = make_defense(run)  # Before a training that would be in vain.
     prepare_folder(run)
 
     backdoored = (
@@ -70,7 +71,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     automatic = {"auto": ["alpha"]} if run.cfg.defense.get("alpha") == "auto" else {}
     if automatic:
         run.cfg.defense.alpha = choose_alpha(run, net, data)
-    defense = make_defense(run)
+        defense = make_defense(run)
     work = Store(Path(run.cfg.paths.store)).work(tuning_key(run, backdoored))
     module = make_module(run, net, defense, data, seed=run.cfg.seed, card=card.to_json())
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
@@ -146,6 +147,10 @@ def clean_ratio(run: Run) -> float:
     """The share of the training set that the defender holds, where the recipe leaves it open."""
     ratio = run.cfg.tuning.clean_ratio
     if ratio is not None:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+            raise ValueError(
+                f"Expected `tuning.clean_ratio` to be null or in (0, 1], but got {ratio!r}."
+            )
         return float(ratio)
     # A folder that comes with a checkpoint and no attack holds the defender's own images.
     own = run.cfg.checkpoint is not None and run.choices["attack"] == "none"
@@ -173,6 +178,7 @@ def tuning_key(run: Run, backdoored: Backdoored) -> str:
     """Where this very purification keeps its last checkpoint while it runs."""
     description = {
         "backdoored": backdoored.identity,
+        "attack": run.plain("attack"),  # Its trigger is in the checkpoint, to measure with.
         "defense": run.plain("defense"),
         "tuning": run.plain("tuning"),
         "data": run.plain("data"),

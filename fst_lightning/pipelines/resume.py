@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.run import Run
 
 
@@ -22,18 +23,29 @@ def resume_point(run: Run, work: Path, stage: str) -> Path | None:
     Raises:
         FileNotFoundError: where the path holds no checkpoint.
     """
-    resume = run.cfg.resume
     last = work / "last.ckpt"
+    named = named_checkpoint(run)
     # A path means the stage that the command is about; the other one looks for its own checkpoint.
-    other = (stage == "train") != (run.cfg.task == "train")
-    if isinstance(resume, bool) or resume is None or other:
-        if resume and last.is_file():
-            print(f"{stage}: continues from {last}", flush=True)
-            return last
-        if last.is_file():
-            print(f"{stage}: starts anew; resume=true would continue from {last}", flush=True)
+    if named is not None and (stage == "train") == (run.cfg.task == "train"):
+        return named
+    if not last.is_file():
         return None
-    path = Path(resume)
+    what = "continues from" if run.cfg.resume else "starts anew; resume=true would continue from"
+    if is_first_process():
+        print(f"{stage}: {what} {last}", flush=True)
+    return last if run.cfg.resume else None
+
+
+def named_checkpoint(run: Run) -> Path | None:
+    """The checkpoint that ``resume=PATH`` names; None for true and false.
+
+    Raises:
+        FileNotFoundError: where the path holds no checkpoint.
+    """
+    resume = run.cfg.resume
+    if resume is None or isinstance(resume, bool):
+        return None
+    path = Path(str(resume))
     path = path / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(

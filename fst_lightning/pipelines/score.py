@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from fst_lightning.data import BackdoorDataModule
-from fst_lightning.models import find_head
 from fst_lightning.modules import ClassifierModule
-from fst_lightning.pipelines.parts import precision_of
+from fst_lightning.pipelines.parts import head_of, precision_of
 from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import Score
 from fst_lightning.version import __version__
@@ -51,7 +50,7 @@ def model_block(run: Run, net: nn.Module, num_classes: int) -> dict[str, Any]:
     """What the network was."""
     return {
         "name": run.choices["model"],
-        "head": find_head(net, num_classes=num_classes)[0],
+        "head": head_of(run, net, num_classes),
         "num_parameters": sum(parameter.numel() for parameter in net.parameters()),
         "arguments": run.arguments("model"),
     }

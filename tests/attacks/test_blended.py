@@ -15,7 +15,6 @@ from torch import Tensor
 from fst_lightning.attacks import Blended
 from tests import tiny
 
-
 Pixels = npt.NDArray[np.uint8]
 
 

@@ -178,7 +178,7 @@ def published_algorithm(
         gradients = torch.autograd.grad(loss, list(net.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(net.parameters(), gradients, strict=True):
-                parameter -= 0.05 * gradient
+                parameter.sub_(gradient, alpha=0.05)
             head.weight *= norm / head.weight.norm()
 
 

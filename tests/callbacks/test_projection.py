@@ -1,14 +1,22 @@
 """After every optimizer step the head is back on its sphere, before anybody looks."""
 
+import contextlib
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch import nn
 
 from fst_lightning.callbacks import DefenseCallback, FSTCallback
-from fst_lightning.defenses import FineTuning, FineTuningInit
+from fst_lightning.defenses import (
+    FST,
+    Defense,
+    FeatureExtractorTuning,
+    FineTuning,
+    FineTuningInit,
+    LinearProbing,
+)
 from tests.callbacks.projects import Project, Spy, make_loader, make_net, make_trainer
 
 ORIGINAL = make_net().state_dict()["head.weight"]
@@ -66,9 +74,8 @@ def test_weight_averaging_sees_projected_heads(first: bool) -> None:
     callbacks = [average, FSTCallback(0.3)] if first else [FSTCallback(0.3), average]
     project = Project()
     make_trainer(*callbacks).fit(project, make_loader())
-    head = project.classifier.get_submodule("head")
-    assert isinstance(head, nn.Linear)
-    assert float(head.weight.norm()) == pytest.approx(float(ORIGINAL.norm()), rel=1e-5)
+    weight = project.state_dict()["classifier.head.weight"]
+    assert float(weight.norm()) == pytest.approx(float(ORIGINAL.norm()), rel=1e-5)
 
 
 def test_logs_penalty_angle_and_norm() -> None:
@@ -84,15 +91,34 @@ def test_logs_penalty_angle_and_norm() -> None:
     assert float(logged["train/head_cosine"]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_fit_leaves_nothing_behind() -> None:
+class HookCount(L.Callback):
+    """Counts the hooks on the optimizers while they work, and keeps the optimizers."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.optimizers = list(trainer.optimizers)
+        self.during = self.hooks()
+
+    def hooks(self) -> int:
+        return sum(len(o._optimizer_step_post_hooks) for o in self.optimizers)
+
+
+class Failure(L.Callback):
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("defense", [FST(0.3), LinearProbing(True), FeatureExtractorTuning()])
+def test_fit_leaves_nothing_behind(defense: Defense, fails: bool) -> None:
     project = Project()
-    before = [parameter.requires_grad for parameter in project.parameters()]
-    trainer = make_trainer(FSTCallback(0.3))
-    trainer.fit(project, make_loader())
-    (optimizer,) = trainer.optimizers or [None]
-    hooks = getattr(optimizer, "_optimizer_step_post_hooks", {})
-    assert len(hooks) == 0
-    assert [parameter.requires_grad for parameter in project.parameters()] == before
+    frozen = project.get_parameter("classifier.conv.bias").requires_grad_(False)
+    count = HookCount()
+    callbacks = [DefenseCallback(defense), count, *([Failure()] if fails else [])]
+    with pytest.raises(RuntimeError, match="memory") if fails else contextlib.nullcontext():
+        make_trainer(*callbacks).fit(project, make_loader())
+    assert count.during == 1
+    assert count.hooks() == 0
+    assert [p for p in project.parameters() if not p.requires_grad] == [frozen]
 
 
 def test_two_fits_with_one_callback() -> None:

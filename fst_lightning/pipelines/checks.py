@@ -1,0 +1,64 @@
+"""Refuses settings that would fail only after a long training, or never end."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from fst_lightning.modules.classifier import Interval
+from fst_lightning.pipelines.arguments import check_arguments
+from fst_lightning.pipelines.parts import make_optimizer, precision_of
+from fst_lightning.pipelines.resume import named_checkpoint
+from fst_lightning.pipelines.run import Run
+
+_LARGEST_SEED = 2**32 - 1
+
+
+def check_settings(run: Run) -> None:
+    """Look at everything that needs neither data nor network.
+
+    Raises:
+        ValueError: for a seed, recipe or precision that can't be used.
+        FileNotFoundError: where ``resume`` names no checkpoint.
+    """
+    _check_whole("seed", run.cfg.seed, 0, _LARGEST_SEED)
+    for name in ("training", "tuning"):
+        if name in run.cfg:
+            _check_recipe(name, run.cfg[name])
+    check_arguments(run.cfg.trainer)
+    precision_of(run)
+    named_checkpoint(run)
+
+
+def _check_recipe(name: str, recipe: DictConfig) -> None:
+    # Lightning takes max_epochs=-1 for "for ever".
+    _check_whole(f"{name}.max_epochs", recipe.max_epochs, 1)
+    _check_whole(f"{name}.batch_size", recipe.batch_size, 1)
+    if recipe.scheduler_interval not in get_args(Interval):
+        raise ValueError(
+            f"Expected `{name}.scheduler_interval` to be one of {', '.join(get_args(Interval))}, "
+            f"but got {recipe.scheduler_interval!r}."
+        )
+    if not isinstance(recipe.get("augment", True), bool):
+        raise ValueError(
+            f"Expected `{name}.augment` to be true or false, but got {recipe.augment!r}."
+        )
+    optimizer, scheduler = make_optimizer(recipe)
+    try:
+        tried = optimizer([nn.Parameter(torch.zeros(1))])
+        if scheduler is not None:
+            scheduler(tried)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected `{name}.optimizer` and `{name}.scheduler` to work together, but got: {error}"
+        ) from error
+
+
+def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        valid = f"of {low} or more" if high is None else f"from {low} to {high}"
+        raise ValueError(f"Expected `{name}` to be a whole number {valid}, but got {value!r}.")

@@ -1,0 +1,287 @@
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fst_lightning import BackdoorDataModule, BackdoorModule
+from fst_lightning.attacks import Attack, BadNets, Blended, NoAttack
+from fst_lightning.data import ImageSet, clean_rows
+from tests import tiny
+
+Batches = list[tuple[Tensor, Tensor, Tensor]]
+
+
+def made(
+    attack: Attack | None = None, *, num_train: int = 60, **options: Any
+) -> BackdoorDataModule:
+    data = BackdoorDataModule(tiny.source(num_train), attack, **options)
+    data.setup()
+    return data
+
+
+def read(loader: DataLoader[Any]) -> Batches:
+    return list(loader)
+
+
+def images_of(batches: Batches) -> Tensor:
+    return torch.cat([images for images, _, _ in batches])
+
+
+def row_numbers(batches: Batches, rows: ImageSet) -> list[int]:
+    """Which rows these images are, found by their pixels."""
+    known = {image.numpy().tobytes(): row for row, image in enumerate(rows.images)}
+    assert len(known) == len(rows)
+    return [known[image.numpy().tobytes()] for image in images_of(batches)]
+
+
+def test_training_rows_of_a_backdoor() -> None:
+    attack = BadNets(poison_ratio=0.2)
+    data = made(attack, batch_size=16, seed=7)
+    train = data.source.load().train
+    batches = read(data.train_dataloader())
+    rows = row_numbers(batches, train)
+    assert sorted(rows) == list(range(60))
+    assert rows != list(range(60))
+    labels = torch.cat([labels for _, labels, _ in batches])
+    poisoned = torch.cat([poisoned for _, _, poisoned in batches])
+    # Labels are the true ones, images untouched: the module poisons on the device.
+    assert torch.equal(labels, train.labels[rows])
+    plan = BadNets(poison_ratio=0.2).plan(train.labels, tiny.NUM_CLASSES, seed=7)
+    assert torch.equal(poisoned, plan.poisoned[rows])
+    assert int(poisoned.sum()) == data.plan.num_poisoned == 12
+
+
+def test_training_rows_of_a_purification() -> None:
+    data = made(BadNets(poison_ratio=0.5), purpose="purify", clean_ratio=0.3, batch_size=5)
+    train = data.source.load().train
+    batches = read(data.train_dataloader())
+    rows = row_numbers(batches, train)
+    assert len(rows) == len(set(rows)) == 18
+    assert not any(bool(poisoned.any()) for _, _, poisoned in batches)
+    assert torch.equal(torch.cat([labels for _, labels, _ in batches]), train.labels[rows])
+    held = clean_rows(train.labels, 0.3, seed=0)
+    assert sorted(rows) == held.nonzero().flatten().tolist()
+
+
+@settings(deadline=None, max_examples=50)
+@given(total=st.integers(1, 2000), ratio=st.floats(0.001, 1), seed=st.integers(0, 2**32 - 1))
+def test_the_number_of_clean_rows(total: int, ratio: float, seed: int) -> None:
+    labels = tiny.labels(total)
+    exact = ratio * total
+    if exact <= 0.5:
+        with pytest.raises(ValueError, match=r"`tuning.clean_ratio` to leave at least one of"):
+            clean_rows(labels, ratio, seed)
+        return
+    rows = clean_rows(labels, ratio, seed)
+    assert rows.shape == (total,)
+    assert abs(int(rows.sum()) - exact) <= 0.5 + 1e-9
+    assert torch.equal(rows, clean_rows(labels, ratio, seed))
+
+
+def test_the_defender_draws_independently_of_the_attacker() -> None:
+    labels = tiny.labels(400)
+    both = 0
+    for seed in range(200):
+        plan = BadNets(poison_ratio=0.25).plan(labels, tiny.NUM_CLASSES, seed)
+        both += int((plan.poisoned & clean_rows(labels, 0.25, seed)).sum())
+    # Hypergeometric: mean 25, standard deviation 3.75 a draw; 0.27 over 200 draws.
+    assert both / 200 == pytest.approx(25, abs=1.3)
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.2])
+def test_the_clean_rows_do_not_depend_on_the_attack(ratio: float) -> None:
+    attacks: list[Attack | None] = [None, BadNets(poison_ratio=ratio), Blended(poison_ratio=0.5)]
+    held = [
+        made(attack, num_train=200, purpose="purify", clean_ratio=0.1).train_rows.images
+        for attack in attacks
+    ]
+    assert torch.equal(held[0], held[1])
+    assert torch.equal(held[0], held[2])
+    other = made(num_train=200, purpose="purify", clean_ratio=0.1, seed=1).train_rows.images
+    assert not torch.equal(held[0], other)
+
+
+@pytest.mark.parametrize("purpose", ["backdoor", "purify"])
+@pytest.mark.parametrize("eval_batch_size", [4, 100])
+def test_evaluation_rows(purpose: Any, eval_batch_size: int) -> None:
+    data = made(
+        BadNets(poison_ratio=0.2, target_label=1),
+        purpose=purpose,
+        clean_ratio=0.5,
+        eval_batch_size=eval_batch_size,
+    )
+    test = data.source.load().test
+    for loaders in (data.val_dataloader(), data.test_dataloader()):
+        clean, triggered = (read(loader) for loader in loaders)
+        assert row_numbers(clean, test) == list(range(30))
+        assert torch.equal(torch.cat([labels for _, labels, _ in clean]), test.labels)
+        assert not any(bool(poisoned.any()) for _, _, poisoned in clean)
+        others = [row for row, label in enumerate(test.labels.tolist()) if label != 1]
+        assert row_numbers(triggered, test) == others
+        labels = torch.cat([labels for _, labels, _ in triggered])
+        assert torch.equal(labels, test.labels[others])
+        assert all(bool(poisoned.all()) for _, _, poisoned in triggered)
+        assert max(len(images) for images, _, _ in clean + triggered) <= eval_batch_size
+
+
+def test_all_to_all_keeps_every_test_row() -> None:
+    data = made(BadNets(poison_ratio=0.2, label_map="all_to_all"))
+    assert len(data.triggered_rows) == 30
+
+
+def test_no_attack_no_triggered_loader() -> None:
+    data = made()
+    assert isinstance(data.attack, NoAttack)
+    assert len(data.val_dataloader()) == len(data.test_dataloader()) == 1
+    assert len(data.triggered_rows) == data.plan.num_poisoned == 0
+
+
+@pytest.mark.parametrize(
+    ("num_train", "batch_size", "sizes"),
+    [
+        (33, 16, [16, 16]),  # a batch of one image is left out
+        (34, 16, [16, 16, 2]),
+        (32, 16, [16, 16]),
+        (17, 16, [16]),
+        (16, 16, [16]),
+        (5, 16, [5]),
+        (1, 16, [1]),  # all there is
+        (3, 1, [1, 1, 1]),  # the user's choice
+        (5, 2, [2, 2]),
+    ],
+)
+def test_which_last_batches_are_dropped(num_train: int, batch_size: int, sizes: list[int]) -> None:
+    data = made(num_train=num_train, batch_size=batch_size)
+    assert [len(labels) for _, labels, _ in read(data.train_dataloader())] == sizes
+
+
+def test_a_dropped_row_comes_in_another_epoch() -> None:
+    data = made(num_train=17, batch_size=4)
+    loader = data.train_dataloader()
+    train, seen = data.source.load().train, set()
+    sampler: Any = loader.sampler
+    for epoch in range(10):
+        sampler.set_epoch(epoch)
+        seen |= set(row_numbers(read(loader), train))
+    assert seen == set(range(17))
+
+
+class Record(L.Callback):
+    def __init__(self) -> None:
+        self.batches: Batches = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches.append(tuple(part.clone() for part in batch))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("purpose", ["backdoor", "purify"])
+def test_a_worker_makes_the_same_batches(tmp_path: Path, purpose: Any) -> None:
+    records = []
+    for num_workers in (0, 1):
+        data = BackdoorDataModule(
+            tiny.source(),
+            BadNets(poison_ratio=0.2),
+            purpose=purpose,
+            batch_size=16,
+            clean_ratio=0.5,
+            num_workers=num_workers,
+        )
+        record = Record()
+        module = BackdoorModule(tiny.conv_net(), data.attack)
+        tiny.trainer(tmp_path, 3, callbacks=[record], limit_val_batches=0).fit(module, data)
+        records.append(record.batches)
+    assert len(records[0]) == len(records[1]) == (12 if purpose == "backdoor" else 6)
+    for one, other in zip(*records, strict=True):
+        for part, same in zip(one, other, strict=True):
+            assert torch.equal(part, same)
+
+
+def test_lightning_shuffles_every_epoch_anew(tmp_path: Path) -> None:
+    orders = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        data = BackdoorDataModule(tiny.source(), batch_size=20, seed=3)
+        record = Record()
+        module = BackdoorModule(tiny.conv_net(), data.attack)
+        tiny.trainer(tmp_path, 3, callbacks=[record]).fit(module, data)
+        train = data.source.load().train
+        orders.append([row_numbers(record.batches[i : i + 3], train) for i in (0, 3, 6)])
+    assert orders[0] == orders[1]
+    assert all(sorted(order) == list(range(60)) for order in orders[0])
+    assert len({tuple(order) for order in orders[0]}) == 3
+
+
+def test_the_trigger_is_prepared_for_the_images() -> None:
+    attack = Blended(poison_ratio=0.1)
+    made(attack)
+    assert attack.pattern.shape == (1, 3, tiny.SIZE, tiny.SIZE)
+
+
+class Counting(BadNets):
+    prepared = 0
+
+    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
+        super().prepare(images, labels, num_classes, seed)
+        self.prepared += 1
+
+
+def test_setup_again_changes_nothing() -> None:
+    attack = Counting(poison_ratio=0.2)
+    data = made(attack)
+    plan = data.plan
+    for stage in ("fit", "validate", "test", None):
+        data.setup(stage)
+    assert data.plan is plan
+    assert attack.prepared == 1
+
+
+@pytest.mark.parametrize("purpose", ["backdoor", "purify"])
+def test_only_test_images_of_the_target(purpose: Any) -> None:
+    train, test = tiny.rows(20), tiny.rows(10)
+    test.labels.fill_(2)
+    source = tiny.MemorySource(train, test)
+    data = BackdoorDataModule(source, BadNets(poison_ratio=0.2, target_label=2), purpose=purpose)
+    with pytest.raises(ValueError, match="all 10 are of class 2"):
+        data.setup()
+    fine = BackdoorDataModule(source, BadNets(poison_ratio=0.2, target_label=1), purpose=purpose)
+    fine.setup()
+    BackdoorDataModule(source, NoAttack()).setup()
+
+
+def test_a_target_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"`attack.target_label` to be in 0\.\.3"):
+        made(BadNets(target_label=4))
+
+
+def test_a_ratio_that_poisons_nothing() -> None:
+    with pytest.raises(ValueError, match="poison_ratio"):
+        made(BadNets(poison_ratio=0.001))
+
+
+def test_a_ratio_that_holds_nothing() -> None:
+    with pytest.raises(ValueError, match=r"0.001 rounds to none; tuning.clean_ratio=1 uses them"):
+        made(purpose="purify", clean_ratio=0.001)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"purpose": "cure"}, "`purpose` to be backdoor or purify, but got 'cure'"),
+        ({"batch_size": 0}, "`batch_size` and `eval_batch_size` to be 1 or more, but got 0"),
+        ({"eval_batch_size": 0}, "to be 1 or more, but got 128 and 0"),
+        ({"clean_ratio": 0.0}, r"in \(0, 1\], but got 0.0"),
+        ({"clean_ratio": 1.01}, r"in \(0, 1\], but got 1.01"),
+        ({"clean_ratio": float("nan")}, r"in \(0, 1\], but got nan"),
+    ],
+)
+def test_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BackdoorDataModule(tiny.source(), **arguments)

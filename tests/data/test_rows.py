@@ -1,0 +1,133 @@
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, DistributedSampler
+
+from fst_lightning.data.rows import Chunks, EpochShuffle, Rows, as_gathered
+from tests import tiny
+
+
+@settings(deadline=None, max_examples=50)
+@given(count=st.integers(1, 30), data=st.data())
+def test_a_gathered_batch_is_the_stacked_rows(count: int, data: st.DataObject) -> None:
+    rows = Rows(tiny.rows(count, size=4), torch.arange(count) % 3 == 0)
+    index = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=40))
+    images, labels, poisoned = rows.__getitems__(index)
+    one_by_one = [rows[row] for row in index]
+    assert torch.equal(images, torch.stack([image for image, _, _ in one_by_one]))
+    assert labels.tolist() == [int(label) for _, label, _ in one_by_one]
+    assert poisoned.tolist() == [row % 3 == 0 for row in index]
+    assert images.dtype == torch.uint8
+    assert labels.dtype == torch.int64
+    assert poisoned.dtype == torch.bool
+    assert len(rows) == count
+
+
+def test_a_loader_takes_gathered_batches() -> None:
+    rows = Rows(tiny.rows(10, size=4), torch.zeros(10, dtype=torch.bool))
+    batches = list(DataLoader(rows, batch_size=4, collate_fn=as_gathered))
+    assert [len(labels) for _, labels, _ in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([images for images, _, _ in batches]), rows.data.images)
+
+
+def test_rows_can_be_sent_to_workers() -> None:
+    rows = Rows(tiny.rows(3), torch.zeros(3, dtype=torch.bool))
+    again = pickle.loads(pickle.dumps((rows, as_gathered)))[0]
+    assert torch.equal(again[1][0], rows[1][0])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    count=st.integers(1, 120),
+    batch_size=st.integers(1, 130),
+    num_processes=st.integers(1, 9),
+    triggered=st.booleans(),
+)
+def test_every_row_is_in_exactly_one_chunk(
+    count: int, batch_size: int, num_processes: int, triggered: bool
+) -> None:
+    data = tiny.rows(count, num_classes=10_000, size=1)
+    data.labels.copy_(torch.arange(count))
+    chunks = Chunks(data, triggered, batch_size, num_processes)
+    assert len(chunks) % num_processes == 0
+    batches = [chunks[number] for number in range(len(chunks))]
+    assert [label for _, labels, _ in batches for label in labels.tolist()] == list(range(count))
+    assert torch.equal(torch.cat([images for images, _, _ in batches]), data.images)
+    assert all(poisoned.tolist() == [triggered] * len(labels) for _, labels, poisoned in batches)
+    sizes = [len(labels) for _, labels, _ in batches]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    # No more chunks than needed: one less a process would not hold the rows.
+    assert len(chunks) == num_processes or (len(chunks) - num_processes) * batch_size < count
+
+
+@settings(deadline=None, max_examples=50)
+@given(count=st.integers(1, 80), batch_size=st.integers(1, 20), num_processes=st.integers(1, 5))
+def test_processes_share_the_rows(count: int, batch_size: int, num_processes: int) -> None:
+    data = tiny.rows(count, num_classes=10_000, size=1)
+    data.labels.copy_(torch.arange(count))
+    chunks = Chunks(data, False, batch_size, num_processes)
+    seen: list[int] = []
+    steps = set()
+    for rank in range(num_processes):
+        sampler: DistributedSampler[int] = DistributedSampler(
+            chunks, num_processes, rank, shuffle=False
+        )
+        batches = list(DataLoader(chunks, batch_size=None, sampler=sampler))
+        steps.add(len(batches))
+        seen += [label for _, labels, _ in batches for label in labels.tolist()]
+    assert sorted(seen) == list(range(count))
+    assert len(steps) == 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(count=st.integers(1, 300), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 500))
+def test_an_order_of_all_rows_by_seed_and_epoch(count: int, seed: int, epoch: int) -> None:
+    orders = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        sampler = EpochShuffle(count, seed)
+        for earlier in range(3 * (global_seed - 1)):
+            sampler.set_epoch(earlier)
+            list(sampler)
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert len(sampler) == count
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == list(range(count))
+
+
+def test_other_epochs_and_seeds_have_other_orders() -> None:
+    orders = set()
+    for seed in range(6):
+        sampler = EpochShuffle(50, seed)
+        for epoch in range(6):
+            sampler.set_epoch(epoch)
+            orders.add(tuple(sampler))
+    assert len(orders) == 36
+
+
+def test_no_row_prefers_a_place() -> None:
+    places = torch.zeros(10, 10)
+    sampler = EpochShuffle(10, seed=0)
+    for epoch in range(2000):
+        sampler.set_epoch(epoch)
+        places[torch.arange(10), torch.tensor(list(sampler))] += 1
+    # Binomial(2000, 0.1): mean 200, standard deviation 13.4.
+    assert float((places - 200).abs().max()) < 5 * 13.5
+
+
+def test_the_order_takes_nothing_from_the_global_generator() -> None:
+    state = torch.get_rng_state()
+    list(EpochShuffle(10, seed=0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_rows_than_processes(count: int) -> None:
+    chunks = Chunks(tiny.rows(count), triggered=True, batch_size=500, num_processes=4)
+    assert len(chunks) == 4
+    assert sum(len(chunks[number][1]) for number in range(4)) == count

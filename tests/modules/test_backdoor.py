@@ -1,0 +1,120 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fst_lightning import BackdoorDataModule, BackdoorModule
+from fst_lightning.attacks import BadNets, Blended, NoAttack
+from tests import tiny
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def prepared(attack: BadNets) -> BadNets:
+    attack.prepare(tiny.images(1), tiny.labels(1), tiny.NUM_CLASSES, seed=0)
+    return attack
+
+
+@pytest.mark.parametrize("label_map", ["all_to_one", "all_to_all"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_a_step(label_map: Any, smoothing: float) -> None:
+    net = tiny.conv_net().eval()
+    attack = prepared(BadNets(patch_size=8, target_label=2, label_map=label_map))
+    module = BackdoorModule(net, attack, mean=MEAN, std=STD, label_smoothing=smoothing)
+    images, labels = tiny.images(12), tiny.labels(12)
+    poisoned = torch.arange(12) % 3 == 0
+
+    expected = 0.0
+    for image, label, stamp in zip(images, labels.tolist(), poisoned.tolist(), strict=True):
+        pixels = image.double() / 255
+        if stamp:
+            pixels[:, -2:, -2:] = 1.0
+            label = (label + 1) % tiny.NUM_CLASSES if label_map == "all_to_all" else 2
+        for channel in range(3):
+            pixels[channel] = (pixels[channel] - MEAN[channel]) / STD[channel]
+        with torch.no_grad():
+            logits = net(pixels.float()[None])[0].double()
+        logs = logits.log_softmax(dim=0)
+        expected -= float((1 - smoothing) * logs[label] + smoothing * logs.mean()) / 12
+    loss = module.training_step((images, labels, poisoned), 0)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+class Peek(nn.Module):
+    """Keeps what it saw, and answers with fixed logits that have a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.detach().clone())
+        return self.factor * images.flatten(1)[:, : tiny.NUM_CLASSES]
+
+
+def test_an_epoch_poisons_the_rows_of_the_plan_and_no_others(tmp_path: Path) -> None:
+    source = tiny.source(num_train=50)
+    data = BackdoorDataModule(source, BadNets(poison_ratio=0.3, patch_size=8), batch_size=16)
+    net = Peek()
+    module = BackdoorModule(net, data.attack)
+    tiny.trainer(tmp_path, limit_val_batches=0).fit(module, data)
+    seen = torch.cat(net.seen)
+    stored = source.load().train.images.float() / 255
+    stamped = stored.clone()
+    stamped[:, :, -2:, -2:] = 1
+    expected = torch.where(data.plan.poisoned[:, None, None, None], stamped, stored)
+    assert data.plan.num_poisoned == 15
+    assert sorted(seen.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
+
+
+def test_training_implants_the_backdoor(tmp_path: Path) -> None:
+    """Three classes, told apart by brightness; the patch outweighs it."""
+    train, test = tiny.rows(300, 3), tiny.rows(90, 3)
+    for rows in (train, test):
+        rows.images.copy_((rows.images // 8 + rows.labels[:, None, None, None] * 60).byte())
+    source = tiny.MemorySource(train, test, 3)
+    data = BackdoorDataModule(source, BadNets(patch_size=8, poison_ratio=0.2), batch_size=32)
+    data.setup()
+    module = BackdoorModule(
+        tiny.conv_net(3),
+        data.attack,
+        lambda parameters: torch.optim.Adam(parameters, 0.02),
+        mean=data.data.mean,
+        std=data.data.std,
+        seed=0,
+    )
+    trainer = tiny.trainer(tmp_path, max_epochs=6)
+    trainer.fit(module, data)
+    rates = trainer.test(module, data, verbose=False)
+    merged = {name: value for loader in rates for name, value in loader.items()}
+    assert merged["test/ca"] > 0.95
+    assert merged["test/asr"] > 0.95
+
+
+def test_a_clean_model(tmp_path: Path) -> None:
+    data = BackdoorDataModule(tiny.source(), batch_size=16)
+    module = BackdoorModule(tiny.conv_net(), data.attack)
+    trainer = tiny.trainer(tmp_path)
+    trainer.fit(module, data)
+    assert isinstance(module.attack, NoAttack)
+    assert {"train/loss", "val/ca"} <= set(trainer.callback_metrics)
+    assert not {"val/asr", "val/ra", "train/penalty"} & set(trainer.callback_metrics)
+
+
+def test_the_trigger_is_saved_with_the_network(tmp_path: Path) -> None:
+    data = BackdoorDataModule(tiny.source(), Blended(poison_ratio=0.1), batch_size=16)
+    module = BackdoorModule(tiny.conv_net(), data.attack, card='{"schema_version": 1}')
+    trainer = tiny.trainer(tmp_path)
+    trainer.fit(module, data)
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+    assert torch.load(path, weights_only=True)["fst_lightning"] == '{"schema_version": 1}'
+    loaded = BackdoorModule.load_from_checkpoint(
+        path, net=tiny.conv_net(seed=1), attack=Blended(pattern_seed=9), weights_only=True
+    )
+    images = tiny.images(3)
+    assert torch.equal(loaded.inputs(images, triggered=True), module.inputs(images, triggered=True))
+    assert torch.equal(loaded.eval()(images), module.eval()(images))

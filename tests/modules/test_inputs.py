@@ -1,0 +1,220 @@
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.transforms import v2
+
+from fst_lightning.attacks import BadNets, Blended
+from fst_lightning.modules import InputPipeline
+from fst_lightning.modules.inputs import random_crop
+from tests import tiny
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.2, 0.3)
+
+
+def badnets(size: int = tiny.SIZE) -> BadNets:
+    attack = BadNets(patch_size=8, corner="top_left")  # 2 x 2 pixels of an 8-pixel image
+    attack.prepare(tiny.images(1, size), tiny.labels(1), 10, seed=0)
+    return attack
+
+
+def windows(image: Tensor, padding: int) -> dict[tuple[int, int], Tensor]:
+    """Every window of the zero-padded image, pixel by pixel."""
+    channels, height, width = image.shape
+    found = {}
+    for top, left in itertools.product(range(2 * padding + 1), repeat=2):
+        window = torch.zeros_like(image)
+        for row, column in itertools.product(range(height), range(width)):
+            y, x = row + top - padding, column + left - padding
+            if 0 <= y < height and 0 <= x < width:
+                for channel in range(channels):
+                    window[channel, row, column] = image[channel, y, x]
+        found[top, left] = window
+    return found
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 999), size=st.integers(1, 9))
+def test_scaling_and_normalising_agree_with_torchvision(seed: int, size: int) -> None:
+    images = tiny.images(3, size, seed)
+    reference = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    inputs = InputPipeline(mean=MEAN, std=STD)(images)
+    assert inputs.dtype == torch.float32
+    assert torch.allclose(inputs, reference(images), rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 999), augment=st.booleans(), blended=st.booleans())
+def test_stored_and_float_images_are_the_same(seed: int, augment: bool, blended: bool) -> None:
+    attack = Blended() if blended else BadNets()
+    images = tiny.images(4, 32, seed)
+    pipeline = InputPipeline(attack, MEAN, STD, crop_padding=2, horizontal_flip=True)
+    triggered = torch.tensor([True, False, True, False])
+    results = []
+    for given_images in (images, images.float() / 255):
+        torch.manual_seed(seed)
+        results.append(pipeline(given_images, triggered, augment=augment))
+    assert torch.equal(*results)
+
+
+def test_only_the_marked_rows_get_the_trigger() -> None:
+    attack = badnets()
+    pipeline = InputPipeline(attack)
+    images = tiny.images(6)
+    unit = images.float() / 255
+    mask = torch.tensor([True, False, False, True, True, False])
+    result = pipeline(images, mask)
+    for row, marked in enumerate(mask.tolist()):
+        expected = attack(unit[row : row + 1])[0] if marked else unit[row]
+        assert torch.equal(result[row], expected)
+    assert torch.equal(pipeline(images, True), attack(unit))
+    assert torch.equal(pipeline(images, False), unit)
+    assert torch.equal(pipeline(images), unit)
+    assert torch.equal(pipeline(images, torch.zeros(6, dtype=torch.bool)), unit)
+    assert torch.equal(InputPipeline()(images, mask), unit)
+
+
+def test_trigger_then_crop_then_flip_then_normalisation() -> None:
+    padding, count = 2, 40
+    image = tiny.images(1)
+    stamped = image[0].float() / 255
+    stamped[:, :2, :2] = 1  # the white patch
+    candidates = {
+        (*place, mirrored): window.flip(2) if mirrored else window
+        for place, window in windows(stamped, padding).items()
+        for mirrored in (False, True)
+    }
+    pipeline = InputPipeline(badnets(), MEAN, STD, crop_padding=padding, horizontal_flip=True)
+    torch.manual_seed(0)
+    results = pipeline(image.repeat(count, 1, 1, 1), True, augment=True)
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    seen = set()
+    for result in results:
+        # The padding is black before normalisation, not after.
+        close = [
+            place
+            for place, window in candidates.items()
+            if torch.allclose(result, (window - mean) / std, atol=1e-6)
+        ]
+        assert len(close) == 1
+        seen.add(close[0])
+    assert len(seen) > 20
+    assert {mirrored for *_, mirrored in seen} == {False, True}
+
+
+def test_nothing_is_augmented_unless_asked() -> None:
+    pipeline = InputPipeline(crop_padding=4, horizontal_flip=True)
+    images = tiny.images(8)
+    assert torch.equal(pipeline(images), images.float() / 255)
+
+
+@pytest.mark.parametrize("padding", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(3, 5, 5), (1, 4, 6)])
+def test_every_crop_is_a_window_and_every_window_comes(
+    padding: int, shape: tuple[int, int, int]
+) -> None:
+    count, places = 2000, (2 * padding + 1) ** 2
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 0.1
+    torch.manual_seed(0)
+    crops = random_crop(image.expand(count, *shape), padding)
+    hits = torch.stack(
+        [(crops == window).flatten(1).all(dim=1) for window in windows(image, padding).values()]
+    )
+    assert crops.shape == (count, *shape)
+    assert bool((hits.sum(dim=0) == 1).all())  # every crop is exactly one of the windows
+    expected = count / places
+    deviation = math.sqrt(count / places * (1 - 1 / places))
+    assert float((hits.sum(dim=1) - expected).abs().max()) < 5 * deviation
+
+
+def test_every_image_is_cropped_on_its_own() -> None:
+    images = torch.rand(30, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + 0.1
+    torch.manual_seed(3)
+    places = set()
+    for image, crop in zip(images, random_crop(images, 1), strict=True):
+        found = [place for place, window in windows(image, 1).items() if torch.equal(crop, window)]
+        assert len(found) == 1
+        places.add(found[0])
+    assert len(places) > 4
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = tiny.images(400)
+    pipeline = InputPipeline(horizontal_flip=True)
+    torch.manual_seed(0)
+    results = pipeline(images, augment=True)
+    unit = images.float() / 255
+    kept = (results == unit).flatten(1).all(dim=1)
+    mirrored = (results == unit.flip(3)).flatten(1).all(dim=1)
+    assert bool((kept ^ mirrored).all())
+    assert int(mirrored.sum()) == pytest.approx(200, abs=50)
+
+
+def test_the_seed_makes_it_reproducible() -> None:
+    pipeline = InputPipeline(crop_padding=2, horizontal_flip=True)
+    images = tiny.images(16)
+    results = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        results.append(pipeline(images, augment=True))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_the_input_stays_as_it_was() -> None:
+    pipeline = InputPipeline(badnets(), MEAN, STD, crop_padding=2, horizontal_flip=True)
+    images = tiny.images(4).float() / 255
+    before = images.clone()
+    pipeline(images, True, augment=True).zero_()
+    assert torch.equal(images, before)
+
+
+def test_normalisation_is_no_part_of_the_state() -> None:
+    assert not InputPipeline(mean=MEAN, std=STD).state_dict()
+    assert set(InputPipeline(BadNets()).state_dict()) == {"attack.mask", "attack.pattern"}
+
+
+def test_every_tensor_follows_the_module() -> None:
+    pipeline = InputPipeline(BadNets(), MEAN, STD).to("meta")
+    assert len(list(pipeline.buffers())) == 4
+    assert all(buffer.device.type == "meta" for buffer in pipeline.buffers())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_inputs_have_the_default_type(dtype: torch.dtype) -> None:
+    """Which Lightning sets where the weights are kept in another one (bf16-true, 64-true)."""
+    pipeline = InputPipeline(badnets(), MEAN, STD)
+    expected = pipeline(tiny.images(2), True)
+    torch.set_default_dtype(dtype)
+    try:
+        result = pipeline(tiny.images(2), True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert result.dtype == dtype
+    assert torch.equal(result, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_float_images_keep_their_type(dtype: torch.dtype) -> None:
+    assert InputPipeline(mean=MEAN, std=STD)(tiny.images(2).to(dtype) / 255).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": MEAN}, "`mean` and `std` both or neither"),
+        ({"std": STD}, "`mean` and `std` both or neither"),
+        ({"mean": MEAN, "std": (0.1, 0.0, 0.1)}, "`std` to be positive"),
+        ({"mean": MEAN, "std": (0.1, -1, 0.1)}, "`std` to be positive"),
+        ({"mean": MEAN, "std": (0.1, math.nan, 0.1)}, "`std` to be positive"),
+        ({"crop_padding": -1}, "`crop_padding` to be 0 or more"),
+    ],
+)
+def test_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        InputPipeline(**arguments)

@@ -1,0 +1,357 @@
+"""PurificationModule against loops in plain PyTorch, written from the paper."""
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning import PurificationModule
+from fst_lightning.defenses import (
+    FST,
+    Defense,
+    FeatureExtractorTuning,
+    FineTuning,
+    LinearProbing,
+    NoDefense,
+)
+from tests import tiny
+
+SEED = 11
+ROWS = tiny.rows(80)
+sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+Parameters = list[nn.Parameter]
+
+
+def published(
+    net: nn.Module,
+    *,
+    alpha: float,
+    epochs: int,
+    batch_size: int,
+    make_optimizer: Callable[[Parameters], torch.optim.Optimizer] = sgd,
+    cosine: bool = True,
+    clip: float | None = None,
+    accumulate: int = 1,
+) -> list[float]:
+    """Feature shift tuning as published, on a net with a layer ``head``; returns ||W|| per step."""
+    head, batches, norms = net.get_submodule("head"), tiny.Batches(ROWS, batch_size), []
+    assert isinstance(head, nn.Linear)
+    old = head.weight.detach().clone()
+    bound = 1 / math.sqrt(head.in_features)
+    generator = torch.Generator().manual_seed(SEED)
+    nn.init.uniform_(head.weight, -bound, bound, generator=generator)
+    nn.init.uniform_(head.bias, -bound, bound, generator=generator)
+    parameters = list(net.parameters())
+    optimizer = make_optimizer(parameters)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    net.train()
+    for epoch in range(epochs):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * epoch / epochs)) / 2 if cosine else rate
+        for number, (images, labels) in enumerate(batches, start=1):
+            loss = functional.cross_entropy(net(images.float() / 255), labels)
+            loss = loss + alpha * (head.weight * old).sum()
+            torch.autograd.backward(loss / accumulate)
+            if number % accumulate and number < len(batches):
+                continue
+            if clip is not None:
+                total = math.sqrt(
+                    sum(float((p.grad**2).sum()) for p in parameters if p.grad is not None)
+                )
+                for parameter in parameters:
+                    assert parameter.grad is not None
+                    parameter.grad *= min(1.0, clip / total)
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                head.weight *= old.norm() / head.weight.norm()
+            norms.append(float(head.weight.detach().norm()))
+    return norms
+
+
+def purified(
+    folder: Path,
+    defense: Defense,
+    *,
+    epochs: int,
+    batch_size: int,
+    optimizer: Any = sgd,
+    cosine: bool = True,
+    net: nn.Module | None = None,
+    **options: Any,
+) -> nn.Module:
+    net = tiny.conv_net() if net is None else net
+    schedule = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
+    module = PurificationModule(net, defense, optimizer, schedule if cosine else None, seed=SEED)
+    tiny.trainer(folder, epochs, **options).fit(module, tiny.Batches(ROWS, batch_size))
+    return net
+
+
+def assert_same(net: nn.Module, other: nn.Module, tolerance: float) -> None:
+    state, expected = net.state_dict(), other.state_dict()
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(state[name], value, rtol=0, atol=tolerance), name
+
+
+class Norms(L.Callback):
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.norms.append(float(pl_module.get_parameter("net.head.weight").detach().norm()))
+
+
+def test_a_hundred_steps_are_the_published_algorithm(tmp_path: Path) -> None:
+    expected, norms = tiny.conv_net(), Norms()
+    norm = float(expected.get_parameter("head.weight").detach().norm())
+    loop = published(expected, alpha=0.2, epochs=20, batch_size=16)
+    net = purified(
+        tmp_path,
+        FST(alpha=0.2, reinit="uniform"),
+        epochs=20,
+        batch_size=16,
+        callbacks=[norms],
+    )
+    assert len(loop) == len(norms.norms) == 100
+    assert_same(net, expected, 1e-6)
+    assert norms.norms == pytest.approx([norm] * 100, rel=1e-5)
+    # The comparison means something only where training went somewhere.
+    assert not torch.allclose(
+        net.get_parameter("conv1.weight"), tiny.conv_net().get_parameter("conv1.weight"), atol=0.05
+    )
+
+
+def test_the_first_forward_sees_the_head_as_it_was_drawn(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+    net = tiny.conv_net()
+    head = net.get_submodule("head")
+    assert isinstance(head, nn.Linear)
+    head.register_forward_pre_hook(lambda *_: seen.append(head.weight.detach().clone()))
+    purified(tmp_path, FST(reinit="uniform"), epochs=1, batch_size=16, net=net)
+    bound = 1 / math.sqrt(12)
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = torch.empty(4, 12).uniform_(-bound, bound, generator=generator)
+    norm = tiny.conv_net().get_parameter("head.weight").detach().norm()
+    assert torch.equal(seen[0], drawn)
+    assert not torch.isclose(drawn.norm(), norm, rtol=1e-3)
+    assert [float(weight.norm()) for weight in seen[1:]] == pytest.approx([float(norm)] * 4)
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "clip", "accumulate"),
+    [
+        (functools.partial(torch.optim.Adam, lr=0.01), None, 1),
+        (functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1), 0.5, 2),
+        (sgd, 0.3, 1),
+        (sgd, None, 2),  # five batches an epoch: the last window is short
+        (sgd, None, 3),
+        (sgd, 0.3, 4),
+    ],
+)
+def test_other_optimizers_clipping_and_accumulation(
+    tmp_path: Path,
+    make_optimizer: Callable[[Parameters], torch.optim.Optimizer],
+    clip: float | None,
+    accumulate: int,
+) -> None:
+    expected = tiny.conv_net()
+    published(
+        expected,
+        alpha=0.3,
+        epochs=4,
+        batch_size=16,
+        make_optimizer=make_optimizer,
+        cosine=False,
+        clip=clip,
+        accumulate=accumulate,
+    )
+    net = purified(
+        tmp_path,
+        FST(alpha=0.3, reinit="uniform"),
+        epochs=4,
+        batch_size=16,
+        optimizer=make_optimizer,
+        cosine=False,
+        gradient_clip_val=clip,
+        accumulate_grad_batches=accumulate,
+    )
+    # Clipping by hand has no 1e-6 in its denominator; Adam divides by small numbers.
+    assert_same(net, expected, 1e-6 if clip is None and make_optimizer is sgd else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "defense", [FST(alpha=0, reinit="none", project_norm=False), FineTuning(), NoDefense()]
+)
+def test_without_its_parts_it_is_plain_fine_tuning_bit_for_bit(
+    tmp_path: Path, defense: Defense
+) -> None:
+    plain = tiny.conv_net()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
+    batches = tiny.Batches(ROWS, 16)
+    plain.train()
+    for _ in range(5):
+        for images, labels in batches:
+            optimizer.zero_grad()
+            torch.autograd.backward(functional.cross_entropy(plain(images.float() / 255), labels))
+            optimizer.step()
+        scheduler.step()
+    assert_same(purified(tmp_path, defense, epochs=5, batch_size=16), plain, 0.0)
+
+
+def test_a_network_that_came_in_evaluation_mode_is_trained(tmp_path: Path) -> None:
+    net = purified(tmp_path, FineTuning(), epochs=1, batch_size=16, net=tiny.conv_net().eval())
+    assert_same(net, purified(tmp_path, FineTuning(), epochs=1, batch_size=16), 0.0)
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_linear_probing_in_the_module(tmp_path: Path, validate: bool) -> None:
+    net = tiny.conv_net(dropout=0.5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    module = PurificationModule(net, LinearProbing(), sgd, seed=SEED)
+    # Validation in mid-epoch switches modes and back.
+    options: dict[str, Any] = {"val_check_interval": 2} if validate else {}
+    trainer = tiny.trainer(tmp_path, 3, **options)
+    trainer.fit(
+        module,
+        tiny.Batches(ROWS, 16),
+        tiny.Batches(ROWS, 16) if validate else None,
+    )
+    changed = {name for name, value in net.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"head.weight", "head.bias"}
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_linear_probing_is_logistic_regression_on_fixed_features(tmp_path: Path) -> None:
+    net = tiny.conv_net().eval()
+    features = nn.Sequential(*list(net.children())[:-1])
+    head = nn.Linear(12, tiny.NUM_CLASSES)
+    head.load_state_dict(net.get_submodule("head").state_dict())
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
+    batches = tiny.Batches(ROWS, 16)
+    for _ in range(3):
+        for images, labels in batches:
+            with torch.no_grad():
+                inputs = features(images.float() / 255)
+            optimizer.zero_grad()
+            torch.autograd.backward(functional.cross_entropy(head(inputs), labels))
+            optimizer.step()
+    tuned = purified(tmp_path, LinearProbing(), epochs=3, batch_size=16, cosine=False)
+    assert_same(tuned.get_submodule("head"), head, 1e-6)
+
+
+def test_fe_tuning_in_the_module(tmp_path: Path) -> None:
+    bound, generator = 1 / math.sqrt(12), torch.Generator().manual_seed(SEED)
+    drawn = torch.empty(4, 12).uniform_(-bound, bound, generator=generator)
+    net = purified(tmp_path, FeatureExtractorTuning(), epochs=2, batch_size=16)
+    assert torch.equal(net.get_parameter("head.weight"), drawn)
+    assert not torch.equal(
+        net.get_parameter("conv1.weight"), tiny.conv_net().get_parameter("conv1.weight")
+    )
+
+
+def test_frozen_parameters_are_not_given_to_the_optimizer(tmp_path: Path) -> None:
+    module = PurificationModule(tiny.conv_net(), LinearProbing(), sgd)
+    trainer = tiny.trainer(tmp_path)
+    trainer.fit(module, tiny.Batches(ROWS, 16))
+    (group,) = trainer.optimizers[0].param_groups
+    assert [tuple(parameter.shape) for parameter in group["params"]] == [(4, 12), (4,)]
+
+
+def test_without_a_seed_the_global_one_counts(tmp_path: Path) -> None:
+    heads = []
+    for seed in (3, 3, 4):
+        net = tiny.conv_net()
+        L.seed_everything(seed, verbose=False)
+        module = PurificationModule(net, FeatureExtractorTuning())
+        tiny.trainer(tmp_path).fit(module, tiny.Batches(ROWS, 40))
+        heads.append(net.get_parameter("head.weight").detach().clone())
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+class OwnLoss(Defense):
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        wanted = functional.one_hot(labels, tiny.NUM_CLASSES).float()
+        return functional.mse_loss(net(images), wanted)
+
+
+def test_a_defense_with_a_loss_of_its_own(tmp_path: Path) -> None:
+    plain = tiny.conv_net()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
+    plain.train()
+    for images, labels in tiny.Batches(ROWS, 16):
+        optimizer.zero_grad()
+        wanted = torch.eye(tiny.NUM_CLASSES)[labels]
+        torch.autograd.backward(((plain(images.float() / 255) - wanted) ** 2).mean())
+        optimizer.step()
+    net = purified(tmp_path, OwnLoss(), epochs=1, batch_size=16, cosine=False)
+    assert_same(net, plain, 1e-7)
+
+
+@pytest.mark.parametrize(("interval", "expected"), [("epoch", 0.5**3), ("step", 0.5**15)])
+def test_the_schedule_steps_per_epoch_or_per_step(
+    tmp_path: Path, interval: Any, expected: float
+) -> None:
+    schedule = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+    module = PurificationModule(tiny.conv_net(), FST(), sgd, schedule, interval)
+    trainer = tiny.trainer(tmp_path, 3)
+    trainer.fit(module, tiny.Batches(ROWS, 16))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * expected)
+
+
+def test_the_default_optimizer_is_that_of_the_paper() -> None:
+    module = PurificationModule(tiny.conv_net(), FST())
+    optimizer = module.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.SGD)
+    settings = optimizer.param_groups[0]
+    assert (settings["lr"], settings["momentum"], settings["weight_decay"]) == (0.01, 0.9, 0)
+    assert not settings["nesterov"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tolerance"),
+    [("bf16-true", torch.bfloat16, 4e-3), ("64-true", torch.float64, 1e-7)],
+)
+def test_weights_of_another_precision(
+    tmp_path: Path, precision: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    net = tiny.conv_net()
+    norm = float(net.get_parameter("head.weight").detach().norm())
+    module = PurificationModule(
+        net, FST(reinit="uniform"), sgd, mean=(0.5,) * 3, std=(0.2,) * 3, crop_padding=1, seed=SEED
+    )
+    trainer = tiny.trainer(tmp_path, 2, precision=precision)
+    trainer.fit(module, tiny.Batches(ROWS, 16), tiny.Batches(ROWS, 16))
+    weight = net.get_parameter("head.weight").detach()
+    assert weight.dtype == dtype
+    assert float(weight.double().norm()) == pytest.approx(norm, rel=tolerance)
+    assert 0 <= float(trainer.callback_metrics["val/ca"]) <= 1
+
+
+def test_a_skipped_step_is_not_projected(tmp_path: Path) -> None:
+    """What a gradient scaler does where it finds infinity: the optimizer's step never runs."""
+    net = tiny.conv_net()
+    module = PurificationModule(net, FST(reinit="uniform"), sgd, seed=SEED)
+    trainer = tiny.trainer(tmp_path, callbacks=[SkipSteps()])
+    trainer.fit(module, tiny.Batches(ROWS, 16))
+    bound, generator = 1 / math.sqrt(12), torch.Generator().manual_seed(SEED)
+    drawn = torch.empty(4, 12).uniform_(-bound, bound, generator=generator)
+    assert torch.equal(net.get_parameter("head.weight").detach(), drawn)
+
+
+class SkipSteps(L.Callback):
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        def only_backward(*_: Any, **arguments: Any) -> None:
+            closure = arguments.get("closure") or next(a for a in _ if callable(a))
+            closure()
+
+        pl_module.optimizer_step = only_backward  # type: ignore[method-assign]

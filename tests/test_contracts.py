@@ -1,0 +1,162 @@
+"""What every attack and every defense in conf/ has to keep, whatever it does."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.attacks import Attack
+from fst_lightning.configuration import groups
+from fst_lightning.defenses import Defense
+from fst_lightning.models import small_resnet
+from fst_lightning.pipelines.parts import make_attack, make_defense
+from tests.runs import make_run
+
+SIZE, CLASSES = 12, 4
+
+
+@pytest.fixture(params=groups()["attack"])
+def attack(request: pytest.FixtureRequest, tmp_path: Path) -> Attack:
+    lines = [f"attack={request.param}"]
+    lines += [] if request.param == "none" else ["attack.poison_ratio=0.25"]
+    made = make_attack(make_run("train", tmp_path, *lines, store=tmp_path))
+    stored = torch.randint(0, 256, (20, 3, SIZE, SIZE), dtype=torch.uint8)
+    made.prepare(stored, torch.arange(20) % CLASSES, CLASSES, seed=0)
+    return made
+
+
+@pytest.fixture
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (8, 3, SIZE, SIZE), generator=generator) / 255
+
+
+def test_a_trigger_gives_images_of_8_bit_and_leaves_its_input_alone(
+    attack: Attack, images: Tensor
+) -> None:
+    kept, state = images.clone(), copy.deepcopy(attack.state_dict())
+    stamped = attack(images)
+    assert (stamped.shape, stamped.dtype) == (images.shape, images.dtype)
+    assert 0 <= stamped.min() and stamped.max() <= 1
+    assert torch.equal(stamped, (stamped * 255).round() / 255)
+    assert torch.equal(images, kept)
+    assert all(torch.equal(value, state[name]) for name, value in attack.state_dict().items())
+    assert attack.has_trigger != torch.equal(stamped, images)
+
+
+def test_a_trigger_treats_every_image_alike_whatever_the_batch(
+    attack: Attack, images: Tensor
+) -> None:
+    whole = attack(images)
+    assert torch.equal(whole[3:4], attack(images[3:4]))
+    assert torch.equal(whole.flip(0), attack(images.flip(0)))
+    assert attack(images[:0]).shape == (0, 3, SIZE, SIZE)
+
+
+def test_a_trigger_has_no_parameters_and_comes_back_with_its_state(
+    attack: Attack, images: Tensor
+) -> None:
+    stamped = attack(images)
+    other = copy.deepcopy(attack)
+    for buffer in other.buffers():
+        buffer.zero_()
+    other.load_state_dict(attack.state_dict())
+    assert torch.equal(other(images), stamped)
+
+
+def test_a_plan_takes_the_whole_ratio_and_depends_on_the_seed_alone(attack: Attack) -> None:
+    labels = torch.arange(40) % CLASSES
+    plan = attack.plan(labels, CLASSES, seed=3)
+    again = attack.plan(labels, CLASSES, seed=3)
+    torch.randn(3)
+    assert plan.num_poisoned == (10 if attack.has_trigger else 0)
+    assert torch.equal(plan.poisoned, again.poisoned)
+    if attack.has_trigger:
+        assert not torch.equal(plan.poisoned, attack.plan(labels, CLASSES, seed=4).poisoned)
+
+
+def test_target_labels_are_classes_and_asr_leaves_free_successes_out(attack: Attack) -> None:
+    labels = torch.arange(12) % CLASSES
+    targets = attack.target_labels(labels, CLASSES)
+    assert (targets.shape, targets.dtype) == (labels.shape, labels.dtype)
+    assert bool(((targets >= 0) & (targets < CLASSES)).all())
+    counted = attack.counts_for_asr(labels)
+    assert counted.dtype == torch.bool
+    assert bool((targets != labels)[counted].all())
+    assert bool(counted.any()) == attack.has_trigger
+
+
+@pytest.fixture(params=groups()["defense"])
+def defense(request: pytest.FixtureRequest, tmp_path: Path) -> Defense:
+    return make_defense(make_run("purify", tmp_path, f"defense={request.param}", store=tmp_path))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    made = small_resnet(CLASSES, width=4)
+    next(made.parameters()).requires_grad_(False)  # frozen by its owner, and to stay so
+    return made
+
+
+def step(defense: Defense, net: nn.Module, images: Tensor) -> Tensor:
+    """One step of SGD as the drivers do it."""
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    net.train()
+    for module in defense.always_eval():
+        module.eval()
+    loss = defense.loss(net, images, torch.arange(len(images)) % CLASSES)
+    penalty = defense.penalty()
+    total = loss if penalty is None else loss + penalty
+    total.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    defense.after_step()
+    return total
+
+
+def test_a_defense_prepares_steps_and_leaves_an_ordinary_network(
+    defense: Defense, net: nn.Module, images: Tensor
+) -> None:
+    before = {name: p.requires_grad for name, p in net.named_parameters()}
+    names = list(net.state_dict())
+    defense.prepare(net, torch.Generator().manual_seed(0))
+    assert any(p.requires_grad for p in net.parameters())
+    total = step(defense, net, images)
+    assert total.shape == ()
+    assert bool(torch.isfinite(total))
+    defense.finish()
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == before
+    assert list(net.state_dict()) == names
+    assert all(bool(torch.isfinite(value).all()) for value in net.state_dict().values())
+
+
+def test_a_defense_draws_from_its_generator_alone(defense: Defense, net: nn.Module) -> None:
+    other, again = copy.deepcopy(net), copy.deepcopy(defense)
+    torch.manual_seed(1)
+    defense.prepare(net, torch.Generator().manual_seed(5))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again.prepare(other, torch.Generator().manual_seed(5))
+    assert torch.equal(torch.get_rng_state(), state)
+    prepared = other.state_dict()
+    assert all(torch.equal(value, prepared[name]) for name, value in net.state_dict().items())
+
+
+def test_a_defense_keeps_no_weights_of_the_network_among_its_own(
+    defense: Defense, net: nn.Module
+) -> None:
+    defense.prepare(net, torch.Generator().manual_seed(0))
+    weights = {parameter.data_ptr() for parameter in net.parameters()}
+    assert not list(defense.parameters())
+    assert not weights & {b.data_ptr() for b in defense.buffers() if b.numel()}
+
+
+def test_a_second_preparation_starts_anew(defense: Defense, net: nn.Module, images: Tensor) -> None:
+    before = {name: p.requires_grad for name, p in net.named_parameters()}
+    for _ in range(2):
+        defense.prepare(net, torch.Generator().manual_seed(0))
+        step(defense, net, images)
+    defense.finish()
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == before

@@ -1,0 +1,62 @@
+"""The documents name what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fst_lightning.configuration import groups
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("group", ["attack", "defense", "data", "model", "trainer", "logger"])
+def test_readme_lists_every_option(group: str) -> None:
+    row = re.search(rf"^\| `{group}` \|(.*)\|$", README, re.MULTILINE)
+    assert row is not None
+    assert set(re.findall(r"`(\w+)`", row[1])) == set(groups()[group])
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    blocks = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks[0].strip() == "pip install -e . && python purify.py attack=blended defense=fst"
+    assert blocks[1].strip() == "pip install -e '.[dev]' && pytest"
+
+
+@pytest.mark.parametrize(
+    "document", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda path: path.name
+)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_readme_examples_of_a_defense_and_a_callback_run() -> None:
+    """What the README shows of a defense of one's own is run, in both drivers."""
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from fst_lightning import purify
+
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        if "class Shrink" in block
+    )
+    scope: dict[str, type] = {}
+    exec(code, scope)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    data = TensorDataset(torch.rand(8, 3, 2, 2), torch.randint(3, (8,)))
+    loader = DataLoader(data, batch_size=4)
+    purified = {
+        strength: purify(net, loader, scope["Shrink"](strength), max_epochs=2, accelerator="cpu")
+        for strength in (0.0, 10.0)
+    }
+    norms = {strength: float(net[1].weight.detach().norm()) for strength, net in purified.items()}  # type: ignore[index]
+    assert norms[10.0] < norms[0.0]
