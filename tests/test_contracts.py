@@ -1,27 +1,28 @@
 """What every attack and every defense in conf/ has to keep, whatever it does."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fst_lightning.attacks import Attack
-from fst_lightning.configuration import groups
+from fst_lightning.configuration import conf_folder, groups
 from fst_lightning.defenses import Defense
 from fst_lightning.models import small_resnet
-from fst_lightning.pipelines.parts import make_attack, make_defense
-from tests.runs import make_run
 
 SIZE, CLASSES = 12, 4
 
 
 @pytest.fixture(params=groups()["attack"])
-def attack(request: pytest.FixtureRequest, tmp_path: Path) -> Attack:
-    lines = [f"attack={request.param}"]
-    lines += [] if request.param == "none" else ["attack.poison_ratio=0.25"]
-    made = make_attack(make_run("train", tmp_path, *lines, store=tmp_path))
+def attack(request: pytest.FixtureRequest) -> Attack:
+    config = OmegaConf.load(conf_folder() / "attack" / f"{request.param}.yaml")
+    if "poison_ratio" in config:
+        config.poison_ratio = 0.25
+    made = instantiate(config)
+    assert isinstance(made, Attack)
     stored = torch.randint(0, 256, (20, 3, SIZE, SIZE), dtype=torch.uint8)
     made.prepare(stored, torch.arange(20) % CLASSES, CLASSES, seed=0)
     return made
@@ -39,7 +40,8 @@ def test_a_trigger_gives_images_of_8_bit_and_leaves_its_input_alone(
     kept, state = images.clone(), copy.deepcopy(attack.state_dict())
     stamped = attack(images)
     assert (stamped.shape, stamped.dtype) == (images.shape, images.dtype)
-    assert 0 <= stamped.min() and stamped.max() <= 1
+    assert stamped.min() >= 0
+    assert stamped.max() <= 1
     assert torch.equal(stamped, (stamped * 255).round() / 255)
     assert torch.equal(images, kept)
     assert all(torch.equal(value, state[name]) for name, value in attack.state_dict().items())
@@ -89,8 +91,10 @@ def test_target_labels_are_classes_and_asr_leaves_free_successes_out(attack: Att
 
 
 @pytest.fixture(params=groups()["defense"])
-def defense(request: pytest.FixtureRequest, tmp_path: Path) -> Defense:
-    return make_defense(make_run("purify", tmp_path, f"defense={request.param}", store=tmp_path))
+def defense(request: pytest.FixtureRequest) -> Defense:
+    made = instantiate(OmegaConf.load(conf_folder() / "defense" / f"{request.param}.yaml"))
+    assert isinstance(made, Defense)
+    return made
 
 
 @pytest.fixture

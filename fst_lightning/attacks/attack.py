@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.attacks.plan import PoisonPlan, draw_rows
+from fst_lightning.seeds import derived_seed
 
 LabelMap = Literal["all_to_one", "all_to_all"]
 
@@ -125,7 +126,7 @@ class Attack(nn.Module, ABC):
                 f"one image is {1 / len(labels):.2g}. Use attack=none for a clean model."
             )
         everywhere = torch.ones(len(labels), dtype=torch.bool)
-        poisoned = draw_rows(everywhere, count, seed)
+        poisoned = draw_rows(everywhere, count, derived_seed(seed, "poison"))
         return PoisonPlan(poisoned=poisoned, cover=torch.zeros_like(poisoned))
 
     def _load_from_state_dict(

@@ -13,6 +13,7 @@ from fst_lightning.attacks import Attack, NoAttack, PoisonPlan, draw_rows
 from fst_lightning.data.images import ImageData, ImageSet
 from fst_lightning.data.rows import Batch, Chunks, EpochShuffle, Rows, as_gathered
 from fst_lightning.data.source import Source
+from fst_lightning.seeds import derived_seed
 
 Purpose = Literal["backdoor", "purify"]
 
@@ -124,7 +125,8 @@ class BackdoorDataModule(L.LightningDataModule):
         order = EpochShuffle(len(rows), self.seed)
         if self.trainer is not None:
             # In a resumed run workers ask for their first rows before Lightning sets the epoch.
-            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            order.set_epoch(progress.processed)
         return DataLoader(
             Rows(rows, poisoned),
             batch_size=self.batch_size,
@@ -183,5 +185,4 @@ def clean_rows(labels: Tensor, ratio: float, seed: int) -> Tensor:
             f"Expected `tuning.clean_ratio` to leave at least one of {len(labels)} training images "
             f"to tune on, but {ratio} rounds to none; tuning.clean_ratio=1 uses them all."
         )
-    # Another stream than the poison plan's: the two draws must not depend on each other.
-    return draw_rows(torch.ones(len(labels), dtype=torch.bool), count, seed + 1_000_003)
+    return draw_rows(torch.ones(len(labels), dtype=torch.bool), count, derived_seed(seed, "clean"))

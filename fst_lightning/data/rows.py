@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from fst_lightning.data.images import ImageSet
+from fst_lightning.seeds import derived_seed
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images ``(N, C, H, W)`` uint8, true labels ``(N,)`` int64, poisoned rows ``(N,)`` bool."""
@@ -99,5 +100,5 @@ class EpochShuffle(Sampler[int]):
         return self.num_rows
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
         return iter(torch.randperm(self.num_rows, generator=generator).tolist())

@@ -1,6 +1,6 @@
 """Networks, and where their last linear layer is."""
 
-from fst_lightning.models.build import MODELS, build_model, rebuild_model
+from fst_lightning.models.build import MODELS, build_model, check_description, rebuild_model
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.libraries import timm_model, torchvision_model
 from fst_lightning.models.preact_resnet import PreActResNet, preact_resnet18
@@ -13,6 +13,7 @@ __all__ = [
     "SmallImageResNet",
     "SmallImageVGG",
     "build_model",
+    "check_description",
     "find_head",
     "preact_resnet18",
     "rebuild_model",

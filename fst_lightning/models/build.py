@@ -61,6 +61,26 @@ def rebuild_model(name: str, num_classes: int, arguments: Mapping[str, object]) 
     Raises:
         ValueError: As ``build_model``, or the network has more than 10^9 parameters.
     """
+    arguments = check_description(name, num_classes, arguments)
+    return _builder(name)(num_classes=num_classes, **arguments)
+
+
+def check_description(
+    name: str, num_classes: int, arguments: Mapping[str, object]
+) -> dict[str, object]:
+    """Refuse what ``rebuild_model`` refuses, without building anything.
+
+    Args:
+        name: A key of ``MODELS``.
+        num_classes: Number of classes, at least 1.
+        arguments: What the builder takes besides.
+
+    Returns:
+        The arguments, with ``pretrained`` set to False where there is such a one.
+
+    Raises:
+        ValueError: As ``rebuild_model``.
+    """
     builder = _builder(name)
     _check_arguments(name, builder, arguments)
     arguments = dict(arguments)
@@ -72,7 +92,7 @@ def rebuild_model(name: str, num_classes: int, arguments: Mapping[str, object]) 
             f"Expected a network of at most {MOST_PARAMETERS:,} parameters, but the file describes "
             f"`{name}` with {size:,}. Build it yourself and load the weights into it."
         )
-    return builder(num_classes=num_classes, **arguments)
+    return arguments
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:

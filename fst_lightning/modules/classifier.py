@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fst_lightning.metrics import BackdoorMetrics
 from fst_lightning.modules.inputs import InputPipeline
+from fst_lightning.seeds import derived_seed
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -108,9 +109,8 @@ class ClassifierModule(L.LightningModule):
     def _seed_epoch(self) -> None:
         if self.seed is not None:
             # One stream per epoch and process; any injective mix of the three does.
-            torch.manual_seed(
-                (self.seed * 100_003 + self.current_epoch) * 10_007 + self.global_rank
-            )
+            stream = derived_seed(self.seed, "epoch", self.current_epoch, self.global_rank)
+            torch.manual_seed(stream)
 
     def track(self, **values: Tensor) -> None:
         """Sum figures of a step on the device; the epoch's means are logged as ``train/<name>``."""

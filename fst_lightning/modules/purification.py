@@ -84,9 +84,9 @@ class PurificationModule(ClassifierModule):
             optimizer.register_step_post_hook(lambda *_: self.defense.after_step())
         return configured
 
-    def on_train_epoch_start(self) -> None:
-        """Seed the epoch and set the modes that the defense wants."""
-        super().on_train_epoch_start()
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the modes that the defense wants; every time, for a run may resume mid-epoch."""
+        super().on_train_batch_start(batch, batch_idx)
         for module in self.defense.always_eval():
             module.eval()
 

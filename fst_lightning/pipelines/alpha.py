@@ -16,6 +16,7 @@ from fst_lightning.data.rows import Chunks, EpochShuffle, Rows, as_gathered
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import make_defense, make_trainer
 from fst_lightning.pipelines.run import Run
+from fst_lightning.seeds import derived_seed
 
 CANDIDATES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001)
 """From strong to weak; the paper's values are among them."""
@@ -39,7 +40,8 @@ def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
     from fst_lightning.pipelines.purify import make_module
 
     rows = data.train_rows
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(run.cfg.seed))
+    stream = torch.Generator().manual_seed(derived_seed(run.cfg.seed, "held out"))
+    order = torch.randperm(len(rows), generator=stream)
     held = max(1, len(rows) // 5)
     if len(rows) - held < 2:
         raise ValueError(

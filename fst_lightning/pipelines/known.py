@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fst_lightning.checkpoints import ModelCard
 from fst_lightning.configuration import conf_folder, groups
+from fst_lightning.models import check_description
 from fst_lightning.pipelines.run import Run
 
 
@@ -25,7 +26,7 @@ def adopt_card(run: Run, card: ModelCard | None) -> Run:
 
     Raises:
         ValueError: where a file without a card comes without ``model=``, or a card names an option
-            that does not exist.
+            that does not exist, or a network that can't be built or is out of all proportion.
     """
     if card is None:
         if not run.given("model"):
@@ -35,9 +36,8 @@ def adopt_card(run: Run, card: ModelCard | None) -> Run:
             )
         return run if run.given("attack") else _with(run, "attack", "none", {})
     if not run.given("model"):
-        run = _with(
-            run, "model", card.model["name"], {**card.model["arguments"], "pretrained": False}
-        )
+        name, arguments = card.model["name"], card.model["arguments"]
+        run = _with(run, "model", name, check_description(name, card.num_classes, arguments))
     if not run.given("attack"):
         attack: dict[str, Any] = dict(card.attack or {"name": "none"})
         run = _with(run, "attack", attack.pop("name"), attack)

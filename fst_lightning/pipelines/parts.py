@@ -112,8 +112,15 @@ def make_trainer(
     options = {name: value for name, value in run.arguments("trainer").items() if value is not None}
     options["precision"] = precision_of(run)
     callbacks: list[L.Callback] = [
-        # Only the last epoch, replaced each time: the file that resume continues from.
-        ModelCheckpoint(work, save_top_k=0, save_last=True, enable_version_counter=False)
+        # Only the last epoch, replaced each time: the file that resume continues from. (With
+        # save_top_k=0 and save_last=True Lightning writes it at the end of the training alone.)
+        ModelCheckpoint(
+            work,
+            filename="last",
+            save_top_k=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
     ]
     if not quiet:
         callbacks += [make(callback, L.Callback) for callback in run.cfg.callbacks.values()]
@@ -153,6 +160,7 @@ def quiet_lightning() -> None:
             ".*Experiment logs directory .* exists and is not empty.*",
             ".*sync_dist=True.*",
             ".*Using `DistributedSampler` with the dataloaders.*",  # ours repeats no row
+            ".*The dirpath has changed from .*",  # resume=PATH
             ".*You defined a `validation_step` but have no `val_dataloader`.*",
         ):
             warnings.filterwarnings("ignore", message)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from fst_lightning.defenses import Defense
 from fst_lightning.modules import PurificationModule
@@ -46,7 +47,8 @@ def purify(
         The purified network, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: where the network has no linear head to be found, or the head is zero.
+        ValueError: where the network has no linear head to be found, the head is zero, or
+            ``max_epochs`` is no whole number of 1 or more.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -58,8 +60,18 @@ def purify(
         >>> bool(torch.isclose(purified[3].weight.norm(), net[3].weight.norm()))
         True
     """
+    # Lightning takes -1 for "for ever".
+    if not isinstance(max_epochs, int) or max_epochs < 1:
+        raise ValueError(
+            f"Expected `max_epochs` to be a whole number of 1 or more, but got {max_epochs!r}."
+        )
+    if isinstance(clean_loader, list | tuple):
+        # Lightning would take it for several loaders.
+        clean_loader = DataLoader(clean_loader, batch_size=None)  # type: ignore[arg-type]
     quiet_lightning()
     net = copy.deepcopy(net)
+    if not defense.tunes:
+        return net.cpu().eval()
     module = PurificationModule(
         net,
         defense,

@@ -45,7 +45,7 @@ def test_projects_per_step_and_not_per_batch() -> None:
     trainer = make_trainer(spy, FSTCallback(0.3, "uniform"), accumulate_grad_batches=3)
     trainer.fit(Project(), make_loader())
     norms = [float(weight.norm() / ORIGINAL.norm()) for weight in spy.weights]
-    assert abs(norms[0] - 1) > 1e-2  # two batches before the first step
+    assert abs(norms[0] - 1) > 1e-4  # two batches before the first step
     assert norms[0] == norms[1]
     assert all(norm == pytest.approx(1, rel=1e-5) for norm in norms[2:])
 

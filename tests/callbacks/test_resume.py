@@ -183,3 +183,19 @@ def test_weights_loaded_by_hand_are_the_way_in(tmp_path: Path) -> None:
     head = project.state_dict()["classifier.head.weight"].clone()
     make_trainer(callback).fit(project, make_loader())
     assert torch.equal(callback.state_dict()["defense"]["original_weight"], head)
+
+
+def test_evaluation_with_a_defense_that_makes_its_state_when_it_prepares(tmp_path: Path) -> None:
+    class Remembers(FineTuning):
+        def prepare(self, net: torch.nn.Module, generator: torch.Generator) -> None:
+            super().prepare(net, generator)
+            for index, parameter in enumerate(net.parameters()):
+                self.register_buffer(f"before{index}", parameter.detach().clone())
+
+    fit(tmp_path, 1, DefenseCallback(Remembers()), sgd)
+    (own,) = tmp_path.glob("*.ckpt")
+    trainer = make_trainer(DefenseCallback(Remembers()))
+    trainer.test(Project(), make_loader(), ckpt_path=own, verbose=False)
+    make_trainer(DefenseCallback(Remembers()), max_epochs=2).fit(
+        Project(), make_loader(), ckpt_path=own
+    )

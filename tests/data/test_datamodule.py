@@ -179,7 +179,7 @@ class Record(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.batches.append(tuple(part.clone() for part in batch))  # type: ignore[arg-type]
+        self.batches.append(tuple(part.clone() for part in batch))
 
 
 @pytest.mark.parametrize("purpose", ["backdoor", "purify"])
@@ -245,7 +245,7 @@ def test_setup_again_changes_nothing() -> None:
 
 @pytest.mark.parametrize("purpose", ["backdoor", "purify"])
 def test_only_test_images_of_the_target(purpose: Any) -> None:
-    train, test = tiny.rows(20), tiny.rows(10)
+    train, test = tiny.rows(50), tiny.rows(10)
     test.labels.fill_(2)
     source = tiny.MemorySource(train, test)
     data = BackdoorDataModule(source, BadNets(poison_ratio=0.2, target_label=2), purpose=purpose)

@@ -139,7 +139,7 @@ def test_a_head_that_is_followed_by_a_factor() -> None:
     assert torch.equal(defense.original_weight, came_in)
     penalty = defense.penalty()
     assert penalty is not None
-    assert float(penalty) == pytest.approx(0.5 * float(came_in.norm()) ** 2, rel=1e-5)
+    assert float(penalty.detach()) == pytest.approx(0.5 * float(came_in.norm()) ** 2, rel=1e-5)
 
 
 def test_a_head_that_is_named() -> None:
@@ -179,7 +179,7 @@ def test_value_and_gradient_of_the_penalty(
         w * w0
         for w, w0 in zip(head.weight.flatten().tolist(), came_in.flatten().tolist(), strict=True)
     )
-    assert float(penalty) == pytest.approx(expected, abs=1e-5 * alpha, rel=1e-4)
+    assert float(penalty.detach()) == pytest.approx(expected, abs=1e-5 * alpha, rel=1e-4)
     torch.autograd.backward(penalty)
     exact = came_in.numpy() * np.float32(alpha)
     assert head.weight.grad is not None

@@ -1,16 +1,21 @@
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from fst_lightning.attacks import BadNets, Blended
-from fst_lightning.modules import InputPipeline
+from fst_lightning.attacks import BadNets, Blended, NoAttack
+from fst_lightning.data.rows import Rows, as_gathered
+from fst_lightning.defenses import FineTuning
+from fst_lightning.modules import BackdoorModule, InputPipeline, PurificationModule
 from fst_lightning.modules.inputs import random_crop
 from tests import tiny
 
@@ -105,6 +110,45 @@ def test_trigger_then_crop_then_flip_then_normalisation() -> None:
         seen.add(close[0])
     assert len(seen) > 20
     assert {mirrored for *_, mirrored in seen} == {False, True}
+
+
+class Peek(nn.Module):
+    """Keeps what it sees, and answers with logits that have a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, tiny.NUM_CLASSES)
+        self.seen: dict[bool, list[Tensor]] = {True: [], False: []}
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen[self.training].append(images.clone())
+        logits: Tensor = self.head(images.mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("purify", [True, False])
+def test_training_augments_and_evaluation_does_not(tmp_path: Path, purify: bool) -> None:
+    net, rows = Peek(), tiny.rows(20)
+    options: dict[str, Any] = {"crop_padding": 2, "horizontal_flip": True, "seed": 0}
+    module: L.LightningModule = (
+        PurificationModule(net, FineTuning(), **options)
+        if purify
+        else BackdoorModule(net, NoAttack(), **options)
+    )
+    poisoned = torch.zeros(20, dtype=torch.bool)
+    loader: DataLoader[Any] = DataLoader(
+        Rows(rows, poisoned), batch_size=20, collate_fn=as_gathered
+    )
+    tiny.trainer(tmp_path).fit(module, loader, loader)
+    (trained,), (evaluated,) = net.seen[True], net.seen[False]
+    unit = rows.images.float() / 255
+    assert torch.equal(evaluated, unit)
+    moved = 0
+    for image, seen in zip(unit, trained, strict=True):
+        candidates = [w for window in windows(image, 2).values() for w in (window, window.flip(2))]
+        assert any(torch.equal(seen, candidate) for candidate in candidates)
+        moved += not torch.equal(seen, image)
+    assert moved > 10
 
 
 def test_nothing_is_augmented_unless_asked() -> None:

@@ -1,0 +1,116 @@
+"""A mistake on the command line names what would be valid."""
+
+from pathlib import Path
+
+import pytest
+
+from fst_lightning.cli.overrides import check_overrides
+from fst_lightning.configuration import groups
+from tests.cli.conftest import Command
+
+MISTAKES = {
+    "attck=badnets": ("attck: no such group or key", "Did you mean attack?", "defense"),
+    "attack=badnet": ("attack=badnet: no such option", "Did you mean badnets?", "blended"),
+    "defense=fts": ("defense=fts: no such option", "Did you mean fst?", "ft_init"),
+    "model=resnet_18": ("model=resnet_18", "Did you mean resnet18?", "vgg19_bn"),
+    "trainer=tpu": ("trainer=tpu: no such option", "cpu", "ddp"),
+    "sed=1": ("sed: no such group or key", "Did you mean seed?", "checkpoint"),
+    "defense.alfa=1": ("no such key in defense", "Did you mean alpha?", "reinit"),
+    "defense.aplha=1": ("no such key in defense", "Did you mean alpha?", "project_norm"),
+    "tuning.lr=1": ("no such key in tuning", "tuning.optimizer.lr", "max_epochs"),
+    "tuning.epochs=1": ("no such key in tuning", "max_epochs", "optimizer"),
+    "tuning.optimizer.momentun=1": ("in tuning.optimizer", "momentum", "weight_decay"),
+    "tuning.optimiser.lr=1": ("in tuning", "Did you mean tuning.optimizer.lr?", "batch_size"),
+    "lr=0.1": ("lr: no such group or key", "optimizer.lr", "tuning"),
+    "alpha=0.1": ("alpha: no such group or key", "Did you mean defense.alpha?", "seed"),
+    "attack.poison_rate=0.1": ("in attack", "poison_ratio", "target_label"),
+    "precision=32": ("precision: no such group or key", "trainer.precision", "trainer"),
+    "data.folder=x": ("in data", "image_size", "num_classes"),
+    "defense.head.name=x": ("defense.head.name: no such key in defense", "reinit", "alpha"),
+}
+
+
+@pytest.mark.parametrize(("override", "parts"), MISTAKES.items())
+def test_a_mistake_is_explained_in_one_line(override: str, parts: tuple[str, ...]) -> None:
+    more = ["data=fake"] if override.startswith("data") else []
+    message = check_overrides("purify", [*more, override])
+    assert message is not None
+    assert "\n" not in message
+    assert len(message) < 600
+    for part in parts:
+        assert part in message
+
+
+def test_an_argument_of_another_option_is_explained_by_the_chosen_one() -> None:
+    message = check_overrides("purify", ["defense=ft", "defense.alpha=0.1"])
+    assert message is not None
+    assert "(defense=ft)" in message
+    assert "Valid: project_norm, head" in message
+
+
+def test_every_option_is_listed() -> None:
+    for group, options in groups().items():
+        message = check_overrides("purify", [f"{group}=nonsense"])
+        assert message is not None
+        assert message.endswith(f"Valid: {', '.join(options)}.")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("attack=badnets,blendet", "Did you mean blended?"),
+        ("defense=ft,fts", "Did you mean"),
+        ("attack=badnets,blended defense.alfa=1,2", "Did you mean alpha?"),
+        ("defense=fst,ft defense.alpha=0.1,0.2", "(defense=ft)"),
+        ("seed=range(3) defense=fts", "Did you mean fst?"),
+        ("sede=range(3)", "Did you mean seed?"),
+    ],
+)
+def test_every_job_of_a_sweep_is_checked(override: str, part: str) -> None:
+    message = check_overrides("purify", ["-m", *override.split()])
+    assert message is not None
+    assert part in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["attack=blended", "defense=ft", "seed=3"],
+        ["+callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor"],
+        ["+note=text"],
+        ["~logger"],
+        ["hydra.run.dir=x", "hydra.sweep.dir=y"],
+        ["-m", "attack=badnets,blended", "seed=0,1,2", "attack.poison_ratio=0.1,0.05"],
+        ["-m", "seed=range(10)"],
+        ["--help"],
+        ["--cfg", "job"],
+        ["hydra.searchpath=[pkg://elsewhere]", "defense=theirs"],
+        ["data.mean=[0.1,0.2,0.3]", "checkpoint='a b.pt'", "defense.head=null"],
+    ],
+)
+def test_what_is_right_passes(arguments: list[str]) -> None:
+    assert check_overrides("purify", arguments) is None
+
+
+@pytest.mark.parametrize("override", ["seed", "seed =1", "=3", "a=b=[", "seed=1 2"])
+def test_what_is_no_override_is_explained(override: str) -> None:
+    message = check_overrides("purify", [override])
+    assert message is not None
+    assert "key=value" in message
+
+
+def test_train_has_no_defense() -> None:
+    message = check_overrides("train", ["defense=fst"])
+    assert message is not None
+    assert message.startswith("defense: ")
+    assert check_overrides("train", ["attack=blended"]) is None
+
+
+@pytest.mark.parametrize("override", ["attck=badnets", "attack=foo", "defense.alfa=1", "-m a=1,2"])
+def test_nothing_is_written(override: str, command: Command, tmp_path: Path) -> None:
+    outcome = command(*override.split(), small=False)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")
+    assert outcome.out == ""
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,48 @@
+"""Tiny runs that share a store."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+
+from fst_lightning.pipelines import Run, run_pipeline
+from tests.runs import make_run
+
+Start = Callable[..., Run]
+Results = dict[str, Any]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Makes runs: ``start("defense=ft", task="purify")``, in folders of their own, one store."""
+    numbers = itertools.count()
+
+    def begin(*overrides: str, task: str = "purify") -> Run:
+        folder = tmp_path / f"run{next(numbers)}"
+        return make_run(task, folder, *overrides, store=tmp_path / "store")
+
+    yield begin
+    HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def go(start: Start) -> Callable[..., Results]:
+    """Makes a run and goes through with it."""
+
+    def run(*overrides: str, task: str = "purify") -> Results:
+        return run_pipeline(start(*overrides, task=task))
+
+    return run
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Callable[[], set[str]]:
+    """The keys in the store."""
+
+    def keys() -> set[str]:
+        return {folder.name for folder in (tmp_path / "store" / "models").glob("*")}
+
+    return keys

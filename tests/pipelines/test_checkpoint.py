@@ -1,0 +1,262 @@
+"""`checkpoint=`: our own files say what they are, everybody else's need `model=`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fst_lightning.checkpoints import ModelCard, read_checkpoint, write_state
+from fst_lightning.configuration import groups
+from fst_lightning.models import small_resnet
+from fst_lightning.pipelines import run_pipeline
+from tests.pipelines.conftest import Results, Start
+
+Go = Callable[..., Results]
+OTHER = ("attack=blended", "attack.poison_ratio=0.2", "attack.target_label=1", "model.width=3")
+IMAGES = ("data.image_size=10", "data.mean=[0.4,0.5,0.6]", "data.std=[0.2,0.3,0.4]")
+
+
+@pytest.fixture
+def trained(go: Go) -> Results:
+    return go(*OTHER, *IMAGES, task="train")
+
+
+def test_our_own_file_says_what_it_is(start: Start, trained: Results) -> None:
+    run = start(f"checkpoint={trained['checkpoints']['backdoored']}")
+    results = run_pipeline(run)
+    assert results["before"] == trained["before"]
+    assert results["model"]["name"] == "small_resnet"
+    assert results["model"]["arguments"] == {"width": 3, "blocks": 1}
+    for key in ("name", "poison_ratio", "target_label", "blend_alpha"):
+        assert results["attack"][key] == trained["attack"][key]
+    assert results["data"]["num_poisoned"] is None
+    assert results["seconds"]["train"] is None
+    card = read_checkpoint(run.folder / "purified.safetensors").card
+    assert card is not None
+    assert (card.image_size, card.mean, card.std) == (10, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+def test_the_command_line_wins_over_the_card(start: Start, trained: Results) -> None:
+    path = trained["checkpoints"]["backdoored"]
+    results = run_pipeline(start(f"checkpoint={path}", "attack=none", "data.image_size=10"))
+    assert results["attack"]["name"] == "none"
+    assert results["before"]["ca"] == trained["before"]["ca"]
+    assert results["before"]["asr"] is None
+    assert results["after"]["asr"] is None
+    assert results["der"] is None
+    results = run_pipeline(start(f"checkpoint={path}", "attack=badnets"))
+    assert results["attack"]["name"] == "badnets"
+
+
+def test_a_purified_file_can_be_purified_again(start: Start, trained: Results) -> None:
+    run = start(f"checkpoint={trained['checkpoints']['backdoored']}")
+    first = run_pipeline(run)
+    second = run_pipeline(start(f"checkpoint={first['checkpoints']['purified']}", "defense=none"))
+    assert second["before"] == first["after"]
+
+
+def test_no_defense_scores_and_touches_nothing(start: Start, trained: Results) -> None:
+    path = Path(trained["checkpoints"]["backdoored"])
+    content = path.read_bytes()
+    run = start(f"checkpoint={path}", "defense=none")
+    results = run_pipeline(run)
+    assert path.read_bytes() == content
+    assert results["before"] == results["after"] == trained["before"]
+    old, new = load_file(path), load_file(run.folder / "purified.safetensors")
+    assert old.keys() == new.keys()
+    assert all(torch.equal(value, new[name]) for name, value in old.items())
+
+
+def foreign(folder: Path, num_classes: int = 3) -> tuple[Path, nn.Module]:
+    """Somebody's file: a state_dict of DataParallel."""
+    torch.manual_seed(3)
+    net = small_resnet(num_classes, width=4)
+    path = folder / "theirs.pt"
+    torch.save({f"module.{name}": value for name, value in net.state_dict().items()}, path)
+    return path, net
+
+
+def test_a_state_dict_of_somebody_elses(start: Start, tmp_path: Path) -> None:
+    path, net = foreign(tmp_path)
+    content = path.read_bytes()
+    run = start(f"checkpoint={path}", "model=small_resnet", "model.width=4", "attack=none")
+    results = run_pipeline(run)
+    assert path.read_bytes() == content
+    assert results["before"]["ca"] is not None
+    assert results["after"]["ca"] is not None
+    assert (results["before"]["asr"], results["after"]["asr"]) == (None, None)
+    assert results["attack"]["implanted"] is None
+    purified = run.folder / "purified.safetensors"
+    tensors = load_file(purified)
+    assert set(tensors) == {f"module.{name}" for name in net.state_dict()}
+    wrapped = nn.DataParallel(net)
+    wrapped.load_state_dict(tensors)
+    assert not torch.equal(tensors["module.fc.weight"], torch.load(path)["module.fc.weight"])
+    with safe_open(purified, "pt") as file:
+        metadata = file.metadata()
+    assert len(metadata["mean"].split(",")) == len(metadata["std"].split(",")) == 3
+
+
+def test_without_an_attack_all_of_the_defenders_images_are_used(
+    start: Start, tmp_path: Path
+) -> None:
+    path, _ = foreign(tmp_path)
+    lines = (f"checkpoint={path}", "model=small_resnet", "model.width=4")
+    used = []
+    for more in (("attack=none",), ("attack=badnets",)):
+        run = start(*lines, *more, "tuning.clean_ratio=null", "data.num_train=200")
+        used.append(run_pipeline(run)["data"]["num_clean_tuning"])
+    assert used == [200, 4]
+
+
+def test_a_foreign_file_without_attack_counts_as_unknown(start: Start, tmp_path: Path) -> None:
+    path, _ = foreign(tmp_path)
+    results = run_pipeline(start(f"checkpoint={path}", "model=small_resnet", "model.width=4"))
+    assert results["attack"]["name"] == "none"
+
+
+def test_a_foreign_file_needs_to_be_told_the_network(start: Start, tmp_path: Path) -> None:
+    path, _ = foreign(tmp_path)
+    with pytest.raises(ValueError, match=r"`model=`") as caught:
+        run_pipeline(start(f"checkpoint={path}"))
+    assert all(name in str(caught.value) for name in groups()["model"])
+
+
+def test_another_number_of_classes_is_said(start: Start, tmp_path: Path) -> None:
+    path, _ = foreign(tmp_path, num_classes=5)
+    run = start(f"checkpoint={path}", "model=small_resnet", "model.width=4", "attack=none")
+    with pytest.raises(ValueError, match="file has 5 classes, the data has 3"):
+        run_pipeline(run)
+    assert not (run.folder / "results.json").exists()
+
+
+def test_a_lightning_checkpoint_of_ours(start: Start, go: Go, trained: Results) -> None:
+    """The `.ckpt` of an interrupted training names the network below `net.`."""
+    folder = Path(trained["checkpoints"]["backdoored"]).parent
+    tensors = load_file(folder / "model.safetensors")
+    card = read_checkpoint(folder / "model.safetensors").card
+    assert card is not None
+    path = folder.parent / "last.ckpt"
+    state: dict[str, Any] = {
+        "state_dict": {f"net.{name}": value for name, value in tensors.items()},
+        "pytorch-lightning_version": "2.6.0",
+        "fst_lightning": card.to_json(),
+    }
+    torch.save(state, path)
+    run = start(f"checkpoint={path}")
+    assert run_pipeline(run)["before"] == trained["before"]
+    assert set(load_file(run.folder / "purified.safetensors")) == set(state["state_dict"])
+
+
+def forged(trained: Results, folder: Path, **changes: Any) -> Path:
+    """A file of ours with a card that somebody has changed."""
+    source = Path(trained["checkpoints"]["backdoored"])
+    checkpoint = read_checkpoint(source)
+    assert checkpoint.card is not None
+    values = json.loads(checkpoint.card.to_json())
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    path = folder / "forged.safetensors"
+    write_state(path, checkpoint.state_dict, card=ModelCard.from_json(json.dumps(values)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attack": {"_target_": "os.system", "command": "touch harmed"}},
+        {"attack": {"_target_": "builtins.exit", "_args_": [3]}},
+        {"attack": {"_convert_": "all", "_recursive_": True, "_partial_": True}},
+    ],
+)
+def test_no_target_is_taken_from_a_file(
+    changes: dict[str, Any],
+    start: Start,
+    trained: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = run_pipeline(start(f"checkpoint={forged(trained, tmp_path, **changes)}"))
+    assert results["before"] == trained["before"]
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_target_among_the_arguments_of_the_network_is_refused(
+    start: Start, trained: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = {"width": 3, "_target_": "os.mkdir", "path": "harmed"}
+    path = forged(trained, tmp_path, model={"arguments": arguments})
+    with pytest.raises(ValueError, match="has no argument '_target_'"):
+        run_pipeline(start(f"checkpoint={path}"))
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a${paths.store}", "${hydra:run.dir}"])
+@pytest.mark.parametrize("where", ["attack", "model"])
+def test_nothing_from_a_file_is_evaluated(
+    where: str, text: str, start: Start, trained: Results, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "attack": {"attack": {"label_map": text}},
+        "model": {"model": {"arguments": {"width": text}}},
+    }[where]
+    with pytest.raises(ValueError, match=r"to be (plain|int)"):
+        run_pipeline(start(f"checkpoint={forged(trained, tmp_path, **changes)}"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": {"name": "../../etc/passwd"}}, "but it says '../../etc/passwd'"),
+        ({"attack": {"name": "unheard_of"}}, "none"),
+        ({"model": {"name": "unheard_of"}}, "small_resnet"),
+        ({"model": {"name": "../attack/badnets"}}, "small_resnet"),
+        ({"attack": {"poison_ratio": "abc"}}, "to be a number, but got 'abc'"),
+        ({"model": {"arguments": {"width": 4.5}}}, "to be int, but got '4.5'"),
+        ({"image_size": 4096}, "memory"),
+        ({"head": "elsewhere"}, None),
+    ],
+)
+def test_a_card_that_makes_no_sense_is_an_error_or_without_effect(
+    changes: dict[str, Any], message: str | None, start: Start, trained: Results, tmp_path: Path
+) -> None:
+    run = start(
+        f"checkpoint={forged(trained, tmp_path, **changes)}",
+        *(("data.num_train=20000",) if message == "memory" else ()),
+    )
+    if message is None:
+        assert run_pipeline(run)["model"]["head"] == "fc"
+        return
+    with pytest.raises(ValueError, match=message):
+        run_pipeline(run)
+
+
+def test_a_file_is_no_attack_on_memory(start: Start, trained: Results, tmp_path: Path) -> None:
+    changes = {"model": {"name": "resnet18", "arguments": {"width": 4096}}}
+    with pytest.raises(ValueError, match="parameters"):
+        run_pipeline(start(f"checkpoint={forged(trained, tmp_path, **changes)}"))
+
+
+def test_an_untrained_network_is_a_warning(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = small_resnet(3, width=4)
+    with torch.no_grad():
+        net.fc.weight.zero_()
+        net.fc.weight[0, 0] = 1e-3
+    path = tmp_path / "untrained.pt"
+    state: dict[str, Tensor] = net.state_dict()
+    torch.save(state, path)
+    lines = ("model=small_resnet", "model.width=4", "attack=none", "defense=none")
+    run_pipeline(start(f"checkpoint={path}", *lines))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is at chance" in said
+    assert "data.classes" in said

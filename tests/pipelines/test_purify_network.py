@@ -1,0 +1,114 @@
+"""`purify(net, loader, defense)` in Python."""
+
+import copy
+import functools
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fst_lightning import PurificationModule, purify
+from fst_lightning.defenses import FST, FineTuning, LinearProbing, NoDefense
+from fst_lightning.models import small_resnet
+
+Pairs = DataLoader[tuple[Tensor, ...]]
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return small_resnet(3, width=4)
+
+
+@pytest.fixture
+def loader() -> Pairs:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(24, 3, 8, 8, generator=generator)
+    return DataLoader(TensorDataset(images, torch.arange(24) % 3), batch_size=8)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    state = other.state_dict()
+    return all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+
+
+def test_purifies_a_copy(net: nn.Module, loader: Pairs) -> None:
+    before, training = copy.deepcopy(net), net.training
+    purified = purify(net, loader, FST(alpha=0.1), max_epochs=2, accelerator="cpu")
+    assert same(net, before)
+    assert net.training == training
+    assert purified is not net
+    assert type(purified) is type(net)
+    assert not same(purified, net)
+    assert not purified.training
+    assert all(parameter.requires_grad for parameter in purified.parameters())
+
+
+def test_is_what_the_module_does_by_hand(net: nn.Module, loader: Pairs) -> None:
+    by_hand = copy.deepcopy(net)
+    module = PurificationModule(
+        by_hand,
+        FST(alpha=0.1),
+        functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9),
+        functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2),
+        seed=5,
+    )
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    purified = purify(net, loader, FST(alpha=0.1), max_epochs=2, lr=0.02, seed=5, accelerator="cpu")
+    assert same(purified, by_hand)
+
+
+def test_the_seed_decides(net: nn.Module, loader: Pairs) -> None:
+    seeded = functools.partial(purify, net, loader, max_epochs=1, accelerator="cpu")
+    first, again = seeded(FST(), seed=1), seeded(FST(), seed=1)
+    assert same(first, again)
+    assert not same(first, seeded(FST(), seed=2))
+
+
+def test_takes_an_optimizer_a_schedule_and_any_iterable(net: nn.Module) -> None:
+    batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    purified = purify(
+        net,
+        batches,
+        FineTuning(),
+        max_epochs=1,
+        optimizer=functools.partial(torch.optim.Adam, lr=1e-3),
+        scheduler=functools.partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
+        accelerator="cpu",
+        precision="bf16-mixed",
+    )
+    assert all(parameter.dtype == torch.float32 for parameter in purified.parameters())
+    assert all(bool(torch.isfinite(value).all()) for value in purified.state_dict().values())
+
+
+def test_other_defenses(net: nn.Module, loader: Pairs) -> None:
+    probed = purify(net, loader, LinearProbing(), max_epochs=1, accelerator="cpu")
+    changed = {
+        name
+        for name, value in net.state_dict().items()
+        if not probed.state_dict()[name].equal(value)
+    }
+    assert changed == {"fc.weight", "fc.bias"}
+    assert same(purify(net, loader, NoDefense(), max_epochs=1, accelerator="cpu"), net)
+
+
+def test_a_network_without_a_head_is_refused(loader: Pairs) -> None:
+    with pytest.raises(ValueError, match="head"):
+        purify(nn.Conv2d(3, 3, 3), loader, FST(), accelerator="cpu")
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 1.5])
+def test_epochs_are_one_or_more(epochs: int, net: nn.Module, loader: Pairs) -> None:
+    with pytest.raises(ValueError, match="max_epochs"):
+        purify(net, loader, FST(), max_epochs=epochs, accelerator="cpu")
