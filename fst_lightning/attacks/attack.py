@@ -102,6 +102,18 @@ class Attack(nn.Module, ABC):
             return torch.ones_like(labels, dtype=torch.bool)
         return labels != self.target_label
 
+    def check_target(self, num_classes: int) -> None:
+        """Refuse a target label that no class has.
+
+        Raises:
+            ValueError: saying which labels there are.
+        """
+        if self.label_map == "all_to_one" and self.target_label >= num_classes:
+            raise ValueError(
+                f"Expected `attack.target_label` to be in 0..{num_classes - 1} for {num_classes} "
+                f"classes, but got {self.target_label}."
+            )
+
     def plan(self, labels: Tensor, num_classes: int, seed: int) -> PoisonPlan:
         """Choose the rows to poison.
 
@@ -113,11 +125,7 @@ class Attack(nn.Module, ABC):
         Raises:
             ValueError: where the target label does not exist or the ratio rounds to no row.
         """
-        if self.label_map == "all_to_one" and self.target_label >= num_classes:
-            raise ValueError(
-                f"Expected `attack.target_label` to be in 0..{num_classes - 1} for {num_classes} "
-                f"classes, but got {self.target_label}."
-            )
+        self.check_target(num_classes)
         count = round(self.poison_ratio * len(labels))
         if count == 0:
             raise ValueError(

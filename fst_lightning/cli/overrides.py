@@ -30,10 +30,13 @@ def check_overrides(task: str, arguments: Sequence[str]) -> str | None:
         None where all is well or Hydra's own message is the better one; else one line that says
         what was found and what is valid.
     """
-    options, _ = get_args_parser().parse_known_args(arguments)
+    options, unknown = get_args_parser().parse_known_args(arguments)
     overrides: list[str] = options.overrides
     if options.help or options.config_dir or options.config_path or options.config_name:
         return None
+    if unknown:
+        found = " ".join(unknown)
+        return f"{found}: not understood. Flags such as -m stand before or after all key=value."
     if any("hydra.searchpath" in override for override in overrides):
         return None  # Options from elsewhere: Hydra knows them, this check would not.
     try:
@@ -43,7 +46,7 @@ def check_overrides(task: str, arguments: Sequence[str]) -> str | None:
     for combination in _combinations(parsed):
         try:
             _compose(task, combination)
-        except HydraException as error:
+        except (HydraException, ValueError) as error:
             return _explain(task, combination, error)
     return None
 
@@ -53,52 +56,50 @@ def _combinations(parsed: Sequence[Override]) -> Iterator[list[str]]:
     known = groups()
     choices: list[list[str]] = []
     for override in parsed:
-        if override.is_sweep_override() and override.is_choice_sweep():
-            values = list(override.sweep_string_iterator())
-            prefix = override.input_line.split("=", 1)[0] if override.input_line else ""
-            lines = [f"{prefix}={value}" for value in values]
+        if override.is_discrete_sweep():
+            prefix = (override.input_line or "").split("=", 1)[0]
+            lines = [f"{prefix}={value}" for value in override.sweep_string_iterator()]
             choices.append(lines if override.key_or_group in known else lines[:1])
-        elif override.is_sweep_override():
-            continue
-        else:
+        elif not override.is_sweep_override():
             choices.append([override.input_line or ""])
     for combination in itertools.islice(itertools.product(*choices), _MOST_COMBINATIONS):
         yield list(combination)
 
 
-def _compose(task: str, overrides: Sequence[str]) -> DictConfig:
+def _compose(task: str, overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose(config_name=task, overrides=list(overrides))
+        return compose(task, list(overrides), return_hydra_config=hydra)
 
 
-def _explain(task: str, overrides: Sequence[str], error: HydraException) -> str:
-    text = str(error)
-    missing_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    if missing_option:
-        group, option = missing_option[1], missing_option[2]
-        valid = groups().get(group, [])
-        return f"{group}={option}: no such option.{_nearest(option, valid)} Valid: {_list(valid)}."
-    missing_key = re.search(r"Could not override '([^']+)'", text)
-    if not missing_key:
+def _explain(task: str, overrides: Sequence[str], error: Exception) -> str:
+    known = groups()
+    own = [name for name in _compose(task, [], hydra=True).hydra.runtime.choices if name in known]
+    given = dict(line.lstrip("+~").partition("=")[::2] for line in overrides)
+    for group in own:
+        option = given.get(group, "null")
+        # Something else than Hydra objects to an option that is a number.
+        meant = f"'{group}/{option}'" in str(error) or not isinstance(error, HydraException)
+        if meant and option not in (*known[group], "null"):
+            nearest = _nearest(option, known[group])
+            return f"{group}={option}: no such option.{nearest} Valid: {_list(known[group])}."
+    missing = re.search(r"Could not override '([^'@]+)", str(error))
+    if not missing or missing[1] not in given:
         return _first_line(error)
-    key = missing_key[1].split("@")[0]
-    chosen = [line for line in overrides if line.lstrip("+~").split("=")[0] in groups()]
+    key = missing[1]
+    chosen = [f"{group}={given[group]}" for group in own if group in given]
     cfg = _compose(task, chosen)
     if "." not in key:
         keys = (str(name) for name in cfg if not OmegaConf.is_dict(cfg[name]))
-        valid = sorted({*groups(), *keys})
+        valid = sorted({*own, *keys})
         where = f"{key}: no such group or key"
     else:
-        parent, known = _deepest(cfg, key)
-        valid = sorted(known)
+        parent, below = _deepest(cfg, key)
+        valid = sorted(below)
         where = f"{key}: no such key" + (f" in {parent}" if parent else "")
-        chosen_option = _choice(chosen, parent)
-        if chosen_option:
-            where += f" ({parent}={chosen_option})"
-    everything = [*valid, *_all_keys(cfg)]
-    return (
-        f"{where}.{_nearest(key, everything)} Valid: {_list(valid)}. (+{key}=... adds a new key.)"
-    )
+        if parent in given:
+            where += f" ({parent}={given[parent]})"
+    nearest = _nearest(key, [*valid, *_all_keys(cfg)])
+    return f"{where}.{nearest} Valid: {_list(valid)}. (+{key}=... adds a new key.)"
 
 
 def _deepest(cfg: DictConfig, key: str) -> tuple[str, list[str]]:
@@ -111,13 +112,6 @@ def _deepest(cfg: DictConfig, key: str) -> tuple[str, list[str]]:
         path.append(part)
     known = [str(name) for name in node if not str(name).startswith("_")]
     return ".".join(path), known or [str(name) for name in cfg]
-
-
-def _choice(overrides: Sequence[str], group: str) -> str | None:
-    for line in overrides:
-        if line.startswith(f"{group}="):
-            return line.split("=", 1)[1]
-    return None
 
 
 def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:
@@ -133,9 +127,15 @@ def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:
 
 def _nearest(word: str, valid: Sequence[str]) -> str:
     # tuning.lr is meant as tuning.optimizer.lr: the same last part, as alike as possible.
-    same = [name for name in valid if name.split(".")[-1] == word.split(".")[-1]]
+    first, _, last = word.rpartition(".")
+    first = first.split(".")[0]
+    same = [
+        name
+        for name in valid
+        if name.split(".")[-1] == last and (not first or name.split(".")[0] == first)
+    ]
     close = difflib.get_close_matches(word, same, n=1, cutoff=0) or difflib.get_close_matches(
-        word, valid, n=1, cutoff=0.7
+        word, valid, n=1, cutoff=0.6
     )
     return f" Did you mean {close[0]}?" if close else ""
 
@@ -145,4 +145,5 @@ def _list(words: Sequence[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n\n")[0].split())
+    text = str(error).split("\n\n")[0].split("See https://")[0]
+    return " ".join(text.split())

@@ -99,7 +99,7 @@ class BackdoorDataModule(L.LightningDataModule):
             return
         data = self.source.load()
         train, test = data.train, data.test
-        self.plan = self.attack.plan(train.labels, data.num_classes, self.seed)
+        self.attack.check_target(data.num_classes)
         self.attack.prepare(train.images, train.labels, data.num_classes, self.seed)
         self.triggered_rows = test.subset(self.attack.counts_for_asr(test.labels).nonzero()[:, 0])
         if self.attack.has_trigger and len(self.triggered_rows) == 0:
@@ -110,25 +110,22 @@ class BackdoorDataModule(L.LightningDataModule):
         if self.purpose == "purify":
             held = clean_rows(train.labels, self.clean_ratio, self.seed)
             self.train_rows = train.subset(held.nonzero()[:, 0])
+            self.plan = PoisonPlan.nothing(len(self.train_rows))
         else:
             self.train_rows = train
+            self.plan = self.attack.plan(train.labels, data.num_classes, self.seed)
         self.data = data
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of ``(images, labels, poisoned)``."""
         rows = self.train_rows
-        poisoned = (
-            self.plan.poisoned
-            if self.purpose == "backdoor"
-            else torch.zeros(len(rows), dtype=torch.bool)
-        )
         order = EpochShuffle(len(rows), self.seed)
         if self.trainer is not None:
             # In a resumed run workers ask for their first rows before Lightning sets the epoch.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             order.set_epoch(progress.processed)
         return DataLoader(
-            Rows(rows, poisoned),
+            Rows(rows, self.plan.poisoned),
             batch_size=self.batch_size,
             sampler=order,
             collate_fn=as_gathered,

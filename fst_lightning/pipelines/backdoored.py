@@ -14,6 +14,7 @@ from torch import nn
 
 from fst_lightning.attacks import Attack
 from fst_lightning.checkpoints import (
+    Checkpoint,
     KeyMap,
     ModelCard,
     Store,
@@ -50,12 +51,12 @@ class Backdoored:
     train_seconds: float | None
 
 
-def from_file(path: Path, net: nn.Module, card: ModelCard) -> Backdoored:
+def from_file(checkpoint: Checkpoint, net: nn.Module, card: ModelCard) -> Backdoored:
     """Load anybody's weights into the network."""
-    keys = load_into(net, read_checkpoint(path))
-    with path.open("rb") as file:
+    keys = load_into(net, checkpoint)
+    with checkpoint.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return Backdoored(path.absolute(), keys, card, digest, None)
+    return Backdoored(checkpoint.path.absolute(), keys, card, digest, None)
 
 
 def from_store(

@@ -21,6 +21,8 @@ def prepare_folder(run: Run) -> None:
     """Make the run's folder and write the resolved configuration into it."""
     if is_first_process():
         run.folder.mkdir(parents=True, exist_ok=True)
+        for stale in ("results.json", "failure.json", "traceback.txt"):
+            (run.folder / stale).unlink(missing_ok=True)  # of an earlier run in this folder
         text = OmegaConf.to_yaml(run.cfg, resolve=True)
         (run.folder / "config.yaml").write_text(text, encoding="utf-8")
 

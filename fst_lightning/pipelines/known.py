@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,10 @@ from fst_lightning.checkpoints import ModelCard
 from fst_lightning.configuration import conf_folder, groups
 from fst_lightning.models import check_description
 from fst_lightning.pipelines.run import Run
+
+# What a text may be that a file brings: the name of a choice, or of a timm network. No path, for a
+# file must not name files; no ${...}, which OmegaConf would evaluate.
+_WORDS = {"attack": re.compile(r"\w*", re.ASCII), "model": re.compile(r"[\w.-]*", re.ASCII)}
 
 
 def adopt_card(run: Run, card: ModelCard | None) -> Run:
@@ -29,16 +34,16 @@ def adopt_card(run: Run, card: ModelCard | None) -> Run:
             that does not exist, or a network that can't be built or is out of all proportion.
     """
     if card is None:
-        if not run.given("model"):
+        if not run.chosen("model"):
             raise ValueError(
                 "Expected `model=` beside a checkpoint that does not say what network it is. "
                 f"Valid: {', '.join(groups()['model'])}."
             )
-        return run if run.given("attack") else _with(run, "attack", "none", {})
-    if not run.given("model"):
+        return run if run.chosen("attack") else _with(run, "attack", "none", {})
+    if not run.chosen("model"):
         name, arguments = card.model["name"], card.model["arguments"]
         run = _with(run, "model", name, check_description(name, card.num_classes, arguments))
-    if not run.given("attack"):
+    if not run.chosen("attack"):
         attack: dict[str, Any] = dict(card.attack or {"name": "none"})
         run = _with(run, "attack", attack.pop("name"), attack)
     for key, value in (
@@ -52,7 +57,7 @@ def adopt_card(run: Run, card: ModelCard | None) -> Run:
 
 
 def _with(run: Run, group: str, option: Any, arguments: dict[str, Any]) -> Run:
-    """The same run with another option of a group, and arguments that this option has."""
+    """The same run with another option of a group; single keys of the command line stay."""
     valid = groups()[group]
     if option not in valid:
         raise ValueError(
@@ -64,12 +69,19 @@ def _with(run: Run, group: str, option: Any, arguments: dict[str, Any]) -> Run:
         raise ValueError(f"Expected {group}/{option}.yaml to hold keys, but got {part!r}.")
     for name, value in arguments.items():
         if name in part and not name.startswith("_"):
-            if isinstance(value, str) and "${" in value:
-                # OmegaConf would evaluate it.
+            if isinstance(value, str) and not _WORDS[group].fullmatch(value):
                 raise ValueError(
-                    f"Expected the checkpoint's `{name}` to be plain, but got {value!r}."
+                    f"Expected the checkpoint's `{name}` to be plain words, but got {value!r}; "
+                    f"say {group}= on the command line."
                 )
             part[name] = value
+    for name in filter(lambda name: run.given(f"{group}.{name}"), run.cfg[group]):
+        if name not in part:
+            raise ValueError(
+                f"Expected `{group}.{name}` to fit {group}={option}, which the checkpoint asks for "
+                f"(its keys: {', '.join(list(part)[1:]) or 'none'}); or say {group}= too."
+            )
+        part[name] = run.cfg[group][name]
     cfg: DictConfig = run.cfg.copy()
     with open_dict(cfg):
         cfg[group] = OmegaConf.create(part)

@@ -47,8 +47,9 @@ def run_purify(run: Run) -> dict[str, Any]:
         What ``results.json`` holds.
     """
     path = None if run.cfg.checkpoint is None else Path(run.cfg.checkpoint)
-    if path is not None:
-        run = adopt_card(run, read_checkpoint(path).card)
+    checkpoint = None if path is None else read_checkpoint(path)
+    if checkpoint is not None:
+        run = adopt_card(run, checkpoint.card)
     source, attack = make_source(run), make_attack(run)
     data = BackdoorDataModule(
         source,
@@ -59,6 +60,10 @@ def run_purify(run: Run) -> dict[str, Any]:
         seed=run.cfg.seed,
     )
     data.setup()
+    num_poisoned = None
+    if checkpoint is None:
+        plan = attack.plan(data.data.train.labels, data.data.num_classes, run.cfg.seed)
+        num_poisoned = plan.num_poisoned
     net = make_network(run, data.data.num_classes)
     card = make_card(run, net, source, attack)
     check_enough_images(net, data)
@@ -66,7 +71,9 @@ def run_purify(run: Run) -> dict[str, Any]:
     prepare_folder(run)
 
     backdoored = (
-        from_store(run, net, source, attack, card) if path is None else from_file(path, net, card)
+        from_store(run, net, source, attack, card)
+        if checkpoint is None
+        else from_file(checkpoint, net, card)
     )
     automatic = {"auto": ["alpha"]} if run.cfg.defense.get("alpha") == "auto" else {}
     if automatic:
@@ -98,7 +105,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         seed=run.cfg.seed,
         attack=attack_block(run, data),
         defense={"name": run.choices["defense"], **run.arguments("defense"), **automatic},
-        data=data_block(run, data, poisoned_known=path is None),
+        data=data_block(run, data, num_poisoned=num_poisoned),
         model=model_block(run, net, data.data.num_classes),
         before=before,
         after=after,

@@ -33,8 +33,21 @@ class Run:
             >>> run.given("data"), run.given("model"), run.given("data.mean")
             (True, True, False)
         """
-        names = [override.lstrip("+~").split("=", 1)[0] for override in self.overrides]
-        return any(name == key or name.startswith(f"{key}.") for name in names)
+        return any(name == key or name.startswith(f"{key}.") for name in self._names)
+
+    def chosen(self, group: str) -> bool:
+        """Whether the command line chooses the option of this group.
+
+        Example:
+            >>> run = Run(OmegaConf.create({}), {}, ["model=resnet18", "attack.a=1"], Path("."))
+            >>> run.chosen("model"), run.chosen("attack")
+            (True, False)
+        """
+        return group in self._names
+
+    @property
+    def _names(self) -> list[str]:
+        return [override.lstrip("+~").split("=", 1)[0] for override in self.overrides]
 
     def plain(self, group: str) -> dict[str, Any]:
         """A part of the configuration, resolved, as plain Python."""

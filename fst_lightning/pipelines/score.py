@@ -32,14 +32,14 @@ def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
     return block
 
 
-def data_block(run: Run, data: BackdoorDataModule, poisoned_known: bool) -> dict[str, Any]:
+def data_block(run: Run, data: BackdoorDataModule, num_poisoned: int | None) -> dict[str, Any]:
     """How many rows there were of what."""
     tuning = data.purpose == "purify"
     return {
         "name": run.choices["data"],
         "num_classes": data.data.num_classes,
         "num_train": len(data.data.train),
-        "num_poisoned": data.plan.num_poisoned if poisoned_known else None,
+        "num_poisoned": num_poisoned,
         "num_clean_tuning": len(data.train_rows) if tuning else None,
         "num_test": len(data.data.test),
         "num_triggered_test": len(data.triggered_rows) if data.attack.has_trigger else None,

@@ -48,7 +48,7 @@ def run_train(run: Run) -> dict[str, Any]:
         task="train",
         seed=run.cfg.seed,
         attack=attack_block(run, data),
-        data=data_block(run, data, poisoned_known=True),
+        data=data_block(run, data, num_poisoned=data.plan.num_poisoned),
         model=model_block(run, net, data.data.num_classes),
         before=before,
         seconds={

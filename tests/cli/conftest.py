@@ -1,7 +1,7 @@
 """The commands, run inside the test process."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ Command = Callable[..., Outcome]
 @pytest.fixture
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
+) -> Command:
     """Runs ``command("defense=ft", task="purify")`` in a folder of its own, with tiny data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FST_LIGHTNING_STORE", raising=False)
@@ -61,4 +61,4 @@ def command(
         assert isinstance(code, int)
         return Outcome(code, out, err + said, tmp_path)
 
-    yield run
+    return run

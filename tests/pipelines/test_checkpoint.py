@@ -54,6 +54,18 @@ def test_the_command_line_wins_over_the_card(start: Start, trained: Results) -> 
     assert results["attack"]["name"] == "badnets"
 
 
+def test_a_single_key_wins_over_the_card_and_leaves_the_rest_of_it(
+    start: Start, trained: Results
+) -> None:
+    path = trained["checkpoints"]["backdoored"]
+    results = run_pipeline(start(f"checkpoint={path}", "attack.target_label=2", "defense=none"))
+    assert results["attack"]["name"] == "blended"
+    assert results["attack"]["target_label"] == 2
+    assert results["attack"]["poison_ratio"] == 0.2
+    with pytest.raises(ValueError, match=r"`attack.patch_size` to fit attack=blended"):
+        run_pipeline(start(f"checkpoint={path}", "attack.patch_size=2"))
+
+
 def test_a_purified_file_can_be_purified_again(start: Start, trained: Results) -> None:
     run = start(f"checkpoint={trained['checkpoints']['backdoored']}")
     first = run_pipeline(run)
@@ -204,12 +216,12 @@ def test_a_target_among_the_arguments_of_the_network_is_refused(
 def test_nothing_from_a_file_is_evaluated(
     where: str, text: str, start: Start, trained: Results, tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {
-        "attack": {"attack": {"label_map": text}},
-        "model": {"model": {"arguments": {"width": text}}},
-    }[where]
+    changes: dict[str, Any] = {"label_map": text}
+    if where == "model":
+        changes = {"arguments": {"width": text}}
+    path = forged(trained, tmp_path, **{where: changes})
     with pytest.raises(ValueError, match=r"to be (plain|int)"):
-        run_pipeline(start(f"checkpoint={forged(trained, tmp_path, **changes)}"))
+        run_pipeline(start(f"checkpoint={path}"))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from fst_lightning.pipelines import Run, run_pipeline
 from tests.pipelines.conftest import Start
+from tests.runs import make_run
 
 # Random crops and flips, so that the random numbers of every epoch matter.
 LINES = (
@@ -63,9 +64,10 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.fixture
-def uninterrupted(start: Start, tmp_path: Path) -> dict[str, torch.Tensor]:
-    run = start(*LINES, *TUNING, f"paths.store={tmp_path / 'store_of_its_own'}")
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run = make_run("purify", folder / "run", *LINES, *TUNING, store=folder / "store")
     run_pipeline(run)
     return purified(run)
 

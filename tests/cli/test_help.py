@@ -1,0 +1,79 @@
+"""`--help` and `--cfg job` answer at once: they import no torch."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fst_lightning.configuration import groups
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import json, runpy, sys
+task, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = f"{task}.py"
+code = 0
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    code = stop.code or 0
+heavy = [name for name in ("torch", "lightning", "torchvision", "numpy") if name in sys.modules]
+print(json.dumps([code, heavy]), file=sys.stderr)
+"""
+SECONDS = 2.5
+
+
+def run(*arguments: str) -> tuple[str, float]:
+    """The output of a command that imports nothing heavy, and the processor seconds it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert json.loads(done.stderr) == [0, []]
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("task", ["train", "purify"])
+def test_help(task: str) -> None:
+    out, seconds = run(task, "--help")
+    assert "python purify.py attack=blended defense=fst" in out
+    lines = {line.split(":")[0]: line for line in out.splitlines() if ": " in line}
+    for group in ("attack", "data", "model", "trainer", "logger"):
+        assert all(option in lines[group] for option in groups()[group])
+    assert "poison_ratio: 0.05" in out
+    assert seconds < SECONDS
+
+
+def test_the_configuration_of_a_job(tmp_path: Path) -> None:
+    out, seconds = run("purify", "--cfg", "job", "attack=blended", f"hydra.run.dir={tmp_path}/run")
+    assert "blend_alpha: 0.2" in out
+    assert "alpha: 0.2" in out
+    assert seconds < SECONDS
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "purify.py", "defense=fsst"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "error: defense=fsst: no such option. Did you mean fst? "
+        f"Valid: {', '.join(groups()['defense'])}."
+    ]
+    assert not list(tmp_path.iterdir())
