@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.data.rows import Chunks, EpochShuffle, Rows, as_gathered
 from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.parts import make_defense, make_trainer
+from fst_lightning.pipelines.parts import make_defense, make_module, make_trainer
 from fst_lightning.pipelines.run import Run
 from fst_lightning.seeds import derived_seed
 
@@ -37,8 +37,6 @@ def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
         net: the backdoored network; it stays as it is.
         data: holds the defender's images. Its test set and trigger are not looked at.
     """
-    from fst_lightning.pipelines.purify import make_module
-
     rows = data.train_rows
     stream = torch.Generator().manual_seed(derived_seed(run.cfg.seed, "held out"))
     order = torch.randperm(len(rows), generator=stream)

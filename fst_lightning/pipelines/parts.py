@@ -19,9 +19,10 @@ from torch import nn
 
 from fst_lightning.attacks import Attack
 from fst_lightning.callbacks import progress_callback
-from fst_lightning.data import Source
+from fst_lightning.data import BackdoorDataModule, Source
 from fst_lightning.defenses import Defense
 from fst_lightning.models import find_head
+from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
 from fst_lightning.pipelines.arguments import check_arguments
 from fst_lightning.pipelines.precision import resolve_precision
@@ -94,6 +95,34 @@ def make_optimizer(recipe: DictConfig) -> tuple[OptimizerFactory, SchedulerFacto
         None if recipe.scheduler is None else make(recipe.scheduler, None)
     )
     return optimizer, scheduler
+
+
+def make_module(
+    run: Run,
+    net: nn.Module,
+    defense: Defense,
+    data: BackdoorDataModule,
+    *,
+    seed: int,
+    card: str | None = None,
+) -> PurificationModule:
+    """The module that runs the defense, by the recipe of the configuration."""
+    optimizer, scheduler = make_optimizer(run.cfg.tuning)
+    augment = run.cfg.tuning.augment
+    return PurificationModule(
+        net,
+        defense,
+        optimizer,
+        scheduler,
+        run.cfg.tuning.scheduler_interval,
+        attack=data.attack if data.attack.has_trigger else None,
+        mean=data.data.mean,
+        std=data.data.std,
+        crop_padding=data.source.crop_padding if augment else 0,
+        horizontal_flip=augment and data.source.horizontal_flip,
+        seed=seed,
+        card=card,
+    )
 
 
 def make_trainer(

@@ -12,8 +12,6 @@ from torch import nn
 
 from fst_lightning.checkpoints import Store, read_checkpoint, write_state
 from fst_lightning.data import BackdoorDataModule
-from fst_lightning.defenses import Defense
-from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines.alpha import choose_alpha
 from fst_lightning.pipelines.backdoored import Backdoored, from_file, from_store, make_card
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
@@ -21,8 +19,8 @@ from fst_lightning.pipelines.known import adopt_card
 from fst_lightning.pipelines.parts import (
     make_attack,
     make_defense,
+    make_module,
     make_network,
-    make_optimizer,
     make_source,
     make_trainer,
 )
@@ -120,34 +118,6 @@ def run_purify(run: Run) -> dict[str, Any]:
     )
     finish(run, results)
     return results
-
-
-def make_module(
-    run: Run,
-    net: nn.Module,
-    defense: Defense,
-    data: BackdoorDataModule,
-    *,
-    seed: int,
-    card: str | None = None,
-) -> PurificationModule:
-    """The module that runs the defense, by the recipe of the configuration."""
-    optimizer, scheduler = make_optimizer(run.cfg.tuning)
-    augment = run.cfg.tuning.augment
-    return PurificationModule(
-        net,
-        defense,
-        optimizer,
-        scheduler,
-        run.cfg.tuning.scheduler_interval,
-        attack=data.attack if data.attack.has_trigger else None,
-        mean=data.data.mean,
-        std=data.data.std,
-        crop_padding=data.source.crop_padding if augment else 0,
-        horizontal_flip=augment and data.source.horizontal_flip,
-        seed=seed,
-        card=card,
-    )
 
 
 def clean_ratio(run: Run) -> float:
