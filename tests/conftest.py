@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def no_seed_is_left() -> Iterator[None]:
-    """What ``seed_everything`` leaves in the environment would seed the processes of later tests."""
+    """What ``seed_everything`` leaves in the environment would seed processes of later tests."""
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)

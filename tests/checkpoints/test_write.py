@@ -67,3 +67,10 @@ def test_odd_states(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dense"):
         write_state(path, {"a": 3})  # type: ignore[dict-item]
     assert not path.exists()
+
+
+def test_a_file_can_be_read_by_whoever_may_read_its_neighbours(tmp_path: Path) -> None:
+    path, neighbour = tmp_path / "a.safetensors", tmp_path / "neighbour"
+    write_state(path, make_net().state_dict())
+    neighbour.write_text("")
+    assert path.stat().st_mode == neighbour.stat().st_mode
