@@ -22,7 +22,7 @@ CANDIDATES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001)
 """From strong to weak; the paper's values are among them."""
 
 TOLERANCE = 0.01
-"""Clean accuracy, as a fraction, that a strong penalty may cost against the weakest."""
+"""Clean accuracy, as a fraction, that a strong penalty may cost against the best candidate."""
 
 
 def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
