@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from fst_lightning.attacks import Attack, NoAttack, PoisonPlan, draw_rows
 from fst_lightning.data.images import ImageData, ImageSet
-from fst_lightning.data.rows import Batch, Chunks, EpochShuffle, Rows, as_gathered
+from fst_lightning.data.rows import Batch, Chunks, EpochShuffle, Rows, training_loader
 from fst_lightning.data.source import Source
 from fst_lightning.seeds import derived_seed
 
@@ -124,13 +124,10 @@ class BackdoorDataModule(L.LightningDataModule):
             # In a resumed run workers ask for their first rows before Lightning sets the epoch.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             order.set_epoch(progress.processed)
-        return DataLoader(
+        return training_loader(
             Rows(rows, self.plan.poisoned),
-            batch_size=self.batch_size,
-            sampler=order,
-            collate_fn=as_gathered,
-            # BatchNorm can't learn from a single image, and another epoch will show it.
-            drop_last=len(rows) > self.batch_size and len(rows) % self.batch_size == 1,
+            self.batch_size,
+            order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self._on_cuda(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fst_lightning.data.images import ImageSet
 from fst_lightning.seeds import derived_seed
@@ -102,3 +102,25 @@ class EpochShuffle(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
         return iter(torch.randperm(self.num_rows, generator=generator).tolist())
+
+
+def training_loader(
+    rows: Rows, batch_size: int, order: EpochShuffle, **options: Any
+) -> DataLoader[Batch]:
+    """Shuffled batches, each one gather.
+
+    Args:
+        rows: what to train on.
+        batch_size: images a step, 1 or more.
+        order: of the rows.
+        options: for the DataLoader.
+    """
+    return DataLoader(
+        rows,
+        batch_size=batch_size,
+        sampler=order,
+        collate_fn=as_gathered,
+        # BatchNorm can't learn from a single image, and another epoch will show it.
+        drop_last=len(rows) > batch_size and len(rows) % batch_size == 1,
+        **options,
+    )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fst_lightning.data import BackdoorDataModule
-from fst_lightning.data.rows import Chunks, EpochShuffle, Rows, as_gathered
+from fst_lightning.data.rows import Chunks, EpochShuffle, Rows, training_loader
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import make_defense, make_module, make_trainer
 from fst_lightning.pipelines.run import Run
@@ -52,13 +52,11 @@ def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
         with open_dict(run.cfg):
             run.cfg.defense.alpha = alpha
         candidate = copy.deepcopy(net)
-        module = make_module(run, candidate, make_defense(run), data, seed=run.cfg.seed)
-        loader = DataLoader(
+        module = make_module(run, candidate, make_defense(run), data)
+        loader = training_loader(
             Rows(tuned, torch.zeros(len(tuned), dtype=torch.bool)),
-            batch_size=data.batch_size,
-            sampler=EpochShuffle(len(tuned), run.cfg.seed),
-            collate_fn=as_gathered,
-            drop_last=len(tuned) > data.batch_size and len(tuned) % data.batch_size == 1,
+            data.batch_size,
+            EpochShuffle(len(tuned), run.cfg.seed),
         )
         with TemporaryDirectory() as scratch:
             trainer = make_trainer(

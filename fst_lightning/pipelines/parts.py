@@ -102,8 +102,6 @@ def make_module(
     net: nn.Module,
     defense: Defense,
     data: BackdoorDataModule,
-    *,
-    seed: int,
     card: str | None = None,
 ) -> PurificationModule:
     """The module that runs the defense, by the recipe of the configuration."""
@@ -120,7 +118,7 @@ def make_module(
         std=data.data.std,
         crop_padding=data.source.crop_padding if augment else 0,
         horizontal_flip=augment and data.source.horizontal_flip,
-        seed=seed,
+        seed=run.cfg.seed,
         card=card,
     )
 

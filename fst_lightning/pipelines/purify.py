@@ -78,7 +78,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         run.cfg.defense.alpha = choose_alpha(run, net, data)
         defense = make_defense(run)
     work = Store(Path(run.cfg.paths.store)).work(tuning_key(run, backdoored))
-    module = make_module(run, net, defense, data, seed=run.cfg.seed, card=card.to_json())
+    module = make_module(run, net, defense, data, card.to_json())
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
 
     started = time.perf_counter()
