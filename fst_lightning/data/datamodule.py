@@ -87,16 +87,22 @@ class BackdoorDataModule(L.LightningDataModule):
         self.plan: PoisonPlan
         self.train_rows: ImageSet
         self.triggered_rows: ImageSet
+        self._crafted: Tensor | None = None
+        self._crafted_rows: Tensor | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the images and choose the rows; once, whatever the stage.
+        """Load the images and choose the rows; before a training, craft what the attack crafts.
 
         Raises:
             ValueError: where the attack has no row to poison, its target does not exist, or the
                 defender holds no image.
         """
-        if hasattr(self, "data"):
-            return
+        if not hasattr(self, "data"):
+            self._load()
+        if stage == "fit" and self.purpose == "backdoor":
+            self._craft()
+
+    def _load(self) -> None:
         data = self.source.load()
         train, test = data.train, data.test
         self.attack.check_target(data.num_classes)
@@ -116,16 +122,35 @@ class BackdoorDataModule(L.LightningDataModule):
             self.plan = self.attack.plan(train.labels, data.num_classes, self.seed)
         self.data = data
 
+    def _craft(self) -> None:
+        """Let the attack fit its trigger, and replace images of the planned rows."""
+        train, trainer = self.data.train, self.trainer
+        device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+        num_classes = self.data.num_classes
+        self.attack.fit_once(train.images, train.labels, num_classes, self.seed, device)
+        if not self.attack.crafts:
+            return
+        parts: list[tuple[Tensor, Tensor]] = []
+        for chosen, cover in ((self.plan.poisoned, False), (self.plan.cover, True)):
+            rows = chosen.nonzero()[:, 0]
+            if len(rows):
+                images, labels = train.images[rows], train.labels[rows]
+                crafted = self.attack.craft(images, labels, rows, cover=cover, seed=self.seed)
+                parts.append((rows, crafted))
+        self._crafted_rows = torch.cat([rows for rows, _ in parts])
+        self._crafted = torch.cat([images for _, images in parts])
+
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches of ``(images, labels, poisoned)``."""
+        """Shuffled batches of ``(images, labels, poisoned)``; with cover rows, of those as well."""
         rows = self.train_rows
+        cover = self.plan.cover if bool(self.plan.cover.any()) else None
         order = EpochShuffle(len(rows), self.seed)
         if self.trainer is not None:
             # In a resumed run workers ask for their first rows before Lightning sets the epoch.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             order.set_epoch(progress.processed)
         return training_loader(
-            Rows(rows, self.plan.poisoned),
+            Rows(rows, self.plan.poisoned, cover, self._crafted, self._crafted_rows),
             self.batch_size,
             order,
             num_workers=self.num_workers,

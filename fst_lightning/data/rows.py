@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fst_lightning.data.images import ImageSet
 from fst_lightning.seeds import derived_seed
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Images ``(N, C, H, W)`` uint8, true labels ``(N,)`` int64, poisoned rows ``(N,)`` bool."""
+Batch = tuple[Tensor, ...]
+"""Images ``(N, C, H, W)`` uint8, true labels ``(N,)`` int64, poisoned rows ``(N,)`` bool; where an
+attack has cover rows, also which those are, ``(N,)`` bool."""
 
 
 class Rows(Dataset[Batch]):
@@ -25,22 +26,41 @@ class Rows(Dataset[Batch]):
     Args:
         data: images and true labels.
         poisoned: ``(N,)`` bool, which rows get the trigger.
+        cover: ``(N,)`` bool, which rows are cover rows; None for none.
+        crafted: ``(M, C, H, W)`` uint8, images that take the place of the stored ones.
+        crafted_rows: ``(M,)`` int64, in which rows.
     """
 
-    def __init__(self, data: ImageSet, poisoned: Tensor) -> None:
+    def __init__(
+        self,
+        data: ImageSet,
+        poisoned: Tensor,
+        cover: Tensor | None = None,
+        crafted: Tensor | None = None,
+        crafted_rows: Tensor | None = None,
+    ) -> None:
         self.data = data
-        self.poisoned = poisoned
+        self.columns = (data.labels, poisoned) if cover is None else (data.labels, poisoned, cover)
+        self.crafted = crafted
+        self._place = torch.full((0 if crafted is None else len(data),), -1)
+        if crafted_rows is not None:
+            self._place[crafted_rows] = torch.arange(len(crafted_rows))
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, row: int) -> Batch:
-        return self.data.images[row], self.data.labels[row], self.poisoned[row]
+        return tuple(column[0] for column in self.__getitems__([row]))
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         """Gather a whole batch; the DataLoader calls this instead of one call per row."""
         index = torch.as_tensor(rows)
-        return self.data.images[index], self.data.labels[index], self.poisoned[index]
+        images = self.data.images[index]
+        if self.crafted is not None:
+            place = self._place[index]
+            replaced = place >= 0
+            images[replaced] = self.crafted[place[replaced]]
+        return images, *(column[index] for column in self.columns)
 
 
 def as_gathered(batch: Any) -> Any:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fst_lightning.attacks import Attack
+from fst_lightning.attacks import Attack, TrainedAttack
 from fst_lightning.modules.classifier import (
     ClassifierModule,
     Interval,
@@ -23,7 +24,8 @@ class BackdoorModule(ClassifierModule):
     r"""Train a network on data of which some rows carry a trigger and the attacker's label.
 
     Minimises :math:`\mathrm{CE}(f(T(x)), \eta(y))` on the poisoned rows and
-    :math:`\mathrm{CE}(f(x), y)` on the others. Batches are ``(images, labels, poisoned)``, as
+    :math:`\mathrm{CE}(f(x), y)` on the others, or what else the attack aims at. Batches are
+    ``(images, labels, poisoned)``, with ``cover`` as a fourth where an attack has cover rows, as
     :class:`~fst_lightning.data.BackdoorDataModule` makes them.
 
     Args:
@@ -69,11 +71,57 @@ class BackdoorModule(ClassifierModule):
         self.attack = attack
         self.label_smoothing = label_smoothing
 
+    def setup(self, stage: str) -> None:
+        """Let the attack look at the network, and keep its networks out of DDP's hands.
+
+        Raises:
+            MisconfigurationException: for a trigger that is learned, in fp16.
+        """
+        if stage != "fit":
+            return
+        if isinstance(self.attack, TrainedAttack):
+            if str(self.trainer.precision).startswith("16"):
+                raise MisconfigurationException(
+                    f"Expected a precision with the range of float32 for "
+                    f"{type(self.attack).__name__}, whose trigger is learned with an optimizer of "
+                    f"its own, but got {self.trainer.precision}: its gradients would be scaled. "
+                    "Use trainer.precision=bf16-mixed or 32-true."
+                )
+            # It averages its gradients itself, and leaves out what it does not train in a stage.
+            names = [name for name, _ in self.attack.named_parameters()]
+            names += [name for name, _ in self.attack.named_buffers()]
+            self._ddp_params_and_buffers_to_ignore = [
+                f"{owner}.{name}" for owner in ("attack", "inputs.attack") for name in names
+            ]
+        self.attack.to(self.trainer.strategy.root_device)
+        self.attack.attach(self.net)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer and its schedule, and let the attack act after every step."""
+        return self.with_step_hook(self.attack.after_step)
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the attack how far the training is."""
+        super().on_train_epoch_start()
+        self.attack.begin_epoch(self.current_epoch, self.trainer.max_epochs or 1)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy on a batch of which some rows are poisoned."""
-        images, labels, poisoned = batch
-        logits = self.net(self.inputs(images, poisoned, augment=True))
-        targets = torch.where(poisoned, self.attack.target_labels(labels, logits.shape[1]), labels)
-        loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        """The attack's loss on a batch of which some rows are poisoned."""
+        images, labels, poisoned, *more = batch
+        cover = more[0] if more else torch.zeros_like(poisoned)
+        loss = self.attack.loss(
+            self._classify,
+            self.inputs.pixels(images),
+            labels,
+            poisoned,
+            cover,
+            self.label_smoothing,
+        )
         self.track(loss=loss)
         return loss
+
+    def _classify(self, pixels: Tensor) -> Tensor:
+        inputs = self.inputs.from_pixels(pixels, augment=True)
+        # In bf16-true or 64-true the weights are of the default type.
+        logits: Tensor = self.net(inputs.to(torch.get_default_dtype()))
+        return logits

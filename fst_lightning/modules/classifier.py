@@ -91,6 +91,15 @@ class ClassifierModule(L.LightningModule):
             },
         }
 
+    def with_step_hook(self, act: Callable[[], None]) -> OptimizerLRScheduler:
+        """The configured optimizer, after every step of which something else acts."""
+        configured = ClassifierModule.configure_optimizers(self)
+        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+        if isinstance(optimizer, Optimizer):
+            # Right after the update, before any callback looks at the weights.
+            optimizer.register_step_post_hook(lambda *_: act())
+        return configured
+
     def on_train_epoch_start(self) -> None:
         """Seed the epoch and switch to training mode."""
         self._seed_epoch()
@@ -154,7 +163,7 @@ class ClassifierModule(L.LightningModule):
         if attack is None:
             raise ValueError("Expected an attack for the loader of triggered images, but got None.")
         logits = self.net(self.inputs(images, triggered=True))
-        self.metrics.update_triggered(logits, labels, attack.target_labels(labels, logits.shape[1]))
+        self.metrics.update_triggered(logits, labels, attack.wanted_labels(logits, labels))
 
     def _log_rates(self, stage: str) -> None:
         for name, rate in self.metrics.compute().items():

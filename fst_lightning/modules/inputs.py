@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.attacks import Attack
+from fst_lightning.attacks import Attack, full_precision
 
 
 class InputPipeline(nn.Module):
@@ -71,22 +71,26 @@ class InputPipeline(nn.Module):
             ``(N, C, H, W)``, normalised, float32; of the default type where that is another, and of
             the type of the images where they are float.
         """
-        dtype = images.dtype
-        if dtype == torch.uint8:
-            # What Lightning makes of the weights in bf16-true or 64-true is the default type.
-            dtype = torch.get_default_dtype()
-            images = images.float() / 255
+        pixels = self.pixels(images)
         if self.attack is not None and triggered is not False:
-            stamped = self.attack(images)
-            if isinstance(triggered, Tensor):
-                # `where` on whole batches: picking rows would make the host wait for the device.
-                stamped = torch.where(triggered[:, None, None, None], stamped, images)
-            images = stamped
+            with full_precision(pixels):
+                if isinstance(triggered, Tensor):
+                    pixels = self.attack.stamp(pixels, triggered)
+                else:
+                    pixels = self.attack(pixels)
+        return self.from_pixels(pixels, augment=augment).to(_dtype(images))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Scale stored images to [0, 1]: ``(N, C, H, W)`` uint8, or float in [0, 1] already."""
+        return images.float() / 255 if images.dtype == torch.uint8 else images
+
+    def from_pixels(self, pixels: Tensor, *, augment: bool = False) -> Tensor:
+        """Augment and normalise images in [0, 1]: what follows the trigger."""
         if augment:
-            images = self._augment(images)
+            pixels = self._augment(pixels)
         if self.normalises:
-            images = (images - self.mean) / self.std
-        return images.to(dtype)
+            pixels = (pixels - self.mean) / self.std
+        return pixels
 
     def _augment(self, images: Tensor) -> Tensor:
         if self.crop_padding:
@@ -111,6 +115,11 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
     windows = functional.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
     top, left = torch.randint(2 * padding + 1, (2, count), device=images.device)
     return windows[torch.arange(count, device=images.device), :, top, left]
+
+
+def _dtype(images: Tensor) -> torch.dtype:
+    # What Lightning makes of the weights in bf16-true or 64-true is the default type.
+    return torch.get_default_dtype() if images.dtype == torch.uint8 else images.dtype
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor:

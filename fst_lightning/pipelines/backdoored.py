@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from fst_lightning.attacks import Attack
+from fst_lightning.attacks import Attack, TrainedAttack
 from fst_lightning.checkpoints import (
     Checkpoint,
     KeyMap,
@@ -29,7 +30,8 @@ from fst_lightning.pipelines.parts import head_of, make_optimizer, make_trainer,
 from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.run import Run
 
-_SCHEMA = 1
+_SCHEMA = 2
+_ATTACK_FILE = "attack.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,29 @@ class Backdoored:
     train_seconds: float | None
 
 
-def from_file(checkpoint: Checkpoint, net: nn.Module, card: ModelCard) -> Backdoored:
-    """Load anybody's weights into the network."""
+def from_file(
+    run: Run,
+    checkpoint: Checkpoint,
+    net: nn.Module,
+    source: Source,
+    attack: Attack,
+    card: ModelCard,
+) -> Backdoored:
+    """Load anybody's weights into the network, and the trigger that lies beside them.
+
+    Raises:
+        ValueError: where the attack's trigger is learned with the model and is not there.
+    """
     keys = load_into(net, checkpoint)
+    if not load_attack(attack, checkpoint.path):
+        if isinstance(attack, TrainedAttack):
+            raise ValueError(
+                f"Expected {_ATTACK_FILE} beside {checkpoint.path}, for attack="
+                f"{run.choices['attack']} learns its trigger with the model. Put it there; or "
+                "measure with data.triggered_root=DIR, a folder of triggered images; or say "
+                "attack=none."
+            )
+        fit_attack(run, source, attack, torch.device("cpu"))
     with checkpoint.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return Backdoored(checkpoint.path.absolute(), keys, card, digest, None)
@@ -76,6 +98,7 @@ def from_store(
     with store.lock(key) if leader else nullcontext():
         if not run.cfg.retrain and store.entry(key) is not None:
             load_into(net, read_checkpoint(path))
+            load_attack(attack, path)
             return Backdoored(path.absolute(), None, card, key, None)
         started = time.perf_counter()
         train_backdoored(run, net, source, attack, card, store.work(key))
@@ -83,6 +106,8 @@ def from_store(
 
         def write(folder: Path) -> None:
             write_state(folder / path.name, net.state_dict(), card=card)
+            if attack.needs_fit or isinstance(attack, TrainedAttack):
+                write_state(folder / _ATTACK_FILE, attack_state(attack))
 
         if leader:
             store.keep(key, description, write, replace=True)
@@ -113,9 +138,77 @@ def train_backdoored(
     )
     datamodule = BackdoorDataModule(source, attack, batch_size=recipe.batch_size, seed=run.cfg.seed)
     trainer = make_trainer(run, "train", recipe.max_epochs, work)
+    fit_attack(run, source, attack, trainer.strategy.root_device)
     trainer.fit(module, datamodule, ckpt_path=resume_point(run, work, "train"), weights_only=True)
     net.cpu()
     return trainer
+
+
+def fit_attack(run: Run, source: Source, attack: Attack, device: torch.device) -> None:
+    """Fit what the attack needs, or take it from the store: it is the same for many models."""
+    if not attack.needs_fit or attack.fitted:
+        return
+    data, store = source.load(), Store(Path(run.cfg.paths.store))
+    train, num_classes, seed = data.train, data.num_classes, int(run.cfg.seed)
+    attack.prepare(train.images, train.labels, num_classes, seed)
+    arguments = run.plain("attack")
+    description = {
+        "schema": _SCHEMA,
+        "kind": "fitted attack",
+        "data": {"name": run.choices["data"], "content": fingerprint(data)},
+        "attack": {
+            "name": run.choices["attack"],
+            **{name: arguments[name] for name in attack.fit_arguments},
+        },
+        "seed": seed,
+    }
+    key = store.key(description)
+    path = store.root / "models" / key / _ATTACK_FILE
+    # Every process of a run comes here, one after the other: the first one fits.
+    with store.lock(key):
+        if store.entry(key) is not None:
+            load_attack(attack, path)
+            return
+        if is_first_process():
+            print(f"{run.choices['attack']}: fits its trigger, once for this data", flush=True)
+        attack.fit_once(train.images, train.labels, num_classes, seed, device)
+        attack.cpu()
+        store.keep(
+            key, description, lambda folder: write_state(folder / path.name, attack_state(attack))
+        )
+
+
+def attack_state(attack: Attack) -> dict[str, Tensor]:
+    """The tensors of an attack, without the state of its optimizer."""
+    return {name: v for name, v in attack.state_dict().items() if isinstance(v, Tensor)}
+
+
+def load_attack(attack: Attack, beside: Path) -> bool:
+    """Load the trigger that a model was trained with, where it is kept beside the model.
+
+    Args:
+        attack: prepared for the images; changed in place.
+        beside: the model's file, or the trigger's own.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ValueError: where the file is of another attack.
+    """
+    path = beside.with_name(_ATTACK_FILE)
+    if not (attack.has_trigger and path.is_file()):
+        return False
+    saved = read_checkpoint(path).state_dict
+    own = attack_state(attack)
+    if set(saved) != set(own):
+        raise ValueError(
+            f"{path}: holds the trigger of another attack than "
+            f"{type(attack).__name__}; choose the attack that the model was trained with."
+        )
+    extra = {name: v for name, v in attack.state_dict().items() if not isinstance(v, Tensor)}
+    attack.load_state_dict({**saved, **extra})
+    return True
 
 
 def describe(run: Run, data: ImageData) -> dict[str, Any]:
@@ -126,7 +219,7 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
         "schema": _SCHEMA,
         "data": {"name": run.choices["data"], **settings, "content": fingerprint(data)},
         "model": {"name": run.choices["model"], **run.plain("model")},
-        "attack": {"name": run.choices["attack"], **run.plain("attack")},
+        "attack": {"name": run.choices["attack"], **_without_pictures(run.plain("attack"))},
         "training": run.plain("training"),
         "seed": run.cfg.seed,
         "precision": precision_of(run),
@@ -138,6 +231,10 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
             run.cfg.trainer.limit_train_batches,
         ],
     }
+
+
+def _without_pictures(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name != "save_examples"}
 
 
 def fingerprint(data: ImageData) -> str:

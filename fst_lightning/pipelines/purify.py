@@ -71,7 +71,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     backdoored = (
         from_store(run, net, source, attack, card)
         if checkpoint is None
-        else from_file(checkpoint, net, card)
+        else from_file(run, checkpoint, net, source, attack, card)
     )
     automatic = {"auto": ["alpha"]} if run.cfg.defense.get("alpha") == "auto" else {}
     if automatic:

@@ -149,7 +149,7 @@ class NoPreparation(Attack):
         ({"target_label": -1}, "`target_label` to be a whole number of 0 or more, but got -1"),
         ({"target_label": 0.5}, "`target_label` to be a whole number of 0 or more, but got 0.5"),
         ({"target_label": True}, "`target_label` to be a whole number"),
-        ({"label_map": "one_to_one"}, "all_to_one, all_to_all, but got 'one_to_one'"),
+        ({"label_map": "one_to_one"}, "all_to_all, clean_label, untargeted, but got 'one_to_one'"),
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:
