@@ -1,6 +1,8 @@
 """What every attack and every defense in conf/ has to keep, whatever it does."""
 
 import copy
+import functools
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +18,36 @@ from fst_lightning.models import small_resnet
 SIZE, CLASSES = 12, 4
 
 
-@pytest.fixture(params=groups()["attack"])
-def attack(request: pytest.FixtureRequest) -> Attack:
-    config = OmegaConf.load(conf_folder() / "attack" / f"{request.param}.yaml")
+def small_budgets(config: Any) -> Any:
+    """Epochs, steps and iterations of what is made before a run: as few as there can be."""
+    for name, value in config.items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            if name.endswith(("epochs", "rounds")):
+                config[name] = 1
+            elif name.endswith(("steps", "iterations")):
+                config[name] = min(value, 3)
+    return config
+
+
+@functools.cache
+def made_attack(option: str) -> Attack:
+    config = small_budgets(OmegaConf.load(conf_folder() / "attack" / f"{option}.yaml"))
     if "poison_ratio" in config:
         config.poison_ratio = 0.25
     made = instantiate(config)
     assert isinstance(made, Attack)
     stored = torch.randint(0, 256, (20, 3, SIZE, SIZE), dtype=torch.uint8)
-    made.prepare(stored, torch.arange(20) % CLASSES, CLASSES, seed=0)
+    labels = torch.arange(20) % CLASSES
+    made.prepare(stored, labels, CLASSES, seed=0)
+    state = torch.get_rng_state()
+    made.fit_once(stored, labels, CLASSES, 0, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
     return made
+
+
+@pytest.fixture(params=groups()["attack"])
+def attack(request: pytest.FixtureRequest) -> Attack:
+    return copy.deepcopy(made_attack(request.param))
 
 
 @pytest.fixture
@@ -42,9 +64,10 @@ def test_a_trigger_gives_images_of_8_bit_and_leaves_its_input_alone(
     assert (stamped.shape, stamped.dtype) == (images.shape, images.dtype)
     assert stamped.min() >= 0
     assert stamped.max() <= 1
-    assert torch.equal(stamped, (stamped * 255).round() / 255)
+    assert not attack.rounds or torch.equal(stamped, (stamped * 255).round() / 255)
     assert torch.equal(images, kept)
-    assert all(torch.equal(value, state[name]) for name, value in attack.state_dict().items())
+    tensors = {name: v for name, v in attack.state_dict().items() if isinstance(v, Tensor)}
+    assert all(torch.equal(value, state[name]) for name, value in tensors.items())
     assert attack.has_trigger != torch.equal(stamped, images)
 
 
@@ -52,31 +75,54 @@ def test_a_trigger_treats_every_image_alike_whatever_the_batch(
     attack: Attack, images: Tensor
 ) -> None:
     whole = attack(images)
-    assert torch.equal(whole[3:4], attack(images[3:4]))
-    assert torch.equal(whole.flip(0), attack(images.flip(0)))
+    # Networks sum in another order for another batch, which may cross a step of rounding.
+    slack = 1.01 / 255 if list(attack.parameters()) else 0
+    assert bool(((whole[3:4] - attack(images[3:4])).abs() <= slack).all())
+    assert bool(((whole.flip(0) - attack(images.flip(0))).abs() <= slack).all())
     assert attack(images[:0]).shape == (0, 3, SIZE, SIZE)
 
 
-def test_a_trigger_has_no_parameters_and_comes_back_with_its_state(
-    attack: Attack, images: Tensor
-) -> None:
+def test_a_trigger_comes_back_with_its_state(attack: Attack, images: Tensor) -> None:
     stamped = attack(images)
     other = copy.deepcopy(attack)
-    for buffer in other.buffers():
-        buffer.zero_()
+    for tensor in (*other.buffers(), *other.parameters()):
+        tensor.data.zero_()
     other.load_state_dict(attack.state_dict())
     assert torch.equal(other(images), stamped)
 
 
 def test_a_plan_takes_the_whole_ratio_and_depends_on_the_seed_alone(attack: Attack) -> None:
+    attack.poison_ratio = 0.2  # so that a clean-label attack leaves rows of its class out
     labels = torch.arange(40) % CLASSES
     plan = attack.plan(labels, CLASSES, seed=3)
     again = attack.plan(labels, CLASSES, seed=3)
     torch.randn(3)
-    assert plan.num_poisoned == (10 if attack.has_trigger else 0)
+    assert plan.num_poisoned == (8 if attack.has_trigger else 0)
     assert torch.equal(plan.poisoned, again.poisoned)
     if attack.has_trigger:
         assert not torch.equal(plan.poisoned, attack.plan(labels, CLASSES, seed=4).poisoned)
+
+
+def test_poisoned_and_cover_images_are_images(attack: Attack) -> None:
+    """Crafted before training, then stamped in every step: as the data module and module do."""
+    stored = torch.randint(0, 256, (12, 3, SIZE, SIZE), dtype=torch.uint8)
+    labels = torch.arange(12) % CLASSES
+    plan = attack.plan(labels, CLASSES, seed=0)
+    for rows, cover in ((plan.poisoned, False), (plan.cover, True)):
+        index = rows.nonzero()[:, 0]
+        if attack.crafts and len(index):
+            args = stored[index], labels[index], index
+            crafted = attack.craft(*args, cover=cover, seed=1)
+            assert (crafted.dtype, crafted.shape) == (torch.uint8, args[0].shape)
+            assert torch.equal(crafted, attack.craft(*args, cover=cover, seed=1))
+            stored[index] = crafted
+    pixels = stored.float() / 255
+    with torch.no_grad():
+        stamped = attack.stamp(pixels, plan.poisoned, plan.cover)
+    clean = ~(plan.poisoned | plan.cover)
+    assert (stamped.dtype, stamped.shape) == (pixels.dtype, pixels.shape)
+    assert torch.equal(stamped[clean], pixels[clean])
+    assert bool(((stamped >= 0) & (stamped <= 1)).all())
 
 
 def test_target_labels_are_classes_and_asr_leaves_free_successes_out(attack: Attack) -> None:

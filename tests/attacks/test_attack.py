@@ -168,3 +168,84 @@ def test_no_attack_does_nothing() -> None:
     assert plan.poisoned.shape == plan.cover.shape == (7,)
     assert not bool((plan.poisoned | plan.cover).any())
     assert not attack.state_dict()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    num_rows=st.integers(40, 200),
+    ratio=st.floats(0.01, 0.2),
+    cover_ratio=st.floats(0, 0.3),
+    label_map=st.sampled_from(("all_to_one", "clean_label", "untargeted")),
+    rate_of=st.sampled_from(("total", "target_class")),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_rows_of_a_plan(
+    num_rows: int, ratio: float, cover_ratio: float, label_map: Any, rate_of: Any, seed: int
+) -> None:
+    """Counted by hand: so many rows, of the right class, none of them twice."""
+    labels = torch.arange(num_rows) % 4
+    attack = NoPreparation(ratio, 2, label_map, rate_of)
+    attack.cover_ratio = cover_ratio
+    total = int((labels == 2).sum()) if rate_of == "target_class" else num_rows
+    wanted, covered = round(ratio * total), round(cover_ratio * total)
+    if wanted == 0:
+        with pytest.raises(ValueError, match="to poison at least one of"):
+            attack.plan(labels, 4, seed)
+        return
+    plan = attack.plan(labels, 4, seed)
+    assert plan.num_poisoned == wanted
+    assert int(plan.cover.sum()) == covered
+    assert not bool((plan.poisoned & plan.cover).any())
+    if label_map == "clean_label":
+        assert set(labels[plan.poisoned].tolist()) == {2}
+    assert torch.equal(plan.cover, attack.plan(labels, 4, seed).cover)
+
+
+def test_a_class_with_too_few_images_for_clean_labels() -> None:
+    labels = torch.arange(100) % 4
+    attack = NoPreparation(0.3, 1, "clean_label")
+    message = "at most the 25 training images of class 1 .* 0.3 of 100 is 30: .* is 0.25"
+    with pytest.raises(ValueError, match=message):
+        attack.plan(labels, 4, 0)
+    assert NoPreparation(0.25, 1, "clean_label").plan(labels, 4, 0).num_poisoned == 25
+    with pytest.raises(ValueError, match=r"attack\.rate_of=target_class"):
+        attack.plan(labels, 4, 0)
+    share = NoPreparation(0.3, 1, "clean_label", rate_of="target_class").plan(labels, 4, 0)
+    assert share.num_poisoned == round(0.3 * 25)
+
+
+def test_more_cover_than_there_is() -> None:
+    attack = NoPreparation(0.5)
+    attack.cover_ratio = 0.6
+    with pytest.raises(ValueError, match=r"`attack.cover_ratio` .* at most the 5 .* is 6"):
+        attack.plan(torch.zeros(10, dtype=torch.int64), 4, 0)
+
+
+def test_untargeted_labels_are_wrong_ones_of_every_kind() -> None:
+    attack = NoPreparation(label_map="untargeted")
+    labels = torch.arange(4).repeat(500)
+    drawn = attack.target_labels(labels, 4)
+    pairs = {(int(a), int(b)) for a, b in zip(labels, drawn, strict=True)}
+    assert pairs == {(a, b) for a in range(4) for b in range(4) if a != b}
+    assert bool(attack.counts_for_asr(labels).all())
+    assert attack.wanted_labels(torch.eye(4)[[0, 1, 1]], torch.tensor([0, 2, 1])).tolist() == [
+        -1,
+        1,
+        -1,
+    ]
+
+
+def test_cover_rows_are_stamped_as_such() -> None:
+    class Covered(NoPreparation):
+        def trigger(self, images: Tensor) -> Tensor:
+            return images * 0
+
+        def cover(self, images: Tensor) -> Tensor:
+            return images * 0 + 1
+
+    attack = Covered()
+    attack.cover_ratio = 0.1
+    images = torch.full((3, 1, 2, 2), 0.5)
+    poisoned, cover = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    assert attack.stamp(images, poisoned, cover).mean(dim=(1, 2, 3)).tolist() == [0, 1, 0.5]
+    assert attack.stamp(images, poisoned).mean(dim=(1, 2, 3)).tolist() == [0, 0.5, 0.5]

@@ -285,3 +285,49 @@ def test_a_ratio_that_holds_nothing() -> None:
 def test_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BackdoorDataModule(tiny.source(), **arguments)
+
+
+class Crafter(Attack):
+    """Fits a number, and writes it and the row's number into the images of its rows."""
+
+    needs_fit = True
+    crafts = True
+    fits = 0
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return images
+
+    def fit(self, images: Any, labels: Any, num_classes: int, seed: int, device: Any) -> None:
+        self.fits += 1
+
+    def craft(
+        self, images: Tensor, labels: Tensor, rows: Tensor, *, cover: bool, seed: int
+    ) -> Tensor:
+        assert len(images) == len(labels) == len(rows)
+        values = rows + 100 * cover
+        return values.to(torch.uint8)[:, None, None, None].expand_as(images)
+
+
+def test_an_attack_fits_and_crafts_before_a_training_and_not_otherwise() -> None:
+    attack = Crafter(poison_ratio=0.2)
+    attack.cover_ratio = 0.3
+    data = BackdoorDataModule(tiny.source(num_train=20), attack, batch_size=20)
+    data.setup()
+    assert attack.fits == 0
+    data.setup("fit")
+    data.setup("fit")
+    assert attack.fits == 1
+    images, _, poisoned, cover = next(iter(data.train_dataloader()))
+    assert int(poisoned.sum()) == 4
+    assert int(cover.sum()) == 6
+    expected = data.plan.poisoned.nonzero()[:, 0].tolist()
+    expected += (data.plan.cover.nonzero()[:, 0] + 100).tolist()
+    found = images[poisoned | cover]
+    assert sorted(found[:, 0, 0, 0].tolist()) == sorted(expected)
+    assert bool((found == found[:, :1, :1, :1]).all())
+
+    defender = BackdoorDataModule(
+        tiny.source(num_train=20), Crafter(), purpose="purify", clean_ratio=1
+    )
+    defender.setup("fit")
+    assert defender.attack.fits == 0  # type: ignore[attr-defined]

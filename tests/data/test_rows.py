@@ -131,3 +131,20 @@ def test_fewer_rows_than_processes(count: int) -> None:
     chunks = Chunks(tiny.rows(count), triggered=True, batch_size=500, num_processes=4)
     assert len(chunks) == 4
     assert sum(len(chunks[number][1]) for number in range(4)) == count
+
+
+def test_crafted_images_take_the_place_of_stored_ones() -> None:
+    data = tiny.rows(6, size=2)
+    crafted = torch.stack([torch.full((3, 2, 2), v, dtype=torch.uint8) for v in (7, 9)])
+    cover = torch.tensor([False, False, False, False, True, False])
+    poisoned = torch.tensor([False, True, False, False, False, False])
+    rows = Rows(data, poisoned, cover, crafted, torch.tensor([4, 1]))
+    stored = data.images.clone()
+    images, labels, stamped, covered = rows.__getitems__([1, 0, 4, 5, 1])
+    assert torch.equal(images[[0, 4]], crafted[[1, 1]])
+    assert torch.equal(images[2], crafted[0])
+    assert torch.equal(images[[1, 3]], stored[[0, 5]])
+    assert torch.equal(data.images, stored)
+    assert labels.tolist() == data.labels[[1, 0, 4, 5, 1]].tolist()
+    assert stamped.tolist() == [True, False, False, False, True]
+    assert covered.tolist() == [False, False, True, False, False]
