@@ -1,5 +1,6 @@
 """Networks, and where their last linear layer is."""
 
+from fst_lightning.models.airbench import Airbench, airbench
 from fst_lightning.models.build import MODELS, build_model, check_description, rebuild_model
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.libraries import timm_model, torchvision_model
@@ -9,9 +10,11 @@ from fst_lightning.models.vgg import SmallImageVGG, vgg19_bn
 
 __all__ = [
     "MODELS",
+    "Airbench",
     "PreActResNet",
     "SmallImageResNet",
     "SmallImageVGG",
+    "airbench",
     "build_model",
     "check_description",
     "find_head",

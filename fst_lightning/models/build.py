@@ -7,6 +7,7 @@ from typing import get_type_hints
 import torch
 from torch import nn
 
+from fst_lightning.models.airbench import airbench
 from fst_lightning.models.libraries import timm_model, torchvision_model
 from fst_lightning.models.preact_resnet import preact_resnet18
 from fst_lightning.models.resnet import resnet18, small_resnet
@@ -17,6 +18,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "preact_resnet18": preact_resnet18,
     "vgg19_bn": vgg19_bn,
+    "airbench": airbench,
     "torchvision": torchvision_model,
     "timm": timm_model,
 }

@@ -96,6 +96,17 @@ class BackdoorModule(ClassifierModule):
         self.attack.to(self.trainer.strategy.root_device)
         self.attack.attach(self.net)
 
+    def parameter_groups(self) -> Any:
+        """All parameters alike, unless the network wants other rates for some of them."""
+        scale_of = getattr(self.net, "learning_rate_scale", None)
+        if scale_of is None:
+            return self.trained_parameters()
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.net.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(scale_of(name), []).append(parameter)
+        return [{"params": group, "lr_scale": scale} for scale, group in groups.items()]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule, and let the attack act after every step."""
         return self.with_step_hook(self.attack.after_step)
@@ -104,6 +115,10 @@ class BackdoorModule(ClassifierModule):
         """Tell the attack how far the training is."""
         super().on_train_epoch_start()
         self.attack.begin_epoch(self.current_epoch, self.trainer.max_epochs or 1)
+        begin_epoch = getattr(self.net, "begin_epoch", None)
+        # DDP waits for a gradient of everything that had one when it began.
+        if begin_epoch is not None and self.trainer.world_size == 1:
+            begin_epoch(self.current_epoch)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The attack's loss on a batch of which some rows are poisoned."""

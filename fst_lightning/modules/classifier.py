@@ -25,6 +25,21 @@ sgd: OptimizerFactory = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9
 """The optimizer of the paper's tuning runs; the default."""
 
 
+def total_steps_of(factory: Callable[..., Any]) -> int | None:
+    """The number of steps that an optimizer or schedule is for; None where it waits for it.
+
+    Zero for one that does not ask.
+    """
+    keywords = factory.keywords if isinstance(factory, functools.partial) else {}
+    steps: int | None = keywords.get("total_steps", 0)
+    return steps
+
+
+def with_total_steps(factory: Callable[..., Any], total_steps: int) -> Callable[..., Any]:
+    """Fill in the number of steps of a training, ``total_steps: null`` in a recipe."""
+    return functools.partial(factory, total_steps=total_steps)
+
+
 class ClassifierModule(L.LightningModule):
     """A network between an input pipeline and the three rates CA, ASR and RA.
 
@@ -80,16 +95,35 @@ class ClassifierModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule."""
-        optimizer = self.make_optimizer(self.trained_parameters())
+        groups = self.parameter_groups()
+        optimizer = self._timed(self.make_optimizer)(groups)
+        for group in optimizer.param_groups:
+            scale = group.get("lr_scale", 1.0)
+            group["lr"] *= scale
+            # What a step takes off the weights is the product of both.
+            group["weight_decay"] = group.get("weight_decay", 0.0) / scale
         if self.make_scheduler is None:
-            return optimizer
+            return optimizer  # type: ignore[no-any-return]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
-                "scheduler": self.make_scheduler(optimizer),
+                "scheduler": self._timed(self.make_scheduler)(optimizer),
                 "interval": self.scheduler_interval,
             },
         }
+
+    def parameter_groups(self) -> Any:
+        """What the optimizer is made from: parameters, or groups of them as torch takes them.
+
+        A group may hold ``lr_scale``, by which its learning rate is multiplied.
+        """
+        return self.trained_parameters()
+
+    def _timed(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+        """The factory with the number of steps of this fit, where it leaves it open."""
+        if total_steps_of(factory) is not None:
+            return factory
+        return with_total_steps(factory, int(self.trainer.estimated_stepping_batches))
 
     def with_step_hook(self, act: Callable[[], None]) -> OptimizerLRScheduler:
         """The configured optimizer, after every step of which something else acts."""

@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from fst_lightning.modules.classifier import Interval
+from fst_lightning.data.protocol import CleanSource
+from fst_lightning.modules.classifier import Interval, total_steps_of, with_total_steps
 from fst_lightning.pipelines.arguments import check_arguments
 from fst_lightning.pipelines.parts import make_optimizer, precision_of
 from fst_lightning.pipelines.resume import named_checkpoint
@@ -46,10 +47,23 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
         raise ValueError(
             f"Expected `{name}.augment` to be true or false, but got {recipe.augment!r}."
         )
+    if recipe.get("clean_source", "train") not in get_args(CleanSource):
+        raise ValueError(
+            f"Expected `{name}.clean_source` to be one of {', '.join(get_args(CleanSource))}, "
+            f"but got {recipe.clean_source!r}."
+        )
+    if not isinstance(recipe.get("balanced", False), bool):
+        raise ValueError(
+            f"Expected `{name}.balanced` to be true or false, but got {recipe.balanced!r}."
+        )
     optimizer, scheduler = make_optimizer(recipe)
+    if total_steps_of(optimizer) is None:
+        optimizer = with_total_steps(optimizer, 1)
     try:
         tried = optimizer([nn.Parameter(torch.zeros(1))])
         if scheduler is not None:
+            if total_steps_of(scheduler) is None:
+                scheduler = with_total_steps(scheduler, 1)
             scheduler(tried)
     except (TypeError, ValueError) as error:
         raise ValueError(

@@ -14,6 +14,7 @@ from fst_lightning.models.libraries import torchvision_model
 CONF = Path(__file__).parents[2] / "conf" / "model"
 
 SMALL: dict[str, dict[str, Any]] = {
+    "airbench": {"width": 2},
     "small_resnet": {"width": 4},
     "resnet18": {"width": 4},
     "preact_resnet18": {"width": 4, "final_norm": False},

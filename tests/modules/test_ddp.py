@@ -83,6 +83,14 @@ def test_two_batches_are_one_of_twice_the_size(
     assert float((one[key]["head.bias"] - make_net(batch_norm=False)[-1].bias).abs().max()) > 1e-2
 
 
+def test_a_trigger_is_learned_alike_by_two(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    """Each process has a gradient of its own; and none once the trigger is frozen."""
+    found, other, alone = (results["learned trigger"] for results in (*two, one))
+    same(found, other, 0)
+    same(found, alone, 1e-5)
+    assert float(alone["attack.shift"].abs().min()) > 0.05
+
+
 @pytest.mark.parametrize("mode", [*MODES, "probing", "norm"])
 def test_callback_equals_module(two: list[dict[str, Any]], mode: str) -> None:
     same(two[0][f"module, {mode}"], two[0][f"callback, {mode}"], 1e-5)

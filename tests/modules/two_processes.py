@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from fst_lightning.attacks import BadNets
+from fst_lightning.attacks import BadNets, TrainedAttack
 from fst_lightning.callbacks import BackdoorMetricsCallback, DefenseCallback, FSTCallback
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses import FST, Defense, LinearProbing
@@ -241,6 +241,33 @@ def measure_as_callback(num_processes: int) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
+class Shift(TrainedAttack):
+    """Learns a constant to add, on the rows that it poisons, for its first epoch alone."""
+
+    def __init__(self) -> None:
+        super().__init__(poison_ratio=0.5)
+        self.shift = nn.Parameter(torch.zeros(1, 3, 1, 1))
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return images + 0.1 * torch.tanh(self.shift)
+
+    def own_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self.shift], lr=0.1)
+
+    def begin_epoch(self, epoch: int, num_epochs: int) -> None:
+        self.shift.requires_grad_(epoch == 0)
+
+
+def learn_trigger(num_processes: int) -> dict[str, Tensor]:
+    attack = Shift()
+    module = BackdoorModule(make_net(batch_norm=False), attack, sgd, seed=0)
+    loader = make_loader(num_processes, BATCH_SIZE * 2 // num_processes)
+    images, labels = loader.dataset.tensors
+    loader.dataset.tensors = (images, labels, torch.arange(NUM_ROWS) % 4 < 2)
+    make_trainer(num_processes).fit(module, loader)
+    return {**weights(module.net), "attack.shift": attack.shift.detach().clone()}
+
+
 def all_cases(num_processes: int, rank: int) -> dict[str, Any]:
     """Everything that can be compared between one process and two."""
     results: dict[str, Any] = {}
@@ -254,6 +281,7 @@ def all_cases(num_processes: int, rank: int) -> dict[str, Any]:
         results[f"evaluate {num_test} by {batch_size}"] = evaluate(
             num_processes, num_test, batch_size
         )
+    results["learned trigger"] = learn_trigger(num_processes)
     results["order"] = order(num_processes)
     results["heads"] = heads(num_processes, seed=100 + rank)
     results["metrics"] = measure_as_callback(num_processes)

@@ -1,0 +1,100 @@
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fst_lightning import BackdoorDataModule, BackdoorModule
+from fst_lightning.attacks import BadNets
+from fst_lightning.models import airbench
+from fst_lightning.modules.classifier import with_total_steps
+from fst_lightning.modules.recipes import LookaheadSGD, triangle
+from tests import tiny
+
+
+def test_the_triangle() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+    schedule = triangle(optimizer, total_steps=10, start=0.2, peak=0.4, end=0.1)
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.4, 0.8, 1.2, 1.6, 2.0, 1.7, 1.4, 1.1, 0.8, 0.5, 0.2]
+    assert rates == pytest.approx(expected)
+
+
+def slow_lookahead(steps: int, total: int, decay: float, every: int) -> list[float]:
+    """On f(w) = w^2 / 2, plain SGD with rate 0.1, one number."""
+    weight, average, seen = 1.0, None, []
+    for count in range(1, steps + 1):
+        weight -= 0.1 * weight
+        if average is None:
+            average = weight
+        if count % every == 0 or count == total:
+            share = 0.0 if count == total else 1 - decay * (count / total) ** 3
+            average += share * (weight - average)
+            weight = average
+        seen.append(weight)
+    return seen
+
+
+@pytest.mark.parametrize(("total", "decay", "every"), [(12, 0.8, 5), (10, 0.5, 2), (7, 0.9, 3)])
+def test_lookahead_against_a_loop(total: int, decay: float, every: int) -> None:
+    weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = LookaheadSGD([weight], total_steps=total, decay=decay, every=every, lr=0.1)
+    seen = []
+    for _ in range(total):
+        weight.grad = weight.detach().clone()
+        optimizer.step()
+        seen.append(float(weight.detach()))
+    assert seen == pytest.approx(slow_lookahead(total, total, decay, every), rel=1e-12)
+
+
+def test_lookahead_goes_on_from_its_state() -> None:
+    def run(parts: list[int]) -> Tensor:
+        weight = nn.Parameter(torch.ones(3))
+        state = None
+        for steps in parts:
+            optimizer = LookaheadSGD([weight], total_steps=9, every=2, lr=0.1, momentum=0.9)
+            if state is not None:
+                optimizer.load_state_dict(state)
+            for _ in range(steps):
+                weight.grad = weight.detach() * torch.tensor([1.0, 2.0, -1.0])
+                optimizer.step()
+            state = optimizer.state_dict()
+        return weight.detach()
+
+    assert torch.equal(run([9]), run([4, 5]))
+
+
+class Steps:
+    """A schedule that keeps the number of steps it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def __call__(self, optimizer: torch.optim.Optimizer, total_steps: int) -> object:
+        self.told.append(total_steps)
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+def test_a_recipe_is_told_its_steps_and_a_network_its_rates(tmp_path: Path) -> None:
+    steps = Steps()
+    net = airbench(tiny.NUM_CLASSES, width=4)
+    data = BackdoorDataModule(tiny.source(num_train=40), BadNets(poison_ratio=0.1), batch_size=8)
+    waits: dict[str, Any] = {"total_steps": None}
+    optimizer_of = functools.partial(LookaheadSGD, lr=0.1, weight_decay=0.2, **waits)
+    schedule_of: Any = functools.partial(steps, **waits)
+    module = BackdoorModule(net, data.attack, optimizer_of, schedule_of, "step")
+    trainer = tiny.trainer(tmp_path, max_epochs=4, limit_val_batches=0)
+    trainer.fit(module, data)
+    assert steps.told == [4 * 5]
+    optimizer = trainer.optimizers[0]
+    assert isinstance(optimizer, LookaheadSGD)
+    assert optimizer.total_steps == 20
+    rates = {g["lr_scale"]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    assert rates == {1.0: (0.1, 0.2), 64.0: pytest.approx((6.4, 0.2 / 64))}
+    assert with_total_steps(steps, 3)(optimizer) is not None
