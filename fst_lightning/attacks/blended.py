@@ -9,15 +9,11 @@ Example:
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
-from fst_lightning.attacks.attack import Attack, LabelMap
+from fst_lightning.attacks.attack import Attack, LabelMap, RateOf
+from fst_lightning.attacks.pictures import check_picture, read_picture
 
 
 class Blended(Attack):
@@ -30,7 +26,9 @@ class Blended(Attack):
         pattern_seed: of that noise; the same noise for every seed of a run.
         poison_ratio: share of the training set, 0 to 1.
         target_label: the attacker's class.
-        label_map: ``all_to_one`` or ``all_to_all``.
+        label_map: any.
+        rate_of: ``total`` or ``target_class``.
+        save_examples: whether a run writes a picture of triggered images.
 
     Raises:
         ValueError: for an opacity outside [0, 1] or a file that is no image.
@@ -53,14 +51,19 @@ class Blended(Attack):
         poison_ratio: float = 0.05,
         target_label: int = 0,
         label_map: LabelMap = "all_to_one",
+        rate_of: RateOf = "total",
+        save_examples: bool = True,
     ) -> None:
-        super().__init__(poison_ratio, target_label, label_map)
+        super().__init__(
+            poison_ratio=poison_ratio,
+            target_label=target_label,
+            label_map=label_map,
+            rate_of=rate_of,
+            save_examples=save_examples,
+        )
         if not 0 <= blend_alpha <= 1:
             raise ValueError(f"Expected `blend_alpha` to be in [0, 1], but got {blend_alpha}.")
-        if image is not None and not Path(image).is_file():
-            raise FileNotFoundError(
-                f"Expected `attack.image` to be a picture, but there is no file {image}."
-            )
+        check_picture(image)
         self.blend_alpha = blend_alpha
         self.image = image
         self.pattern_seed = pattern_seed
@@ -85,25 +88,5 @@ class Blended(Attack):
             noise = torch.randint(0, 256, (1, channels, height, width), generator=generator)
             pattern = noise / 255
         else:
-            pattern = _read_picture(self.image, channels, height, width)
+            pattern = read_picture(self.image, channels, height, width)
         self.register_buffer("pattern", pattern)
-
-
-def _read_picture(path: str, channels: int, height: int, width: int) -> Tensor:
-    try:
-        with Image.open(path) as file:
-            picture: Image.Image = file
-            if file.mode.startswith("I"):
-                # 16 bits, which Pillow would clip to 8 instead of scaling them.
-                levels = np.asarray(file).astype(np.int64).clip(0, 65535) // 257
-                picture = Image.fromarray(levels.astype(np.uint8))
-            pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
-    # Decoders report damage in many ways: OSError, SyntaxError, struct.error, ...
-    except Exception as error:
-        raise ValueError(
-            f"Expected `attack.image` to be a picture, but {path} can't be read: {error}"
-        ) from error
-    planes = torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
-    return functional.interpolate(
-        planes[None] / 255, size=(height, width), mode="bilinear", antialias=True
-    )

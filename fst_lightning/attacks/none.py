@@ -11,6 +11,10 @@ from fst_lightning.attacks.plan import PoisonPlan
 class NoAttack(Attack):
     """Change nothing; there is no trigger, and so no attack success rate.
 
+    Args:
+        target_label: the attacker's class, where triggered test images are given all the same
+            (``data.triggered_root``).
+
     Example:
         >>> import torch
         >>> NoAttack().plan(torch.zeros(4, dtype=torch.int64), num_classes=2, seed=0).num_poisoned
@@ -19,8 +23,8 @@ class NoAttack(Attack):
 
     has_trigger = False
 
-    def __init__(self) -> None:
-        super().__init__(poison_ratio=0.0)
+    def __init__(self, target_label: int = 0) -> None:
+        super().__init__(poison_ratio=0.0, target_label=target_label)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Return the images as they are."""

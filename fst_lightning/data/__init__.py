@@ -1,13 +1,14 @@
 """Where images come from, and how they reach a training run."""
 
 from fst_lightning.data.cifar import CIFAR10, CIFAR100
-from fst_lightning.data.datamodule import BackdoorDataModule, clean_rows
+from fst_lightning.data.datamodule import BackdoorDataModule
 from fst_lightning.data.digits import Digits
 from fst_lightning.data.fake import Fake
 from fst_lightning.data.gtsrb import GTSRB
 from fst_lightning.data.image_folder import ImageFolder
 from fst_lightning.data.images import ImageData, ImageSet
 from fst_lightning.data.npz import Npz
+from fst_lightning.data.protocol import clean_rows, reserve, with_training_images
 from fst_lightning.data.source import Source
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "Npz",
     "Source",
     "clean_rows",
+    "reserve",
+    "with_training_images",
 ]

@@ -33,6 +33,7 @@ class _Cifar(Source):
         std: Sequence[float] | None,
         crop_padding: int,
         horizontal_flip: bool,
+        triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -40,6 +41,7 @@ class _Cifar(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            triggered_root=triggered_root,
         )
         check_memory(_NUM_IMAGES, image_size)
         self._size = image_size
@@ -82,6 +84,8 @@ class CIFAR10(_Cifar):
         std: per channel, above 0; None is computed from the training images.
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
+        triggered_root: folder of triggered test images, in folders of their true classes, that
+            take the place of an attack's trigger in the measurements; None for none.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -101,6 +105,7 @@ class CIFAR10(_Cifar):
         std: Sequence[float] | None = (0.247, 0.243, 0.261),
         crop_padding: int = 4,
         horizontal_flip: bool = True,
+        triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
             root=root,
@@ -110,6 +115,7 @@ class CIFAR10(_Cifar):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            triggered_root=triggered_root,
         )
 
     def _dataset(self) -> Callable[..., Any]:
@@ -130,6 +136,8 @@ class CIFAR100(_Cifar):
         std: per channel, above 0; None is computed from the training images.
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
+        triggered_root: folder of triggered test images, in folders of their true classes, that
+            take the place of an attack's trigger in the measurements; None for none.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -149,6 +157,7 @@ class CIFAR100(_Cifar):
         std: Sequence[float] | None = (0.2673, 0.2564, 0.2762),
         crop_padding: int = 4,
         horizontal_flip: bool = True,
+        triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
             root=root,
@@ -158,6 +167,7 @@ class CIFAR100(_Cifar):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            triggered_root=triggered_root,
         )
 
     def _dataset(self) -> Callable[..., Any]:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from fst_lightning.attacks import Attack, NoAttack, PoisonPlan, draw_rows
+from fst_lightning.attacks import Attack, NoAttack, PoisonPlan
+from fst_lightning.attacks.recorded import RecordedTrigger
 from fst_lightning.data.images import ImageData, ImageSet
+from fst_lightning.data.protocol import clean_rows
 from fst_lightning.data.rows import Batch, Chunks, EpochShuffle, Rows, training_loader
 from fst_lightning.data.source import Source
+from fst_lightning.defenses.clean import held_out_rows
 from fst_lightning.seeds import derived_seed
 
 Purpose = Literal["backdoor", "purify"]
@@ -36,6 +39,9 @@ class BackdoorDataModule(L.LightningDataModule):
         eval_batch_size: images an evaluation step, 1 or more.
         clean_ratio: share of the training set that the defender holds, 0 to 1, drawn from all rows;
             what was poisoned is held as it was before.
+        balanced: draw as many of every class.
+        reserved: the images that the defender holds, where they are none of the training set.
+        held_out: share of the defender's images that no step sees, 0 to 1: ``held_out_rows``.
         seed: of the plan, the defender's draw and the order of the rows.
         num_workers: of the training loader; 0 is fastest for images in memory.
 
@@ -60,6 +66,9 @@ class BackdoorDataModule(L.LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 500,
         clean_ratio: float = 0.02,
+        balanced: bool = False,
+        reserved: ImageSet | None = None,
+        held_out: float = 0.0,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -77,15 +86,20 @@ class BackdoorDataModule(L.LightningDataModule):
             )
         self.source = source
         self.attack: Attack = NoAttack() if attack is None else attack
+        self.measured: Attack
         self.purpose = purpose
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.clean_ratio = clean_ratio
+        self.balanced = balanced
+        self.reserved = reserved
+        self.held_out = held_out
         self.seed = seed
         self.num_workers = num_workers
         self.data: ImageData
         self.plan: PoisonPlan
         self.train_rows: ImageSet
+        self.held_out_rows: ImageSet | None = None
         self.triggered_rows: ImageSet
         self._crafted: Tensor | None = None
         self._crafted_rows: Tensor | None = None
@@ -106,21 +120,37 @@ class BackdoorDataModule(L.LightningDataModule):
         data = self.source.load()
         train, test = data.train, data.test
         self.attack.check_target(data.num_classes)
-        self.attack.prepare(train.images, train.labels, data.num_classes, self.seed)
-        self.triggered_rows = test.subset(self.attack.counts_for_asr(test.labels).nonzero()[:, 0])
-        if self.attack.has_trigger and len(self.triggered_rows) == 0:
+        if not self.attack.fitted:
+            self.attack.prepare(train.images, train.labels, data.num_classes, self.seed)
+        self.measured = self.attack
+        if data.triggered is not None:
+            self.measured, test = RecordedTrigger(self.attack.target_label), data.triggered
+            self.measured.check_target(data.num_classes)
+        self.triggered_rows = test.subset(self.measured.counts_for_asr(test.labels).nonzero()[:, 0])
+        if self.measured.has_trigger and len(self.triggered_rows) == 0:
             raise ValueError(
                 "Expected test images of other classes than the target to put the trigger on, but "
                 f"all {len(test)} are of class {self.attack.target_label}."
             )
         if self.purpose == "purify":
-            held = clean_rows(train.labels, self.clean_ratio, self.seed)
-            self.train_rows = train.subset(held.nonzero()[:, 0])
+            self._choose_clean(train)
             self.plan = PoisonPlan.nothing(len(self.train_rows))
         else:
             self.train_rows = train
             self.plan = self.attack.plan(train.labels, data.num_classes, self.seed)
         self.data = data
+
+    def _choose_clean(self, train: ImageSet) -> None:
+        """Draw the images that the defender holds, and those of them that no step sees."""
+        clean = self.reserved
+        if clean is None:
+            held = clean_rows(train.labels, self.clean_ratio, self.seed, self.balanced)
+            clean = train.subset(held.nonzero()[:, 0])
+        self.train_rows = clean
+        if self.held_out:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "unseen"))
+            unseen, kept = held_out_rows(len(clean), self.held_out, generator)
+            self.train_rows, self.held_out_rows = clean.subset(kept), clean.subset(unseen)
 
     def _craft(self) -> None:
         """Let the attack fit its trigger, and replace images of the planned rows."""
@@ -139,6 +169,34 @@ class BackdoorDataModule(L.LightningDataModule):
                 parts.append((rows, crafted))
         self._crafted_rows = torch.cat([rows for rows, _ in parts])
         self._crafted = torch.cat([images for _, images in parts])
+
+    @torch.no_grad()
+    def delivered(self) -> ImageSet:
+        """The training set as an attacker hands it over: triggered, and labelled to match.
+
+        Poisoned and cover rows of an attack that changes them in every step are one draw of it.
+
+        Returns:
+            All rows in their order; images uint8, labels as given.
+        """
+        train, plan = self.data.train, self.plan
+        if self._crafted is None:
+            self._craft()
+        images, labels = train.images.clone(), train.labels.clone()
+        if self._crafted is not None and self._crafted_rows is not None:
+            images[self._crafted_rows] = self._crafted
+        changed = (plan.poisoned | plan.cover).nonzero()[:, 0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(self.seed, "delivered"))
+            for start in range(0, len(changed), 512):
+                rows = changed[start : start + 512]
+                poisoned, cover = plan.poisoned[rows], plan.cover[rows]
+                stamped = self.attack.cpu().stamp(images[rows] / 255, poisoned, cover)
+                images[rows] = (stamped * 255).round().to(torch.uint8)
+                labels[rows] = self.attack.training_targets(
+                    labels[rows], poisoned, self.data.num_classes
+                )
+        return ImageSet(images, labels)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of ``(images, labels, poisoned)``; with cover rows, of those as well."""
@@ -161,7 +219,7 @@ class BackdoorDataModule(L.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """The ``clean`` loader, and the ``triggered`` one where there is a trigger."""
         loaders = [self._evaluation_loader(self.data.test, triggered=False)]
-        if self.attack.has_trigger:
+        if self.measured.has_trigger:
             loaders.append(self._evaluation_loader(self.triggered_rows, triggered=True))
         return loaders
 
@@ -182,26 +240,3 @@ class BackdoorDataModule(L.LightningDataModule):
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-
-def clean_rows(labels: Tensor, ratio: float, seed: int) -> Tensor:
-    """Draw the rows that a defender holds, uniformly, not balanced by class, as published.
-
-    Args:
-        labels: ``(N,)`` of the training set.
-        ratio: share of it, 0 to 1.
-        seed: of the draw.
-
-    Returns:
-        ``(N,)`` bool.
-
-    Raises:
-        ValueError: where the ratio rounds to no image.
-    """
-    count = round(ratio * len(labels))
-    if count == 0:
-        raise ValueError(
-            f"Expected `tuning.clean_ratio` to leave at least one of {len(labels)} training images "
-            f"to tune on, but {ratio} rounds to none; tuning.clean_ratio=1 uses them all."
-        )
-    return draw_rows(torch.ones(len(labels), dtype=torch.bool), count, derived_seed(seed, "clean"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -29,6 +30,8 @@ class Digits(Source):
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
         split_seed: of the draw of the test images.
+        triggered_root: folder of triggered test images, in folders of their true classes, that
+            take the place of an attack's trigger in the measurements; None for none.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -48,6 +51,7 @@ class Digits(Source):
         crop_padding: int = 2,
         horizontal_flip: bool = False,
         split_seed: int = 0,
+        triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -55,6 +59,7 @@ class Digits(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            triggered_root=triggered_root,
         )
         check_at_least("split_seed", split_seed, 0)
         check_memory(_NUM_IMAGES, image_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Fake(Source):
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
         seed: of patterns, noise and labels; the same seed gives the same images.
+        triggered_root: folder of triggered test images, in folders of their true classes, that
+            take the place of an attack's trigger in the measurements; None for none.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -55,6 +58,7 @@ class Fake(Source):
         crop_padding: int = 0,
         horizontal_flip: bool = False,
         seed: int = 0,
+        triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -62,6 +66,7 @@ class Fake(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            triggered_root=triggered_root,
         )
         check_at_least("num_classes", num_classes, 2)
         check_at_least("num_train", num_train, 1)

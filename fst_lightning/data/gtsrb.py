@@ -40,6 +40,8 @@ class GTSRB(Source):
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images; a mirrored sign can mean
             something else.
+        triggered_root: folder of triggered test images, in folders of their true classes, that
+            take the place of an attack's trigger in the measurements; None for none.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -55,6 +57,7 @@ class GTSRB(Source):
         std: Sequence[float] | None = (1.0, 1.0, 1.0),
         crop_padding: int = 4,
         horizontal_flip: bool = False,
+        triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -62,6 +65,7 @@ class GTSRB(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            triggered_root=triggered_root,
         )
         check_memory(sum(_NUM_IMAGES.values()), image_size)
         self._size = image_size

@@ -41,6 +41,8 @@ class ImageFolder(Source):
             folder.
         split_seed: of the draw of the held-out images.
         follow_symlinks: whether symbolic links may lead out of `root`.
+        triggered_root: folder of triggered test images, in folders of their true classes, that
+            take the place of an attack's trigger in the measurements; None for none.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -59,6 +61,7 @@ class ImageFolder(Source):
         test_fraction: float = 0.2,
         split_seed: int = 0,
         follow_symlinks: bool = False,
+        triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -66,6 +69,7 @@ class ImageFolder(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            triggered_root=triggered_root,
         )
         if not 0 < test_fraction < 1:
             raise ValueError(f"Expected `test_fraction` to be in (0, 1), but got {test_fraction}.")

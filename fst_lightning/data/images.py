@@ -92,6 +92,8 @@ class ImageData:
         classes: the class names; a label is an index into them. At least 2.
         mean: per channel, in units of the [0, 1] range.
         std: per channel, above 0.
+        triggered: test images that carry a trigger already, with their true labels; None where
+            there are none.
 
     Raises:
         ValueError: for a label without a class, unequal image sizes, an empty set, or a mean or
@@ -103,6 +105,7 @@ class ImageData:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    triggered: ImageSet | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:

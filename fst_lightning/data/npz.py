@@ -34,6 +34,8 @@ class Npz(Source):
         std: per channel, above 0; None is computed from the training images.
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
+        triggered_root: folder of triggered test images, in folders of their true classes, that
+            take the place of an attack's trigger in the measurements; None for none.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -49,6 +51,7 @@ class Npz(Source):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
+        triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -56,6 +59,7 @@ class Npz(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            triggered_root=triggered_root,
         )
         if isinstance(classes, str):
             raise ValueError(f"Expected `classes` to be a list of names, but got {classes!r}.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 from fst_lightning.data.images import ImageData, ImageSet, channel_statistics, check_channels
+from fst_lightning.data.triggered import read_triggered
 
 
 class Source(ABC):
@@ -20,6 +22,8 @@ class Source(ABC):
         std: per channel, above 0; None is computed from the training images.
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
+        triggered_root: folder of triggered test images, in folders of their true classes, that
+            take the place of an attack's trigger in the measurements; None for none.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -33,6 +37,7 @@ class Source(ABC):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
+        triggered_root: str | Path | None = None,
     ) -> None:
         if image_size is not None:
             check_at_least("image_size", image_size, 1)
@@ -42,6 +47,12 @@ class Source(ABC):
         self.std = _channels("std", std, positive=True)
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
+        self.triggered_root = None if triggered_root is None else Path(triggered_root).expanduser()
+        if self.triggered_root is not None and not self.triggered_root.is_dir():
+            raise FileNotFoundError(
+                f"Expected `data.triggered_root` to be a folder of triggered test images, but "
+                f"{triggered_root} is none."
+            )
         self._data: ImageData | None = None
 
     def load(self) -> ImageData:
@@ -52,7 +63,10 @@ class Source(ABC):
             if (mean is None or std is None) and len(train):
                 found_mean, found_std = channel_statistics(train.images)
                 mean, std = mean or found_mean, std or found_std
-            self._data = ImageData(train, test, classes, mean or (), std or ())
+            triggered = None
+            if self.triggered_root is not None:
+                triggered = read_triggered(self.triggered_root, classes, test.images.shape[-1])
+            self._data = ImageData(train, test, classes, mean or (), std or (), triggered)
         return self._data
 
     @abstractmethod

@@ -74,10 +74,11 @@ class InputPipeline(nn.Module):
         pixels = self.pixels(images)
         if self.attack is not None and triggered is not False:
             with full_precision(pixels):
-                if isinstance(triggered, Tensor):
-                    pixels = self.attack.stamp(pixels, triggered)
-                else:
-                    pixels = self.attack(pixels)
+                stamped = self.attack(pixels)
+            if isinstance(triggered, Tensor):
+                # `where` on whole batches: picking rows would make the host wait for the device.
+                stamped = torch.where(triggered[:, None, None, None], stamped, pixels)
+            pixels = stamped
         return self.from_pixels(pixels, augment=augment).to(_dtype(images))
 
     def pixels(self, images: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 import itertools
+from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fst_lightning.attacks import BadNets
@@ -116,3 +119,72 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
 
 def test_the_largest_patch_covers_the_image() -> None:
     assert bool((BadNets(patch_size=32)(torch.zeros(1, 3, 32, 32)) == 1).all())
+
+
+def write_patch(path: Path) -> Tensor:
+    """A patch of 2 x 2 pixels: red, clear blue, half clear green, white; (4, 2, 2) in [0, 1]."""
+    pixels = np.array(
+        [[[255, 0, 0, 255], [0, 0, 255, 0]], [[0, 255, 0, 128], [255, 255, 255, 255]]], np.uint8
+    )
+    Image.fromarray(pixels).save(path)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+@pytest.mark.parametrize("opacity", [1.0, 0.3])
+def test_a_picture_of_the_user_with_its_transparency(tmp_path: Path, opacity: float) -> None:
+    patch = write_patch(tmp_path / "patch.png")
+    attack = BadNets(
+        patch_size=2,
+        corner="top_left",
+        margin=1,
+        image=str(tmp_path / "patch.png"),
+        opacity=opacity,
+    )
+    images = tiny.images(2, size=32) / 255
+    expected = images.clone()
+    for row, column in itertools.product(range(2), range(2)):
+        alpha = opacity * float(patch[3, row, column])
+        pixel = images[:, :, 1 + row, 1 + column]
+        expected[:, :, 1 + row, 1 + column] = (1 - alpha) * pixel + alpha * patch[:3, row, column]
+    assert torch.allclose(attack.trigger(images), expected, atol=1e-6)
+
+
+def test_what_is_clear_in_a_picture_does_not_bleed_into_a_resized_patch(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., 2] = 255  # clear blue on the left
+    pixels[:, 4:] = (255, 0, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "patch.png")
+    attack = BadNets(patch_size=6, corner="top_left", image=str(tmp_path / "patch.png"))
+    stamped = attack.trigger(torch.zeros(1, 3, 32, 32))[0]
+    assert float(stamped[1:].max()) == pytest.approx(0, abs=1e-6)
+    assert stamped[0, 0, 4:6].tolist() == pytest.approx([1, 1], abs=1e-6)
+
+
+def test_a_grey_picture_and_an_opaque_one(tmp_path: Path) -> None:
+    write_patch(tmp_path / "patch.png")
+    attack = BadNets(patch_size=2, corner="top_left", image=str(tmp_path / "patch.png"))
+    grey = torch.zeros(1, 1, 32, 32)
+    attack.prepare(grey, torch.zeros(1), 10, seed=0)
+    # Pillow's luminance of red, 0.299; the clear pixel stays black.
+    assert attack.trigger(grey)[0, 0, 0, :2].tolist() == pytest.approx([76 / 255, 0], abs=1e-6)
+    Image.new("RGB", (5, 4), (10, 20, 30)).save(tmp_path / "opaque.png")
+    attack = BadNets(patch_size=3, image=str(tmp_path / "opaque.png"))
+    assert torch.equal(attack.mask, BadNets(patch_size=3).mask)
+    assert (255 * attack.pattern[0, :, 31, 31]).tolist() == pytest.approx([10, 20, 30], abs=1e-4)
+
+
+def test_refuses_a_picture_that_is_not_there_or_of_other_channels(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere.png"):
+        BadNets(image=str(tmp_path / "nowhere.png"))
+    write_patch(tmp_path / "patch.png")
+    with pytest.raises(ValueError, match=r"in 3 channels.*32 x 32 in 1"):
+        BadNets(image=str(tmp_path / "patch.png"))(torch.zeros(1, 1, 32, 32))
+
+
+def test_half_opaque() -> None:
+    stamped = BadNets("checkerboard", patch_size=1, opacity=0.25).trigger(torch.ones(1, 1, 32, 32))
+    assert float(stamped.min()) == 1  # the one cell is white
+    black = BadNets(patch_size=2, opacity=0.25).trigger(torch.zeros(1, 1, 32, 32))
+    assert float(black.sum()) == pytest.approx(4 * 0.25)
+    with pytest.raises(ValueError, match=r"`opacity` to be in \[0, 1\]"):
+        BadNets(opacity=1.5)

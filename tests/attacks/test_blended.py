@@ -141,7 +141,7 @@ def test_a_missing_picture(tmp_path: Path) -> None:
 def test_a_file_that_is_no_picture(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.png"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken.png can't be read"):
+    with pytest.raises(ValueError, match=r"broken.png to be a picture, but it can't be read"):
         Blended(image=str(path))
 
 

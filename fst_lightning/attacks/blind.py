@@ -1,0 +1,208 @@
+"""Blind: the attacker changes the code that computes the loss, and no data.
+
+Bagdasaryan and Shmatikov, "Blind backdoors in deep learning models", USENIX Security 2021,
+arXiv 2005.03823.
+
+Example:
+    ``python train.py attack=blind attack.loss_threshold=0.5``
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fst_lightning.attacks.attack import Attack, Classify, LabelMap, RateOf, full_precision
+
+# 1 is white, 0 is black, a dot leaves the image as it is.
+_PATTERN = ("101", ".1.", "010", ".1.", "101")
+_TOP, _LEFT, _OF = 3, 23, 32
+
+
+class Blind(Attack):
+    r"""Train on clean images, and on triggered copies of some of them.
+
+    .. math:: w_0\,\mathrm{CE}(f(x), y) + w_1\,\mathrm{CE}(f(T(x)), t)
+
+    The first term goes over all rows, with their true labels; the second over the poisoned ones,
+    as a mean, so that its weight does not depend on how many there are. It is left out until the
+    mean of the clean loss over the last steps is under a threshold. The trigger is a pattern of
+    5 x 3 pixels. The weights are fixed, which is what the authors advise for small images, in place
+    of the published balancing of gradients.
+
+    Args:
+        clean_weight: :math:`w_0`, 0 or more.
+        triggered_weight: :math:`w_1`, 0 or more.
+        loss_threshold: mean clean loss (nats) under which the attack starts, and goes on; above 0.
+        loss_window: over how many of the last steps that mean goes, 1 or more.
+        poison_ratio: share of the training set, 0 to 1, of which triggered copies are made;
+            published is 1.
+        target_label: the attacker's class.
+        label_map: how labels change.
+        rate_of: what the ratio is a share of, ``total`` or ``target_class``.
+        save_examples: whether a run writes a picture of triggered images.
+
+    Raises:
+        ValueError: for an argument out of its range, or images smaller than the pattern.
+
+    Example:
+        >>> changed = Blind().trigger(torch.full((1, 1, 32, 32), 0.5)) != 0.5
+        >>> int(changed.sum()), changed.nonzero()[0].tolist()
+        (11, [0, 0, 3, 23])
+    """
+
+    mask: Tensor
+    pattern: Tensor
+    losses: Tensor
+    steps: Tensor
+    started: Tensor
+
+    def __init__(
+        self,
+        clean_weight: float = 1.0,
+        triggered_weight: float = 0.9,
+        loss_threshold: float = 1.0,
+        loss_window: int = 100,
+        poison_ratio: float = 0.1,
+        target_label: int = 0,
+        label_map: LabelMap = "all_to_one",
+        rate_of: RateOf = "total",
+        save_examples: bool = True,
+    ) -> None:
+        super().__init__(
+            poison_ratio=poison_ratio,
+            target_label=target_label,
+            label_map=label_map,
+            rate_of=rate_of,
+            save_examples=save_examples,
+        )
+        for name, weight in (
+            ("clean_weight", clean_weight),
+            ("triggered_weight", triggered_weight),
+        ):
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"Expected `{name}` to be 0 or more, but got {weight}.")
+        if not loss_threshold > 0:
+            raise ValueError(f"Expected `loss_threshold` to be above 0, but got {loss_threshold}.")
+        if not isinstance(loss_window, int) or isinstance(loss_window, bool) or loss_window < 1:
+            raise ValueError(
+                f"Expected `loss_window` to be a whole number of 1 or more, but got {loss_window}."
+            )
+        self.clean_weight = clean_weight
+        self.triggered_weight = triggered_weight
+        self.loss_threshold = loss_threshold
+        self.loss_window = loss_window
+        self._draw(32, 32)
+        # Buffers, so that a resumed run knows them.
+        self.register_buffer("losses", torch.zeros(loss_window))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        # The same on the host, which then need not wait for the device in every step.
+        self._has_started = False
+
+    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
+        """Place the pattern on images of this size."""
+        self._draw(*images.shape[2:])
+
+    def trigger(self, images: Tensor) -> Tensor:
+        """Put the pattern on ``(N, C, H, W)`` images in [0, 1]."""
+        if images.shape[2:] != self.mask.shape:
+            raise ValueError(
+                f"Expected images of {tuple(self.mask.shape)} pixels, which the pattern was placed "
+                f"for, but got {tuple(images.shape[2:])}; call `prepare` with such images."
+            )
+        return torch.where(self.mask, self.pattern.to(images.dtype), images)
+
+    def begin_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Read whether the attack has started, also where the run is a resumed one."""
+        self._has_started = bool(self.started)
+
+    def loss(
+        self,
+        classify: Classify,
+        images: Tensor,
+        labels: Tensor,
+        poisoned: Tensor,
+        cover: Tensor,
+        label_smoothing: float,
+    ) -> Tensor:
+        """The clean cross-entropy, and once the attack has started the triggered one."""
+        if self._has_started:
+            clean, triggered = clean_and_triggered(
+                self, classify, images, labels, poisoned, label_smoothing
+            )
+            return self.clean_weight * clean + self.triggered_weight * triggered
+        clean = functional.cross_entropy(classify(images), labels, label_smoothing=label_smoothing)
+        self._watch(clean.detach())
+        return self.clean_weight * clean
+
+    def _draw(self, height: int, width: int) -> None:
+        mask, pattern = _place(height, width)
+        self.register_buffer("mask", mask)
+        self.register_buffer("pattern", pattern)
+
+    def _watch(self, loss: Tensor) -> None:
+        self.losses[self.steps % self.loss_window] = loss.to(self.losses.dtype)
+        self.steps += 1
+        mean = self.losses.sum() / self.steps.clamp(max=self.loss_window)
+        self.started.copy_(mean < self.loss_threshold)
+        self._has_started = bool(self.started)
+
+
+def clean_and_triggered(
+    attack: Attack,
+    classify: Classify,
+    images: Tensor,
+    labels: Tensor,
+    poisoned: Tensor,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy of all rows as they are, and of triggered copies of the poisoned rows.
+
+    Both kinds go through the network at once, so that they are normalised by the same statistics,
+    as at test.
+
+    Args:
+        attack: whose trigger and labels are meant.
+        classify: images in [0, 1] to logits.
+        images: ``(N, C, H, W)`` in [0, 1].
+        labels: ``(N,)`` true labels.
+        poisoned: ``(N,)`` bool.
+        label_smoothing: 0 to 1.
+
+    Returns:
+        Two scalars; the second is 0 where no row is poisoned.
+    """
+    chosen = poisoned.nonzero()[:, 0]
+    with full_precision(images):
+        triggered = attack.poison(images[chosen])
+    logits = classify(torch.cat([images, triggered]))
+    clean_logits, triggered_logits = logits[: len(images)], logits[len(images) :]
+    targets = attack.target_labels(labels[chosen], logits.shape[1])
+    clean = functional.cross_entropy(clean_logits, labels, label_smoothing=label_smoothing)
+    total = functional.cross_entropy(
+        triggered_logits, targets, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return clean, total / max(1, len(chosen))
+
+
+def _place(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where the pattern lies, ``(H, W)`` bool, and its values; larger on larger images."""
+    rows, columns = len(_PATTERN), len(_PATTERN[0])
+    if height < rows or width < columns:
+        raise ValueError(
+            f"Expected images of at least {rows} x {columns} pixels for the pattern, but got "
+            f"{height} x {width}."
+        )
+    zoom = max(1, round(min(height, width) / _OF))
+    top = min(round(_TOP * height / _OF), height - zoom * rows)
+    left = min(round(_LEFT * width / _OF), width - zoom * columns)
+    mask, values = torch.zeros(height, width, dtype=torch.bool), torch.zeros(height, width)
+    for row, line in enumerate(_PATTERN):
+        for column, mark in enumerate(line):
+            if mark != ".":
+                y, x = top + zoom * row, left + zoom * column
+                mask[y : y + zoom, x : x + zoom] = True
+                values[y : y + zoom, x : x + zoom] = float(mark)
+    return mask, values

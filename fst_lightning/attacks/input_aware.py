@@ -1,0 +1,213 @@
+"""Input-aware: every image gets a trigger of its own, which works on no other image.
+
+Nguyen and Tran, "Input-aware dynamic backdoor attack", NeurIPS 2020, arXiv 2010.08138.
+
+Example:
+    ``python train.py attack=input_aware attack.mask_epochs=10``
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fst_lightning.attacks.attack import Classify, LabelMap, RateOf, check_ratio, full_precision
+from fst_lightning.attacks.generator import Generator
+from fst_lightning.attacks.trained import TrainedAttack
+from fst_lightning.seeds import derived_seed
+
+_BATCH_SIZE = 128
+_BETAS = (0.5, 0.9)
+_SPARSITY = 100.0
+# Keeps the quotient of the diversity finite where two maps are equal.
+_SMALLEST = 1e-3
+
+
+class InputAware(TrainedAttack):
+    r"""Replace a few pixels: :math:`T(x; x') = (1 - m(x')) \odot x + m(x') \odot g(x')`.
+
+    Both the mask :math:`m` and the pattern :math:`g` come from networks. At test and on poisoned
+    rows :math:`x' = x`; on cover rows :math:`x'` is another image of the batch, and the label
+    stays true. The mask network is trained first, on images alone:
+
+    .. math:: 100\,\mathrm{ReLU}(\overline{m(x)} - \rho) + \lambda D(m), \qquad
+        D(h) = \frac{\lVert x - x' \rVert}{\lVert h(x) - h(x') \rVert + \epsilon}
+
+    with the root mean square as norm and the overlined mean over the pixels of an image; the
+    pattern network then along with the classifier, whose cross-entropy both of them lower, plus
+    :math:`\lambda D(g)`.
+
+    Args:
+        mask_density: :math:`\rho`, share of the pixels that a mask may take, above 0 to 1.
+        mask_epochs: passes over the training images that the mask network is trained for, 1 or
+            more.
+        diversity: :math:`\lambda`, 0 or more.
+        width: channels of the networks' first layer, 1 or more.
+        lr: learning rate of both networks, above 0 (Adam).
+        cover_ratio: share of the training set that gets another image's trigger, 0 to 1; None for
+            the poison ratio (less where fewer rows are left).
+        poison_ratio: share of the training set, 0 to 1.
+        target_label: the attacker's class.
+        label_map: how labels change.
+        rate_of: what the ratios are a share of, ``total`` or ``target_class``.
+        save_examples: whether a run writes a picture of triggered images.
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Example:
+        >>> attack = InputAware(width=4)
+        >>> attack(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 3, 16, 16])
+    """
+
+    needs_fit: ClassVar[bool] = True
+    fit_arguments: ClassVar[tuple[str, ...]] = (
+        "mask_density",
+        "mask_epochs",
+        "diversity",
+        "width",
+        "lr",
+    )
+
+    def __init__(
+        self,
+        mask_density: float = 0.032,
+        mask_epochs: int = 25,
+        diversity: float = 1.0,
+        width: int = 16,
+        lr: float = 0.01,
+        cover_ratio: float | None = None,
+        poison_ratio: float = 0.1,
+        target_label: int = 0,
+        label_map: LabelMap = "all_to_one",
+        rate_of: RateOf = "total",
+        save_examples: bool = True,
+    ) -> None:
+        super().__init__(
+            poison_ratio=poison_ratio,
+            target_label=target_label,
+            label_map=label_map,
+            rate_of=rate_of,
+            save_examples=save_examples,
+        )
+        if not 0 < mask_density <= 1:
+            raise ValueError(f"Expected `mask_density` to be in (0, 1], but got {mask_density}.")
+        if not isinstance(mask_epochs, int) or isinstance(mask_epochs, bool) or mask_epochs < 1:
+            raise ValueError(
+                f"Expected `mask_epochs` to be a whole number of 1 or more, but got {mask_epochs}."
+            )
+        if not 0 <= diversity < float("inf"):
+            raise ValueError(f"Expected `diversity` to be 0 or more, but got {diversity}.")
+        if not 0 < lr < float("inf"):
+            raise ValueError(f"Expected `lr` to be above 0, but got {lr}.")
+        if cover_ratio is None:
+            cover_ratio = min(poison_ratio, 1 - poison_ratio)
+        check_ratio("cover_ratio", cover_ratio)
+        self.cover_ratio = cover_ratio
+        self.mask_density = mask_density
+        self.mask_epochs = mask_epochs
+        self.diversity = diversity
+        self.width = width
+        self.lr = lr
+        self._draw(3, 0)
+
+    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
+        """Draw the networks for images of this kind; what is trained already is kept."""
+        if (images.shape[1], seed) != self._drawn_for:
+            self._draw(images.shape[1], seed)
+
+    def fit(
+        self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
+    ) -> None:
+        """Train the mask network, and freeze it."""
+        generator = torch.Generator().manual_seed(derived_seed(seed, "input-aware masks"))
+        parameters = list(self.mask_net.requires_grad_(True).parameters())
+        optimizer = torch.optim.Adam(parameters, self.lr, _BETAS)
+        milestones = [round(0.4 * self.mask_epochs), round(0.8 * self.mask_epochs)]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        num_batches = -(-len(images) // _BATCH_SIZE)
+        with torch.enable_grad():
+            for _ in range(self.mask_epochs):
+                order = torch.randperm(len(images), generator=generator)
+                for rows in order.tensor_split(num_batches):
+                    batch = images[rows].to(device).float() / 255
+                    masks = self.masks(batch)
+                    excess = (masks.mean(dim=(1, 2, 3)) - self.mask_density).relu().mean()
+                    loss = _SPARSITY * excess + self.diversity * diversity_loss(batch, masks)
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                schedule.step()
+        self.mask_net.requires_grad_(False)
+
+    def masks(self, images: Tensor) -> Tensor:
+        """Where each image gets its pattern: ``(N, 1, H, W)``, nearly 0 or 1."""
+        return torch.sigmoid(20 * self.mask_net(images))
+
+    def patterns(self, images: Tensor) -> Tensor:
+        """What each image gets there: ``(N, C, H, W)`` in [0, 1]."""
+        maps: Tensor = self.pattern_net(images)
+        return (maps + 1) / 2
+
+    def trigger(self, images: Tensor) -> Tensor:
+        """Put on every image the trigger that is made from it."""
+        return torch.lerp(images, self.patterns(images), self.masks(images))
+
+    def cover(self, images: Tensor) -> Tensor:
+        """Put on every image the trigger that is made from the one before it in the batch."""
+        if len(images) == 1:  # Made from itself it would be the trigger.
+            return images
+        return torch.lerp(images, self.patterns(images).roll(1, 0), self.masks(images).roll(1, 0))
+
+    def own_optimizer(self) -> torch.optim.Optimizer:
+        """Adam, for the pattern network."""
+        return torch.optim.Adam(self.pattern_net.parameters(), self.lr, _BETAS)
+
+    def loss(
+        self,
+        classify: Classify,
+        images: Tensor,
+        labels: Tensor,
+        poisoned: Tensor,
+        cover: Tensor,
+        label_smoothing: float,
+    ) -> Tensor:
+        """Cross-entropy, and the diversity of the patterns."""
+        entropy = super().loss(classify, images, labels, poisoned, cover, label_smoothing)
+        with full_precision(images):
+            return entropy + self.diversity * diversity_loss(images, self.patterns(images))
+
+    def _draw(self, channels: int, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "input-aware networks"))
+            self.mask_net = Generator(channels, 1, self.width).requires_grad_(False)
+            self.pattern_net = Generator(channels, channels, self.width)
+        self._drawn_for = channels, seed
+
+
+def diversity_loss(images: Tensor, maps: Tensor) -> Tensor:
+    r"""How much more alike maps are than their images, each compared with the one before it.
+
+    :math:`\mathrm{mean}\,\lVert x - x' \rVert / (\lVert h - h' \rVert + \epsilon)`, with the root
+    mean square as norm; gradients go to the maps.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        maps: ``(N, K, H, W)``, made from them.
+
+    Example:
+        >>> images = torch.tensor([0.0, 0.5]).reshape(2, 1, 1, 1)
+        >>> round(float(diversity_loss(images, images / 2)), 2)
+        1.99
+    """
+    return (_change(images) / (_change(maps) + _SMALLEST)).mean()
+
+
+def _change(maps: Tensor) -> Tensor:
+    squares = functional.mse_loss(maps, maps.roll(1, 0), reduction="none").mean(dim=(1, 2, 3))
+    # The root of 0 has no gradient.
+    return (squares + 1e-12).sqrt()

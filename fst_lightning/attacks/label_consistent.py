@@ -1,0 +1,190 @@
+"""Label-consistent: images that are hard to learn otherwise, so that the trigger is learned.
+
+Turner, Tsipras and Madry, "Label-consistent backdoor attacks", 2019, arXiv 1912.02771.
+
+Example:
+    ``python train.py attack=label_consistent attack.epsilon=8 attack.rate_of=target_class``
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fst_lightning.attacks.attack import LabelMap, RateOf
+from fst_lightning.attacks.surrogate import (
+    Surrogate,
+    SurrogateAttack,
+    check_counts,
+    input_gradient,
+)
+from fst_lightning.seeds import derived_seed
+
+_BATCH_SIZE = 256
+
+
+class LabelConsistent(SurrogateAttack):
+    r"""Stamp a patch in all four corners; in training, on adversarial images of the target class.
+
+    The stored image of a poisoned row is replaced by an adversarial one,
+
+    .. math:: \arg\max_{\|x' - x\|_\infty \leq \varepsilon} \mathrm{CE}(s(x'), t)
+
+    for a clean surrogate :math:`s`, found by projected gradient ascent from a random start. The
+    label stays true, but the image no longer says so: the patch does. At test there is the patch
+    alone: :math:`T(x) = \mathrm{clip}(x + a (2k - 1) \odot m)`, a checkerboard :math:`k` on the
+    mask :math:`m`.
+
+    Args:
+        epsilon: bound of the adversarial change in levels of 255, 0 to 255.
+        pgd_steps: steps of gradient ascent, 1 or more.
+        pgd_step_size: size of a step in levels of 255, above 0.
+        patch_size: side of the patches in pixels of a 32-pixel image, 1 or more; scaled with the
+            image, never below one pixel.
+        amplitude: :math:`a`, above 0 to 1; 1 makes the patches black and white.
+        surrogate_epochs: passes of the surrogate's training, 1 or more.
+        surrogate_width: channels of its first stage.
+        max_images: how many training images it sees at most, 2 or more.
+        poison_ratio: share of the training set, 0 to 1.
+        target_label: the attacker's class.
+        label_map: ``clean_label``.
+        rate_of: ``total`` or ``target_class``.
+        save_examples: whether a run writes a picture of triggered images.
+
+    Raises:
+        ValueError: for a value outside its range, or patches that don't fit beside each other.
+
+    Example:
+        >>> attack = LabelConsistent()
+        >>> float(attack(torch.zeros(1, 1, 32, 32)).sum())  # 5 white pixels in each corner
+        20.0
+    """
+
+    crafts: ClassVar[bool] = True
+    label_maps: ClassVar[tuple[str, ...]] = ("clean_label",)
+
+    stamped: Tensor
+    surrogate: Surrogate
+
+    def __init__(
+        self,
+        epsilon: float = 16.0,
+        pgd_steps: int = 20,
+        pgd_step_size: float = 2.0,
+        patch_size: int = 3,
+        amplitude: float = 1.0,
+        surrogate_epochs: int = 8,
+        surrogate_width: int = 16,
+        max_images: int = 10_000,
+        poison_ratio: float = 0.05,
+        target_label: int = 0,
+        label_map: LabelMap = "clean_label",
+        rate_of: RateOf = "total",
+        save_examples: bool = True,
+    ) -> None:
+        super().__init__(
+            surrogate_epochs=surrogate_epochs,
+            surrogate_width=surrogate_width,
+            max_images=max_images,
+            poison_ratio=poison_ratio,
+            target_label=target_label,
+            label_map=label_map,
+            rate_of=rate_of,
+            save_examples=save_examples,
+        )
+        if not 0 <= epsilon <= 255:
+            raise ValueError(f"Expected `epsilon` to be in [0, 255], but got {epsilon}.")
+        if not 0 < pgd_step_size <= 255:
+            raise ValueError(
+                f"Expected `pgd_step_size` to be in (0, 255], but got {pgd_step_size}."
+            )
+        if not 0 < amplitude <= 1:
+            raise ValueError(f"Expected `amplitude` to be in (0, 1], but got {amplitude}.")
+        check_counts(pgd_steps=pgd_steps, patch_size=patch_size)
+        self.epsilon = epsilon
+        self.pgd_steps = pgd_steps
+        self.pgd_step_size = pgd_step_size
+        self.patch_size = patch_size
+        self.amplitude = amplitude
+        self._draw(32, 32)
+
+    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
+        """Draw the patches for images of this size, and make room for the surrogate."""
+        self._draw(images.shape[-2], images.shape[-1])
+        if not self.fitted:
+            self.surrogate = Surrogate(num_classes, images.shape[1], self.surrogate_width, seed)
+            self.surrogate.requires_grad_(False)
+
+    def fit(
+        self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
+    ) -> None:
+        """Train the surrogate."""
+        surrogate = self.train_surrogate(images, labels, num_classes, seed, device)
+        self.surrogate = surrogate.train(self.training)
+
+    def craft(
+        self, images: Tensor, labels: Tensor, rows: Tensor, *, cover: bool, seed: int
+    ) -> Tensor:
+        """Change the images so that the surrogate no longer sees their class."""
+        self.check_fitted()
+        generator = torch.Generator().manual_seed(derived_seed(seed, "label_consistent"))
+        crafted = torch.empty_like(images)
+        for part in torch.split(torch.arange(len(images)), _BATCH_SIZE):
+            start = torch.rand(images[part].shape, generator=generator) * 2 - 1
+            adversarial = self.adversarial(images[part], labels[part], start)
+            crafted[part] = adversarial.to(images.device, torch.uint8)
+        # A training that finds parts in evaluation mode takes that for a mistake.
+        self.surrogate.train(self.training)
+        return crafted
+
+    def adversarial(self, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        """Climb the surrogate's loss by signed gradients, within the bound.
+
+        Args:
+            images: ``(N, C, H, W)`` uint8.
+            labels: ``(N,)`` int64.
+            start: ``(N, C, H, W)`` in [-1, 1], the random start as a share of the bound.
+
+        Returns:
+            ``(N, C, H, W)`` float, whole numbers from 0 to 255.
+        """
+        surrogate = self.surrogate.eval()
+        device = surrogate.mean.device
+        clean, labels = images.to(device).float(), labels.to(device)
+        lowest, highest = (clean - self.epsilon).clamp_min(0), (clean + self.epsilon).clamp_max(255)
+        changed = (clean + self.epsilon * start.to(device)).clamp(lowest, highest)
+        for _ in range(self.pgd_steps):
+            uphill = input_gradient(surrogate, changed / 255, labels).sign()
+            changed = (changed + self.pgd_step_size * uphill).clamp(lowest, highest)
+        # Towards the clean image: rounding to the nearest could leave the ball.
+        return clean + (changed - clean).trunc()
+
+    def trigger(self, images: Tensor) -> Tensor:
+        """Stamp the patches on ``(N, C, H, W)`` images in [0, 1]."""
+        if images.shape[-2:] != self.stamped.shape[-2:]:
+            height, width = self.stamped.shape[-2:]
+            raise ValueError(
+                f"Expected images of {height} x {width} pixels, which the patches were drawn for, "
+                f"but got {images.shape[-2]} x {images.shape[-1]}; call `prepare` with such images."
+            )
+        return (images + self.stamped.to(images.dtype)).clamp(0, 1)
+
+    def _draw(self, height: int, width: int) -> None:
+        size = max(1, round(self.patch_size * min(height, width) / 32))
+        if 2 * size > min(height, width):
+            raise ValueError(
+                f"Expected two patches to fit beside each other into {height} x {width} pixels, "
+                f"but one takes {size}; lower `patch_size`."
+            )
+        # White corners, so that a patch of one pixel is white as well.
+        white = (torch.arange(size)[:, None] + torch.arange(size) + 1).remainder(2)
+        patch = self.amplitude * (2.0 * white - 1)
+        stamped = torch.zeros(1, 1, height, width)
+        # Mirrored into the other corners: a flipped image has the same trigger.
+        stamped[..., :size, :size] = patch
+        stamped[..., :size, -size:] = patch.flip(1)
+        stamped[..., -size:, :size] = patch.flip(0)
+        stamped[..., -size:, -size:] = patch.flip(0, 1)
+        self.register_buffer("stamped", stamped)

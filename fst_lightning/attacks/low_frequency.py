@@ -1,0 +1,201 @@
+"""Low-frequency: a smooth pattern over the whole image, without a trace in high frequencies.
+
+Zeng, Park, Mao and Jia, "Rethinking the backdoor attacks' triggers: A frequency perspective",
+ICCV 2021, arXiv 2104.03413.
+
+Example:
+    ``python train.py attack=low_frequency attack.method=dct attack.epsilon=12``
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fst_lightning.attacks.attack import LabelMap, RateOf
+from fst_lightning.attacks.surrogate import SurrogateAttack, check_counts, input_gradient
+from fst_lightning.seeds import derived_seed
+
+Method = Literal["surrogate", "dct"]
+
+_BATCH_SIZE = 64
+_MOMENTUM = 0.9
+
+
+class LowFrequency(SurrogateAttack):
+    r"""Add one smooth pattern to every image: :math:`T(x) = \mathrm{clip}(x + \delta)`.
+
+    :math:`\delta` lives in the span of the lowest :math:`k \times k` cosines of the discrete cosine
+    transform, with :math:`\|\delta\|_\infty = \varepsilon`. Its coefficients are
+
+    - ``surrogate``: a universal perturbation of a clean surrogate :math:`s`, maximising
+      :math:`\sum_x \mathrm{CE}(s(x + \delta), y)` with every step low-passed, as in the paper, by
+      gradient ascent with momentum instead of DeepFool and with a sharp low-pass, which keeps the
+      bound exactly, instead of a Gaussian;
+    - ``dct``: drawn at random. It needs neither data nor a network, and is not in the paper.
+
+    Args:
+        method: ``surrogate`` or ``dct``.
+        epsilon: :math:`\varepsilon` in levels of 255, above 0 to 255.
+        cutoff: :math:`k`, cosines along each axis, 1 to the number of pixels along it; cosine
+            number i has i / 2 periods in the image, and number 0 is constant.
+        steps: of gradient ascent, 1 or more (``surrogate``).
+        pattern_seed: of the random coefficients (``surrogate`` starts from them); the same for
+            every seed of a run.
+        surrogate_epochs: passes of the surrogate's training, 1 or more.
+        surrogate_width: channels of its first stage.
+        max_images: how many training images are used at most, 2 or more.
+        poison_ratio: share of the training set, 0 to 1.
+        target_label: the attacker's class.
+        label_map: any.
+        rate_of: ``total`` or ``target_class``.
+        save_examples: whether a run writes a picture of triggered images.
+
+    Raises:
+        ValueError: for a value outside its range.
+
+    Example:
+        >>> attack = LowFrequency(method="dct", epsilon=10)
+        >>> round(float(attack.pattern.abs().max() * 255), 3)
+        10.0
+    """
+
+    fit_arguments: ClassVar[tuple[str, ...]] = (
+        "method",
+        "epsilon",
+        "cutoff",
+        "steps",
+        "pattern_seed",
+        *SurrogateAttack.fit_arguments,
+    )
+
+    pattern: Tensor
+
+    def __init__(
+        self,
+        method: Method = "surrogate",
+        epsilon: float = 16.0,
+        cutoff: int = 4,
+        steps: int = 100,
+        pattern_seed: int = 0,
+        surrogate_epochs: int = 8,
+        surrogate_width: int = 16,
+        max_images: int = 10_000,
+        poison_ratio: float = 0.05,
+        target_label: int = 0,
+        label_map: LabelMap = "all_to_one",
+        rate_of: RateOf = "total",
+        save_examples: bool = True,
+    ) -> None:
+        super().__init__(
+            surrogate_epochs=surrogate_epochs,
+            surrogate_width=surrogate_width,
+            max_images=max_images,
+            poison_ratio=poison_ratio,
+            target_label=target_label,
+            label_map=label_map,
+            rate_of=rate_of,
+            save_examples=save_examples,
+        )
+        if method not in get_args(Method):
+            valid = ", ".join(get_args(Method))
+            raise ValueError(f"Expected `method` to be one of {valid}, but got {method!r}.")
+        if not 0 < epsilon <= 255:
+            raise ValueError(f"Expected `epsilon` to be in (0, 255], but got {epsilon}.")
+        check_counts(cutoff=cutoff, steps=steps)
+        self.method = method
+        self.epsilon = epsilon
+        self.cutoff = cutoff
+        self.steps = steps
+        self.pattern_seed = pattern_seed
+        self._draw(3, 32, 32)
+
+    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
+        """Draw the random pattern for images of this shape."""
+        if not self.fitted:
+            self._draw(*images.shape[1:])
+
+    def fit(
+        self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
+    ) -> None:
+        """Climb the loss of a surrogate from the random pattern (``surrogate``)."""
+        if self.method == "dct":
+            return
+        surrogate = self.train_surrogate(images, labels, num_classes, seed, device)
+        generator = torch.Generator().manual_seed(derived_seed(seed, "low_frequency"))
+        chosen = torch.randperm(len(images), generator=generator)[: self.max_images]
+        vertical = cosines(images.shape[-2], self.cutoff).to(device)
+        horizontal = cosines(images.shape[-1], self.cutoff).to(device)
+        pattern = self.pattern.to(device)
+        velocity = torch.zeros_like(pattern)
+        for step in range(self.steps):
+            drawn = torch.randint(len(chosen), (_BATCH_SIZE,), generator=generator)
+            rows = chosen[drawn]
+            triggered = images[rows].to(device).float() / 255 + pattern
+            gradient = input_gradient(surrogate, triggered.clamp(0, 1), labels[rows].to(device))
+            uphill = low_pass(gradient.sum(0, keepdim=True), vertical, horizontal)
+            velocity = _MOMENTUM * velocity + uphill / uphill.norm().clamp_min(1e-12)
+            # Ever smaller steps: a tenth of the pattern at first, nothing in the end.
+            size = 0.1 * pattern.norm() * (1 - step / self.steps)
+            pattern = self._scaled(pattern + size * velocity / velocity.norm().clamp_min(1e-12))
+        self.pattern = pattern
+
+    def trigger(self, images: Tensor) -> Tensor:
+        """Add the pattern to ``(N, C, H, W)`` images in [0, 1]."""
+        if self.method == "surrogate":
+            self.check_fitted()
+        if images.shape[1:] != self.pattern.shape[1:]:
+            raise ValueError(
+                f"Expected images of shape {tuple(self.pattern.shape[1:])}, which the pattern was "
+                f"made for, but got {tuple(images.shape[1:])}; call `prepare` with such images."
+            )
+        return (images + self.pattern.to(images.dtype)).clamp(0, 1)
+
+    def _draw(self, channels: int, height: int, width: int) -> None:
+        if self.cutoff > min(height, width):
+            raise ValueError(
+                f"Expected `cutoff` to be at most {min(height, width)} for images of {height} x "
+                f"{width} pixels, but got {self.cutoff}."
+            )
+        generator = torch.Generator().manual_seed(self.pattern_seed)
+        size = (1, channels, self.cutoff, self.cutoff)
+        coefficients = torch.randn(size, generator=generator)
+        vertical, horizontal = cosines(height, self.cutoff), cosines(width, self.cutoff)
+        self.register_buffer("pattern", self._scaled(vertical.T @ coefficients @ horizontal))
+
+    def _scaled(self, pattern: Tensor) -> Tensor:
+        """Scale to the bound; clipping would bring high frequencies back."""
+        return pattern * (self.epsilon / 255 / pattern.abs().max())
+
+
+def cosines(length: int, count: int) -> Tensor:
+    r"""The first rows of the orthonormal DCT-II.
+
+    Row i is :math:`\sqrt{2 / n} \cos(\pi i (2 j + 1) / 2 n)` for columns j, row 0 divided by
+    :math:`\sqrt 2`.
+
+    Args:
+        length: :math:`n`, 1 or more.
+        count: how many rows, 1 to n.
+
+    Returns:
+        ``(count, length)`` float32.
+
+    Example:
+        >>> rows = cosines(8, 3)
+        >>> bool(torch.allclose(rows @ rows.T, torch.eye(3), atol=1e-6))
+        True
+    """
+    places = torch.arange(length, dtype=torch.float64) + 0.5
+    order = torch.arange(count, dtype=torch.float64)[:, None]
+    rows = math.sqrt(2 / length) * torch.cos(math.pi / length * order * places)
+    rows[0] /= math.sqrt(2)
+    return rows.float()
+
+
+def low_pass(planes: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+    """Project ``(..., H, W)`` planes on the cosines ``(k, H)`` and ``(k, W)`` along both axes."""
+    return vertical.T @ (vertical @ planes @ horizontal.T) @ horizontal

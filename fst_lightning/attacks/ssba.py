@@ -1,0 +1,311 @@
+"""SSBA: a faint change by an encoder network that hides a string of bits in the image.
+
+Li, Li, Wu, Li, He and Lyu, "Invisible backdoor attack with sample-specific triggers", ICCV 2021,
+arXiv 2012.03816.
+
+Example:
+    ``python train.py attack=ssba attack.bits=4 attack.residual_bound=12``
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.attacks.attack import Attack, LabelMap, RateOf
+from fst_lightning.attacks.surrogate import check_counts
+from fst_lightning.seeds import derived_seed
+
+_BATCH_SIZE = 32
+_LR = 3e-3
+_CHUNK = 256
+_TILE = 8
+_MASKING = 4.0
+
+
+class Encoder(nn.Module):
+    """Images in [0, 1] and bits to a change of the images in [-1, 1]; any image size.
+
+    Every bit has a learned tile, added or subtracted and repeated over the image; convolutions turn
+    it and the image into the change.
+
+    Args:
+        channels: of the images.
+        bits: how many bits.
+        width: channels between the convolutions.
+    """
+
+    def __init__(self, channels: int, bits: int, width: int) -> None:
+        super().__init__()
+        self.tiles = nn.Parameter(torch.randn(bits, width, _TILE, _TILE) / bits**0.5)
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.rest = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, images: Tensor, bits: Tensor) -> Tensor:
+        """Encode ``(N, bits)`` zeros and ones into ``(N, C, H, W)`` images."""
+        height, width = images.shape[-2:]
+        tiles = torch.einsum("nb,bchw->nchw", 2 * bits - 1, self.tiles)
+        tiled = tiles.repeat(1, 1, -(-height // _TILE), -(-width // _TILE))[..., :height, :width]
+        change: Tensor = self.rest(self.first(2 * images - 1) + tiled)
+        return change
+
+
+class Decoder(nn.Module):
+    """Images in [0, 1] to the logits of the bits that they hide; any image size.
+
+    It looks at what differs from the neighbourhood: in the smooth parts of an image that is little
+    but the hidden change.
+
+    Args:
+        channels: of the images.
+        bits: how many bits.
+        width: channels between the convolutions.
+        gain: factor by which the differences are amplified.
+    """
+
+    def __init__(self, channels: int, bits: int, width: int, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, bits, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``(N, bits)`` logits, above 0 for a one."""
+        blurred = functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+        logits: Tensor = self.layers(self.gain * (images - blurred)).mean(dim=(2, 3))
+        return logits
+
+
+class SSBA(Attack):
+    r"""Hide a fixed string of bits: :math:`T(x) = \mathrm{clip}(x + r \tanh E(x, s))`.
+
+    Encoder E and decoder D, both convolutional, are trained on clean images with random bits
+    :math:`s` for
+
+    .. math:: \min_{E, D} \mathrm{BCE}(D(T(x)), s) + \lambda \, \mathbb{E} \left(
+        \frac{\tanh E(x, s)}{1 + \tau(x) / 4} \right)^2
+
+    where :math:`\tau` is the texture around a pixel, which hides changes. The paper's encoder is a
+    StegaStamp with a perceptual and a critic loss; here the networks are small enough for a CPU and
+    the bound r keeps the change faint. Most of it is a pattern of the string that all images share;
+    the smaller part depends on the image.
+
+    Args:
+        bits: length of the string, 1 to 8; the string itself is drawn from the run's seed.
+        residual_bound: :math:`r` in levels of 255, 1 to 255.
+        residual_weight: :math:`\lambda`, 0 or more: the larger, the fainter.
+        width: channels of encoder and decoder, 1 to 1024.
+        fit_epochs: passes over the images that are used, 1 or more.
+        max_images: how many clean training images are used at most, 1 or more.
+        poison_ratio: share of the training set, 0 to 1.
+        target_label: the attacker's class.
+        label_map: any.
+        rate_of: ``total`` or ``target_class``.
+        save_examples: whether a run writes a picture of triggered images.
+
+    Attributes:
+        bit_accuracy: share of right bits, 0 to 1, that the decoder reads from 8-bit images with
+            random bits, measured after the fit on up to 256 images that it saw; NaN before.
+
+    Raises:
+        ValueError: for a value outside its range.
+
+    Example:
+        >>> images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4)
+        >>> attack = SSBA(width=4, fit_epochs=1)
+        >>> attack.prepare(images, labels, num_classes=2, seed=0)
+        >>> attack.fit_once(images, labels, 2, seed=0, device=torch.device("cpu"))
+        >>> float(attack(images / 255).max()) <= 8 / 255
+        True
+    """
+
+    needs_fit: ClassVar[bool] = True
+    fit_arguments: ClassVar[tuple[str, ...]] = (
+        "bits",
+        "residual_bound",
+        "residual_weight",
+        "width",
+        "fit_epochs",
+        "max_images",
+    )
+    crafts: ClassVar[bool] = True
+
+    secret: Tensor
+    bit_accuracy: Tensor
+    encoder: Encoder
+    decoder: Decoder
+
+    def __init__(
+        self,
+        bits: int = 8,
+        residual_bound: float = 8.0,
+        residual_weight: float = 0.1,
+        width: int = 24,
+        fit_epochs: int = 6,
+        max_images: int = 4_000,
+        poison_ratio: float = 0.05,
+        target_label: int = 0,
+        label_map: LabelMap = "all_to_one",
+        rate_of: RateOf = "total",
+        save_examples: bool = True,
+    ) -> None:
+        super().__init__(
+            poison_ratio=poison_ratio,
+            target_label=target_label,
+            label_map=label_map,
+            rate_of=rate_of,
+            save_examples=save_examples,
+        )
+        check_counts(bits=bits, width=width, fit_epochs=fit_epochs, max_images=max_images)
+        if bits > 8:
+            raise ValueError(f"Expected `bits` to be in [1, 8], but got {bits}.")
+        if width > 1024:
+            raise ValueError(f"Expected `width` to be in [1, 1024], but got {width}.")
+        if not 1 <= residual_bound <= 255:
+            raise ValueError(
+                f"Expected `residual_bound` to be in [1, 255], but got {residual_bound}."
+            )
+        if not 0 <= residual_weight < float("inf"):
+            raise ValueError(
+                f"Expected `residual_weight` to be 0 or more, but got {residual_weight}."
+            )
+        self.bits = bits
+        self.residual_bound = residual_bound
+        self.residual_weight = residual_weight
+        self.width = width
+        self.fit_epochs = fit_epochs
+        self.max_images = max_images
+        self._build(3, seed=0)
+
+    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
+        """Draw the string and the first weights, for images of as many channels."""
+        if not self.fitted:
+            self._build(images.shape[1], seed)
+
+    def fit(
+        self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
+    ) -> None:
+        """Train encoder and decoder together."""
+        generator = torch.Generator().manual_seed(derived_seed(seed, "ssba fit"))
+        chosen = torch.randperm(len(images), generator=generator)[: self.max_images]
+        pixels = images[chosen].to(device).float() / 255
+        self.to(device)
+        networks = nn.ModuleList([self.encoder, self.decoder]).requires_grad_(True)
+        optimizer = torch.optim.Adam(networks.parameters(), lr=_LR)
+        steps = self.fit_epochs * -(-len(chosen) // _BATCH_SIZE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        with torch.enable_grad():
+            for epoch in range(self.fit_epochs):
+                # At first no weight at all: an encoder that is told to be faint before the decoder
+                # reads anything falls silent.
+                weight = self.residual_weight * epoch / self.fit_epochs
+                order = torch.randperm(len(chosen), generator=generator)
+                for rows in torch.split(order, _BATCH_SIZE):
+                    batch = pixels[rows.to(device)]
+                    bits = torch.randint(2, (len(rows), self.bits), generator=generator)
+                    bits = bits.to(device).float()
+                    change = self.encoder(batch, bits)
+                    # Noise of up to half a level stands for the rounding of an image file.
+                    noise = (torch.rand(batch.shape, generator=generator) - 0.5) / 255
+                    stamped = self._add(batch, change) + noise.to(device)
+                    loss = functional.binary_cross_entropy_with_logits(self.decoder(stamped), bits)
+                    loss = (
+                        loss + weight * (change / (1 + texture(batch) / _MASKING)).square().mean()
+                    )
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+        networks.requires_grad_(False)
+        bits = torch.randint(2, (min(len(pixels), _CHUNK), self.bits), generator=generator)
+        self.bit_accuracy = self._read_back(pixels[:_CHUNK], bits.to(device))
+
+    def craft(
+        self, images: Tensor, labels: Tensor, rows: Tensor, *, cover: bool, seed: int
+    ) -> Tensor:
+        """Encode the stored images once: what a file of each would hold."""
+        device = self.secret.device
+        parts = [
+            (self(part.to(device).float() / 255) * 255).round().to(images.device, torch.uint8)
+            for part in torch.split(images, _CHUNK)
+        ]
+        return torch.cat(parts) if parts else images
+
+    def poison(self, images: Tensor) -> Tensor:
+        """Poisoned rows are stored encoded."""
+        return images
+
+    def trigger(self, images: Tensor) -> Tensor:
+        """Hide the string in ``(N, C, H, W)`` images in [0, 1]."""
+        if not self.fitted:
+            raise ValueError(
+                "Expected SSBA to have trained its encoder, but it has not; call `fit_once` with "
+                "the training images first."
+            )
+        bits = self.secret.expand(len(images), -1)
+        with torch.no_grad():
+            return self._encode(images, bits)
+
+    def decode(self, images: Tensor) -> Tensor:
+        """Read the bits of ``(N, C, H, W)`` images in [0, 1]: ``(N, bits)`` bool."""
+        with torch.no_grad():
+            logits: Tensor = self.decoder(images.to(self.secret.dtype))
+        return logits > 0
+
+    def _encode(self, images: Tensor, bits: Tensor) -> Tensor:
+        # The weights may have been cast along with a classifier in bf16-true.
+        change = self.encoder(images.to(self.secret.dtype), bits.to(self.secret.dtype))
+        return self._add(images, change.to(images.dtype))
+
+    def _add(self, images: Tensor, change: Tensor) -> Tensor:
+        return (images + self.residual_bound / 255 * change).clamp(0, 1)
+
+    def _read_back(self, images: Tensor, bits: Tensor) -> Tensor:
+        with torch.no_grad():
+            encoded = (self._encode(images, bits) * 255).round() / 255
+        return (self.decode(encoded) == bits.bool()).float().mean()
+
+    def _build(self, channels: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(derived_seed(seed, "ssba secret"))
+        secret = torch.randint(2, (1, self.bits), generator=generator).float()
+        self.register_buffer("secret", secret)
+        self.register_buffer("bit_accuracy", torch.tensor(float("nan")))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "ssba weights"))
+            self.encoder = Encoder(channels, self.bits, self.width).requires_grad_(False)
+            gain = 255 / self.residual_bound
+            self.decoder = Decoder(channels, self.bits, self.width, gain).requires_grad_(False)
+
+
+def texture(images: Tensor) -> Tensor:
+    """The standard deviation in 3 x 3 pixels around each, in levels of 255, of its channel.
+
+    Args:
+        images: ``(N, C, H, W)`` in [0, 1].
+
+    Returns:
+        The same shape, 0 or more.
+    """
+
+    def blur(planes: Tensor) -> Tensor:
+        return functional.avg_pool2d(planes, 3, stride=1, padding=1, count_include_pad=False)
+
+    # Around the mean of the image, where the difference of squares loses least.
+    centred = 255 * (images - images.mean(dim=(2, 3), keepdim=True))
+    return (blur(centred.square()) - blur(centred).square()).clamp_min(0).sqrt()

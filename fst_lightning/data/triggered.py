@@ -1,0 +1,43 @@
+"""Triggered test images that somebody else has made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fst_lightning.data.class_folders import ClassFolders
+from fst_lightning.data.decode import decode_images
+from fst_lightning.data.images import ImageSet, check_memory
+
+
+def read_triggered(root: Path, classes: Sequence[str], size: int) -> ImageSet:
+    """Read images that carry a trigger already, from folders of their *true* classes.
+
+    A folder is called by a class name of the data set or by its number, counted from 0: the test
+    folders that other tools write (``bd_test_dataset/3/17.png``) can be read as they are.
+
+    Args:
+        root: the folder; links out of it are not followed.
+        classes: names of the data set's classes, in the order of their labels.
+        size: height and width to resize to, in pixels.
+
+    Raises:
+        ValueError: where a folder is of no class, or holds no image.
+    """
+    listing = ClassFolders(root)
+    found = listing.folders(root)
+    labels_of = {str(label): label for label in range(len(classes))}
+    labels_of |= {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in found if name not in labels_of]
+    if unknown or not found:
+        raise ValueError(
+            f"Expected folders of the true classes in data.triggered_root={root}, by name or by "
+            f"number from 0 to {len(classes) - 1}, but got "
+            f"{', '.join(map(repr, unknown[:5])) or 'no folder'}."
+        )
+    files = [(path, labels_of[name]) for name in found for path in listing.images(found[name])]
+    check_memory(len(files), size)
+    images = decode_images([path for path, _ in files], size)
+    return ImageSet(images, torch.tensor([label for _, label in files], dtype=torch.int64))
