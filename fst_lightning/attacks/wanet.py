@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf, check_ratio, full_precision
+from fst_lightning.attacks.attack import Attack, LabelMap, RateOf, check_ratio
 
 
 class WaNet(Attack):
@@ -107,8 +107,7 @@ class WaNet(Attack):
                 f"Expected images of {tuple(self.grid.shape[1:3])} pixels, which the field was "
                 f"drawn for, but got {tuple(images.shape[2:])}; call `prepare` with such images."
             )
-        with full_precision(images):
-            return functional.grid_sample(images, grid.to(images.dtype), align_corners=True)
+        return functional.grid_sample(images, grid.to(images.dtype), align_corners=True)
 
     def _draw(self, height: int, width: int) -> None:
         generator = torch.Generator().manual_seed(self.pattern_seed)

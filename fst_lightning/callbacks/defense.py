@@ -28,16 +28,17 @@ class DefenseCallback(L.Callback):
     through ``self.optimizers()``; gradients that you clip yourself are clipped without it.)
 
     Args:
-        defense: one that acts on the weights alone; a defense with a loss of its own needs a
+        defense: one that acts on the weights alone; a defense with a loss of its own, or one that
+            looks at all the clean images, needs a
             :class:`~fst_lightning.modules.PurificationModule`.
         seed: of the defense's random numbers; None takes ``torch.initial_seed()``, which
             ``lightning.seed_everything`` sets.
 
     Raises:
-        MisconfigurationException: for a defense with a loss of its own; at the start of a fit, for
-            strategies that shard weights (FSDP, model parallel, DeepSpeed), for LBFGS, where no
-            optimizer trains the penalised weights, and for ``fit(ckpt_path=...)`` with a checkpoint
-            that this callback did not write.
+        MisconfigurationException: for a defense that acts on more than the weights; at the start of
+            a fit, for strategies that shard weights (FSDP, model parallel, DeepSpeed), for LBFGS,
+            where no optimizer trains the penalised weights, and for ``fit(ckpt_path=...)`` with a
+            checkpoint that this callback did not write.
 
     Example:
         >>> from fst_lightning.defenses import FineTuning
@@ -48,7 +49,8 @@ class DefenseCallback(L.Callback):
         if defense.needs_batch:
             raise MisconfigurationException(
                 f"Expected a defense that acts on the weights alone, but {type(defense).__name__} "
-                "computes the loss itself. Use PurificationModule(net, defense) instead."
+                "has a loss of its own, looks at all the clean images, or changes gradients. Use "
+                "PurificationModule(net, defense) instead."
             )
         self.defense = defense
         self.seed = seed

@@ -8,7 +8,9 @@ import os
 def is_main_process() -> bool:
     """Whether Lightning did not start this process for another device, by the same command.
 
-    Known without torch and before any process group: Lightning tells its children by ``LOCAL_RANK``
-    (and sets it to 0 for itself).
+    Known without torch and before any process group: torchrun tells a process its ``RANK``, SLURM
+    its ``SLURM_PROCID``, and Lightning its children their ``LOCAL_RANK`` (it sets it to 0 for
+    itself).
     """
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from fst_lightning.cli.launch import is_main_process
 from fst_lightning.cli.overrides import check_overrides
+from fst_lightning.cli.resume import continued_sweep, is_finished
 from fst_lightning.configuration import conf_folder
 
 
@@ -32,6 +33,7 @@ def _run(task: str) -> None:
     problem = check_overrides(task, sys.argv[1:])
     if problem is not None:
         sys.exit(f"error: {problem}")
+    sys.argv += continued_sweep(task, sys.argv[1:])
     # Hydra shows the folder of the configuration in its messages, so it is given an absolute one.
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=task)(_job)()
 
@@ -45,6 +47,10 @@ def _job(cfg: DictConfig) -> None:
     if in_sweep and is_main_process():
         print(f"#{job.job.num}: {' '.join(overrides)}", flush=True)
     try:
+        if in_sweep and cfg.resume is True and is_finished(cfg, folder):
+            if is_main_process():
+                print("  finished before", flush=True)
+            return
         from fst_lightning.pipelines import Run, run_pipeline
 
         run_pipeline(Run(cfg, dict(job.runtime.choices), overrides, folder))

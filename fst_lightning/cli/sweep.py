@@ -21,12 +21,25 @@ class SweepTable(Callback):
             return
         from rich.console import Console
 
-        from fst_lightning.reports import render_sweep, summarise_sweep, write_sweep
+        from fst_lightning.reports import (
+            print_line,
+            render_sweep,
+            summarise_sweep,
+            write_leaderboard,
+            write_sweep,
+        )
 
         folder = Path(config.hydra.sweep.dir).absolute()
         summary = summarise_sweep(folder)
         write_sweep(summary, folder)
-        render_sweep(summary, Console())
+        console = Console()
+        render_sweep(summary, console)
+        try:
+            written = f"{'written':<18} {write_leaderboard(summary, folder)}"
+            print_line(console, written)
+        except Exception as error:  # The table stands, whatever happens to its picture.
+            problem = f"{type(error).__name__}: {error}"
+            print_line(console, f"warning  leaderboard.html was not written: {problem}")
         if summary.failures:
             # Hydra swallows exceptions of callbacks; this is no exception to it.
             sys.exit(1)

@@ -116,10 +116,13 @@ class HeadDefense(Defense):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        # A defense that is only to be scored or looked at need not be prepared first.
-        saved = state_dict.get(f"{prefix}original_weight")
-        if isinstance(saved, Tensor) and self.original_weight.numel() == 0:
-            self.original_weight = self.original_weight.new_empty(saved.shape)
+        # A snapshot of another head than the one that was prepared could be no penalty for it.
+        known, saved = self.original_weight, state_dict.get(f"{prefix}original_weight")
+        if isinstance(saved, Tensor) and known.numel() and saved.shape != known.shape:
+            raise RuntimeError(
+                f"Expected `original_weight` of shape {tuple(known.shape)}, as the head that was "
+                f"prepared, but the state has {tuple(saved.shape)}."
+            )
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 

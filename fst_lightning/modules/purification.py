@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, DistributedSampler
 
 from fst_lightning.attacks import Attack
-from fst_lightning.defenses import Defense
+from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.defense import Defense
+from fst_lightning.defenses.train import keep_modes, seeded
 from fst_lightning.modules.classifier import (
     ClassifierModule,
     Interval,
@@ -19,13 +23,16 @@ from fst_lightning.modules.classifier import (
     SchedulerFactory,
 )
 from fst_lightning.modules.inputs import InputPipeline
+from fst_lightning.seeds import derived_seed
 
 
 class PurificationModule(ClassifierModule):
     r"""Tune a backdoored network on clean images the way a defense says.
 
     Batches are ``(images, labels, ...)``, clean. The defense prepares the network when a fit is set
-    up: after the data, before the optimizer is made and before a checkpoint is restored.
+    up: after the data, before the optimizer is made and before a checkpoint is restored. Unless the
+    fit goes on from a checkpoint, it studies the clean images then. After the last step it
+    concludes and finishes; it finishes also where the fit fails.
 
     Args:
         net: the network to purify, in place.
@@ -41,6 +48,13 @@ class PurificationModule(ClassifierModule):
         seed: of the defense's random numbers and of every epoch's; None takes
             ``torch.initial_seed()`` for the former.
         card: JSON text that says what the network is, kept in checkpoints.
+        clean: the clean images as a whole, for a defense that looks at all of them; None gathers
+            them from the Trainer's training loader. A defense that wants some held out, or the
+            training set as it was delivered, needs it: see
+            :meth:`~fst_lightning.defenses.CleanData.split`.
+
+    Raises:
+        ValueError: where the defense needs images that it is not given.
 
     Example:
         >>> from fst_lightning.defenses import FST
@@ -65,24 +79,47 @@ class PurificationModule(ClassifierModule):
         horizontal_flip: bool = False,
         seed: int | None = None,
         card: str | None = None,
+        clean: CleanData | None = None,
     ) -> None:
         inputs = InputPipeline(attack, mean, std, crop_padding, horizontal_flip)
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card)
         self.defense = defense
+        self.clean = clean
+        self._defense_seed = 0
+        check_given(defense, clean)
 
     def setup(self, stage: str) -> None:
         """Let the defense prepare the network."""
         if stage == "fit":
-            seed = torch.initial_seed() if self.seed is None else self.seed
-            self.defense.prepare(self.net, torch.Generator().manual_seed(seed))
+            self._defense_seed = torch.initial_seed() if self.seed is None else self.seed
+            self.defense.prepare(self.net, torch.Generator().manual_seed(self._defense_seed))
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Watch over the defense: a module itself is not told of exceptions."""
+        watching = any(
+            isinstance(callback, _FinishOnException) and callback.defense is self.defense
+            for callback in getattr(self.trainer, "callbacks", [])
+        )
+        return [] if watching else [_FinishOnException(self.defense)]
+
+    def on_fit_start(self) -> None:
+        """Skip the steps where none are needed."""
+        self._stop_if_done()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer and its schedule, and let the defense act after every step."""
-        configured = super().configure_optimizers()
-        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
-        if isinstance(optimizer, Optimizer):
-            optimizer.register_step_post_hook(lambda *_: self.defense.after_step())
-        return configured
+        """Let the defense study, make the optimizer, and let it act after every step of that."""
+        # Not before this place the Trainer says whether a run is resumed; what was found in the
+        # run that is continued has come with its checkpoint by now.
+        if self.defense.overrides("study") and self.trainer.ckpt_path is None:
+            self._act("study")
+        return self.with_step_hook(self.defense.after_step)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch, switch to training mode and let the defense begin it."""
+        super().on_train_epoch_start()
+        if self.defense.overrides("begin_epoch"):
+            self._act("begin_epoch", self.current_epoch)
+            self._stop_if_done()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the modes that the defense wants; every time, for a run may resume mid-epoch."""
@@ -102,6 +139,18 @@ class PurificationModule(ClassifierModule):
         self.track(loss=total, penalty=penalty)
         return total
 
+    def on_after_backward(self) -> None:
+        """Let the defense put back the weights that its loss has moved."""
+        self.defense.after_backward()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Let the defense change the gradients: unscaled, averaged, not yet clipped."""
+        self.defense.before_step()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop where no further steps are needed."""
+        self._stop_if_done()
+
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means and what the defense wants seen."""
         super().on_train_epoch_end()
@@ -109,5 +158,87 @@ class PurificationModule(ClassifierModule):
             self.log(f"train/{name}", value)
 
     def on_fit_end(self) -> None:
-        """Leave the network as an ordinary one."""
+        """Let the defense conclude, and leave the network as an ordinary one."""
+        if self.defense.overrides("conclude"):
+            device = self.device
+            self._act("conclude")
+            self.to(device)  # Lightning has taken the module off the accelerator by now.
         self.defense.finish()
+
+    def _stop_if_done(self) -> None:
+        if self.defense.done:
+            self.trainer.should_stop = True
+
+    def _act(self, place: str, *context: int) -> None:
+        """Call a place of the defense that looks at all the clean images.
+
+        With random numbers of its own, so that what is drawn there moves no other number.
+        """
+        device = self.trainer.strategy.root_device
+        self.to(device)
+        floats = (p.dtype for p in self.net.parameters() if p.is_floating_point())
+        if self.clean is None:
+            self.clean = self._gather()
+        self.clean = self.clean.to(device, next(floats, torch.float32))
+        seed = derived_seed(self._defense_seed, place, *context)
+        generator = torch.Generator().manual_seed(seed)
+        with keep_modes(self.net), seeded(generator, device), torch.enable_grad():
+            self.net.train(place == "begin_epoch")
+            getattr(self.defense, place)(self.net, self.clean, *context, generator)
+        self._agree()
+
+    def _gather(self) -> CleanData:
+        """All the images of the training loader, those of the other processes included."""
+        loader: Any = self.trainer.fit_loop._data_source.dataloader()
+        if isinstance(getattr(loader, "sampler", None), DistributedSampler):
+            loader = DataLoader(
+                loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn
+            )
+        with seeded(torch.Generator().manual_seed(self._defense_seed), torch.device("cpu")):
+            clean = CleanData.gather(loader)
+        if self.inputs.normalises:
+            return CleanData(clean.images, clean.labels, mean=self.inputs.mean, std=self.inputs.std)
+        return CleanData(self.inputs(clean.images.to(self.device)), clean.labels)
+
+    def _agree(self) -> None:
+        """Give every process what the first one has: kernels may differ in the last digit."""
+        if self.trainer.world_size > 1:
+            parts: tuple[nn.Module, ...] = self.net, self.defense
+            states = [
+                {name: value.cpu() for name, value in part.state_dict().items()} for part in parts
+            ]
+            for part, state in zip(parts, self.trainer.strategy.broadcast(states), strict=True):
+                part.load_state_dict(state)
+
+
+class _FinishOnException(L.Callback):
+    """Leaves neither masks nor frozen weights behind where a fit fails."""
+
+    def __init__(self, defense: Defense) -> None:
+        self.defense = defense
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Finish the defense."""
+        self.defense.finish()
+
+
+def check_given(defense: Defense, clean: CleanData | None) -> None:
+    """Refuse to run a defense without the images that it needs.
+
+    Raises:
+        ValueError: saying which images are missing.
+    """
+    name = type(defense).__name__
+    if defense.held_out and (clean is None or clean.held_out is None):
+        raise ValueError(
+            f"Expected clean images that are held out from the steps, which {name} chooses by, but "
+            "got none. Pass `clean=CleanData(images, labels).split(share, generator)` and train on "
+            "its images, or use fst_lightning.purify, which does both."
+        )
+    if defense.needs_poisoned_set and (clean is None or clean.poisoned is None):
+        raise ValueError(
+            f"Expected the training set as it was delivered, which {name} inspects, but got none. "
+            "Pass `clean=CleanData(..., poisoned=PoisonedData(images, labels))`."
+        )

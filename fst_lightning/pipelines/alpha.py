@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.data.rows import Chunks, EpochShuffle, Rows, training_loader
+from fst_lightning.defenses import PoisonedData
 from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.parts import make_defense, make_module, make_trainer
+from fst_lightning.pipelines.parts import make_clean, make_defense, make_module, make_trainer
 from fst_lightning.pipelines.run import Run
 from fst_lightning.seeds import derived_seed
 
@@ -25,7 +26,9 @@ TOLERANCE = 0.01
 """Clean accuracy, as a fraction, that a strong penalty may cost against the best candidate."""
 
 
-def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
+def choose_alpha(
+    run: Run, net: nn.Module, data: BackdoorDataModule, poisoned: PoisonedData | None = None
+) -> float:
     """The strongest penalty that clean accuracy bears.
 
     A fifth of the defender's images is held out; for every candidate a copy of the network is tuned
@@ -36,6 +39,7 @@ def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
         run: its configuration, with ``defense.alpha=auto``.
         net: the backdoored network; it stays as it is.
         data: holds the defender's images. Its test set and trigger are not looked at.
+        poisoned: the training set as it was delivered, for a defense that inspects it.
     """
     rows = data.train_rows
     stream = torch.Generator().manual_seed(derived_seed(run.cfg.seed, "held out"))
@@ -52,7 +56,8 @@ def choose_alpha(run: Run, net: nn.Module, data: BackdoorDataModule) -> float:
         with open_dict(run.cfg):
             run.cfg.defense.alpha = alpha
         candidate = copy.deepcopy(net)
-        module = make_module(run, candidate, make_defense(run), data)
+        clean = make_clean(data, tuned, held_out, poisoned)
+        module = make_module(run, candidate, make_defense(run), data, clean=clean)
         loader = training_loader(
             Rows(tuned, torch.zeros(len(tuned), dtype=torch.bool)),
             data.batch_size,

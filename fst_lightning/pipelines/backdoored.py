@@ -24,13 +24,15 @@ from fst_lightning.checkpoints import (
     write_state,
 )
 from fst_lightning.data import BackdoorDataModule, ImageData, Source
-from fst_lightning.modules import BackdoorModule
+from fst_lightning.modules import BackdoorModule, InputPipeline
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import head_of, make_optimizer, make_trainer, precision_of
+from fst_lightning.pipelines.processes import agreed
 from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.run import Run
 
 _SCHEMA = 2
+_FIRST_IMAGES = 5000
 _ATTACK_FILE = "attack.safetensors"
 
 
@@ -68,7 +70,7 @@ def from_file(
     """
     keys = load_into(net, checkpoint)
     if not load_attack(attack, checkpoint.path):
-        if isinstance(attack, TrainedAttack):
+        if isinstance(attack, TrainedAttack) and source.triggered_root is None:
             raise ValueError(
                 f"Expected {_ATTACK_FILE} beside {checkpoint.path}, for attack="
                 f"{run.choices['attack']} learns its trigger with the model. Put it there; or "
@@ -87,8 +89,9 @@ def from_store(
     """Load the model of this configuration from the store; train it first where it is missing.
 
     Several processes may ask for the same model at a time: a lock lets one of them train it. The
-    processes that Lightning starts for further devices take no lock: the first one holds it while
-    they train together, so that they find the store as the first one found it.
+    processes of further devices take no lock: the first one holds it while they train together.
+    Those that Lightning starts find the store as the first one found it; those that a launcher
+    started at the same time are told.
     """
     store = Store(Path(run.cfg.paths.store))
     description = describe(run, source.load())
@@ -96,7 +99,7 @@ def from_store(
     path = store.root / "models" / key / "model.safetensors"
     leader = is_first_process()
     with store.lock(key) if leader else nullcontext():
-        if not run.cfg.retrain and store.entry(key) is not None:
+        if agreed(not run.cfg.retrain and store.entry(key) is not None):
             load_into(net, read_checkpoint(path))
             load_attack(attack, path)
             return Backdoored(path.absolute(), None, card, key, None)
@@ -139,9 +142,18 @@ def train_backdoored(
     datamodule = BackdoorDataModule(source, attack, batch_size=recipe.batch_size, seed=run.cfg.seed)
     trainer = make_trainer(run, "train", recipe.max_epochs, work)
     fit_attack(run, source, attack, trainer.strategy.root_device)
+    initialise(net, data)
     trainer.fit(module, datamodule, ckpt_path=resume_point(run, work, "train"), weights_only=True)
     net.cpu()
     return trainer
+
+
+def initialise(net: nn.Module, data: ImageData) -> None:
+    """Let a network compute from training images what it wants to know before training."""
+    look = getattr(net, "initialise", None)
+    if look is not None:
+        images = InputPipeline(None, data.mean, data.std)(data.train.images[:_FIRST_IMAGES])
+        look(images)
 
 
 def fit_attack(run: Run, source: Source, attack: Attack, device: torch.device) -> None:
@@ -215,6 +227,7 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
     """Everything that makes one backdoored model another than the next: the store's key."""
     settings = run.arguments("data")
     settings.pop("root", None)  # What is in the folder counts, not where it lies.
+    settings.pop("triggered_root", None)  # To measure with.
     return {
         "schema": _SCHEMA,
         "data": {"name": run.choices["data"], **settings, "content": fingerprint(data)},

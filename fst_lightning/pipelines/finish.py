@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from fst_lightning.pipelines.run import Run
-from fst_lightning.reports import render_run, write_json
+from fst_lightning.reports import print_line, read_curves, render_page, render_run, write_json
+from fst_lightning.reports.evidence import check_projection
+from fst_lightning.reports.files import write_text
+
+if TYPE_CHECKING:
+    from fst_lightning.pipelines.evidence import Witness
 
 
 def is_first_process() -> bool:
@@ -18,17 +25,60 @@ def is_first_process() -> bool:
 
 
 def prepare_folder(run: Run) -> None:
-    """Make the run's folder and write the resolved configuration into it."""
+    """Make the run's folder and write the resolved configuration into it.
+
+    Raises:
+        ValueError: where no report could be made as the configuration wants it.
+    """
+    if run.cfg.get("report"):
+        check_projection(run.cfg.report.projection)
     if is_first_process():
         run.folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("results.json", "failure.json", "traceback.txt"):
+        for stale in ("results.json", "failure.json", "traceback.txt", "report.html"):
             (run.folder / stale).unlink(missing_ok=True)  # of an earlier run in this folder
         text = OmegaConf.to_yaml(run.cfg, resolve=True)
         (run.folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
-def finish(run: Run, results: dict[str, Any]) -> None:
-    """Write ``results.json`` and print the final table."""
-    if is_first_process():
-        write_json(run.folder / "results.json", results)
-        render_run(results, Console(), folder=run.folder)
+def finish(run: Run, results: dict[str, Any], witness: Witness | None = None) -> None:
+    """Write ``results.json``, print the final table and write the report.
+
+    Args:
+        run: its configuration.
+        results: what ``results.json`` holds.
+        witness: what has looked at the networks, for the report; None for a run without one.
+    """
+    if not is_first_process():
+        return
+    write_json(run.folder / "results.json", results)
+    console = Console()
+    report, trouble = None, None
+    if witness is not None and witness.wanted:
+        report, trouble = _write_report(run, results, witness)
+    render_run(results, console, [report] if report else [], folder=run.folder)
+    if trouble:
+        print_line(console, f"warning  {trouble}", style="yellow")
+
+
+def _write_report(
+    run: Run, results: dict[str, Any], witness: Witness
+) -> tuple[Path | None, str | None]:
+    """Write ``report.html``. The results stand, whatever happens here.
+
+    Returns:
+        The file, where there is one, and what went wrong, where something did.
+    """
+    path = run.folder / "report.html"
+    try:
+        curves = {
+            stage: read_curves(run.folder / "curves" / stage / "metrics.csv")
+            for stage in ("train", "purify")
+            if results["seconds"][stage]  # else they are of an earlier run in this folder
+        }
+        command = f"python {results['task']}.py {shlex.join(run.overrides)}".rstrip()
+        write_text(path, render_page(results, witness.evidence(), curves, command))
+    except Exception as error:
+        return None, f"report.html was not written: {type(error).__name__}: {error}"
+    if witness.trouble:
+        return path, f"report.html lacks its pictures: {witness.trouble}"
+    return path, None

@@ -19,8 +19,8 @@ from torch import nn
 
 from fst_lightning.attacks import Attack
 from fst_lightning.callbacks import progress_callback
-from fst_lightning.data import BackdoorDataModule, Source
-from fst_lightning.defenses import Defense
+from fst_lightning.data import BackdoorDataModule, ImageSet, Source
+from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.models import find_head
 from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
@@ -103,6 +103,7 @@ def make_module(
     defense: Defense,
     data: BackdoorDataModule,
     card: str | None = None,
+    clean: CleanData | None = None,
 ) -> PurificationModule:
     """The module that runs the defense, by the recipe of the configuration."""
     optimizer, scheduler = make_optimizer(run.cfg.tuning)
@@ -113,13 +114,41 @@ def make_module(
         optimizer,
         scheduler,
         run.cfg.tuning.scheduler_interval,
-        attack=data.attack if data.attack.has_trigger else None,
+        attack=data.measured if data.measured.has_trigger else None,
         mean=data.data.mean,
         std=data.data.std,
         crop_padding=data.source.crop_padding if augment else 0,
         horizontal_flip=augment and data.source.horizontal_flip,
         seed=run.cfg.seed,
         card=card,
+        clean=clean,
+    )
+
+
+def make_clean(
+    data: BackdoorDataModule,
+    rows: ImageSet | None = None,
+    held_out: ImageSet | None = None,
+    poisoned: PoisonedData | None = None,
+) -> CleanData:
+    """What the defense is given: clean images of the defender's, and nothing else of the data.
+
+    Args:
+        data: holds the defender's images.
+        rows: those that it tunes on; None: all that the data module tunes on.
+        held_out: those that no step sees; None: what the data module holds out.
+        poisoned: the training set as it was delivered, for a defense that inspects it.
+    """
+    rows = data.train_rows if rows is None else rows
+    held_out = data.held_out_rows if held_out is None else held_out
+    mean, std = data.data.mean, data.data.std
+    return CleanData(
+        rows.images,
+        rows.labels,
+        None if held_out is None else CleanData(held_out.images, held_out.labels, None, mean, std),
+        mean,
+        std,
+        poisoned,
     )
 
 

@@ -8,16 +8,44 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import torch
 from torch import nn
 
-from fst_lightning.checkpoints import Store, read_checkpoint, write_state
-from fst_lightning.data import BackdoorDataModule
+from fst_lightning.attacks import NoAttack
+from fst_lightning.checkpoints import ModelCard, Store, read_checkpoint, write_state
+from fst_lightning.data import (
+    BackdoorDataModule,
+    ImageSet,
+    Source,
+    clean_rows,
+    reserve,
+    with_training_images,
+)
+from fst_lightning.defenses import (
+    CleanData,
+    DatasetDefense,
+    Defense,
+    NoDefense,
+    PoisonedData,
+    apply,
+)
+from fst_lightning.defenses.dataset import detection_rates
 from fst_lightning.pipelines.alpha import choose_alpha
-from fst_lightning.pipelines.backdoored import Backdoored, from_file, from_store, make_card
+from fst_lightning.pipelines.backdoored import (
+    Backdoored,
+    from_file,
+    from_store,
+    make_card,
+    train_backdoored,
+)
+from fst_lightning.pipelines.delivered import delivered_set
+from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
 from fst_lightning.pipelines.known import adopt_card
 from fst_lightning.pipelines.parts import (
     make_attack,
+    make_clean,
     make_defense,
     make_module,
     make_network,
@@ -34,6 +62,7 @@ from fst_lightning.pipelines.score import (
     score,
 )
 from fst_lightning.reports import build_results
+from fst_lightning.seeds import derived_seed
 
 _CLEAN_RATIO = 0.02
 
@@ -49,12 +78,17 @@ def run_purify(run: Run) -> dict[str, Any]:
     if checkpoint is not None:
         run = adopt_card(run, checkpoint.card)
     source, attack = make_source(run), make_attack(run)
+    defense = make_defense(run)  # Before a training that would be in vain.
+    source, reserved = choose_source(run, source)
     data = BackdoorDataModule(
         source,
         attack,
         purpose="purify",
         batch_size=run.cfg.tuning.batch_size,
         clean_ratio=clean_ratio(run),
+        balanced=run.cfg.tuning.balanced,
+        reserved=reserved,
+        held_out=defense.held_out,
         seed=run.cfg.seed,
     )
     data.setup()
@@ -65,7 +99,6 @@ def run_purify(run: Run) -> dict[str, Any]:
     net = make_network(run, data.data.num_classes)
     card = make_card(run, net, source, attack)
     check_enough_images(net, data)
-    defense = make_defense(run)  # Before a training that would be in vain.
     prepare_folder(run)
 
     backdoored = (
@@ -73,36 +106,61 @@ def run_purify(run: Run) -> dict[str, Any]:
         if checkpoint is None
         else from_file(run, checkpoint, net, source, attack, card)
     )
+    poisoned, truth = None, None
+    if defense.needs_poisoned_set:
+        poisoned, truth = delivered_set(source, attack, run.cfg.seed)
+        if checkpoint is not None and not attack.has_trigger:
+            truth = None  # Nobody knows what is in it.
     automatic = {"auto": ["alpha"]} if run.cfg.defense.get("alpha") == "auto" else {}
     if automatic:
-        run.cfg.defense.alpha = choose_alpha(run, net, data)
+        run.cfg.defense.alpha = choose_alpha(run, net, data, poisoned)
         defense = make_defense(run)
-    work = Store(Path(run.cfg.paths.store)).work(tuning_key(run, backdoored))
-    module = make_module(run, net, defense, data, card.to_json())
+    store = Store(Path(run.cfg.paths.store))
+    key = tuning_key(run, backdoored)
+    trains = defense.tunes or isinstance(defense, DatasetDefense)
+    work = store.work(key) if trains else run.folder
+    clean = make_clean(data, poisoned=poisoned)
+    module = make_module(run, net, defense, data, card.to_json(), clean)
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
+    witness = Witness(run, trainer, module, data)
 
     started = time.perf_counter()
     before = score(trainer, module, data)
     evaluate_seconds = time.perf_counter() - started
+    witness.look()
     purify_seconds, after = 0.0, before
-    if defense.tunes:
+    if not isinstance(defense, NoDefense):
         started = time.perf_counter()
-        # The last weights are the result: picking an epoch by its ASR would take the trigger.
-        trainer.fit(module, data, ckpt_path=resume_point(run, work, "tune"), weights_only=True)
+        if defense.tunes:
+            # The last weights are the result: picking an epoch by its ASR would take the trigger.
+            trainer.fit(module, data, ckpt_path=resume_point(run, work, "tune"), weights_only=True)
+        else:
+            apply_at_once(run, trainer, net, defense, clean)
+        if isinstance(defense, DatasetDefense) and poisoned is not None:
+            retrain(run, net, source, defense, poisoned, card, work)
         purify_seconds = time.perf_counter() - started
         started = time.perf_counter()
         after = score(trainer, module, data)
         evaluate_seconds += time.perf_counter() - started
+        witness.look()
+    findings = defense.findings()
+    if isinstance(defense, DatasetDefense):
+        findings |= detection_rates(defense.suspected, truth)
 
     purified = run.folder / "purified.safetensors"
     if is_first_process():
         write_state(purified, net.state_dict(), key_map=backdoored.keys, card=card)
-        Store(Path(run.cfg.paths.store)).clear_work(work.name)
+        store.clear_work(key)
     results = build_results(
         task="purify",
         seed=run.cfg.seed,
         attack=attack_block(run, data),
-        defense={"name": run.choices["defense"], **run.arguments("defense"), **automatic},
+        defense={
+            "name": run.choices["defense"],
+            **run.arguments("defense"),
+            **automatic,
+            "findings": findings,
+        },
         data=data_block(run, data, num_poisoned=num_poisoned),
         model=model_block(run, net, data.data.num_classes),
         before=before,
@@ -116,8 +174,61 @@ def run_purify(run: Run) -> dict[str, Any]:
         checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},
         overrides=run.overrides,
     )
-    finish(run, results)
+    finish(run, results, witness)
     return results
+
+
+def choose_source(run: Run, source: Source) -> tuple[Source, ImageSet | None]:
+    """Take the defender's images out of the training set, where the recipe wants that.
+
+    Returns:
+        What the backdoored model is trained on, and the images that were taken out.
+    """
+    if run.cfg.tuning.clean_source == "train":
+        return source, None
+    labels = source.load().train.labels
+    rows = clean_rows(labels, clean_ratio(run), run.cfg.seed, run.cfg.tuning.balanced)
+    return reserve(source, rows)
+
+
+def apply_at_once(
+    run: Run, trainer: L.Trainer, net: nn.Module, defense: Defense, clean: CleanData
+) -> None:
+    """Run a defense that needs no training steps, on the Trainer's device; the same everywhere."""
+    device = trainer.strategy.root_device
+    generator = torch.Generator().manual_seed(run.cfg.seed)
+    apply(defense, net.to(device), clean.to(device), generator)
+    net.cpu()
+    if trainer.world_size > 1:
+        net.load_state_dict(trainer.strategy.broadcast(net.state_dict()))
+        defense.load_state_dict(trainer.strategy.broadcast(defense.cpu().state_dict()))
+
+
+def retrain(
+    run: Run,
+    net: nn.Module,
+    source: Source,
+    defense: DatasetDefense,
+    poisoned: PoisonedData,
+    card: ModelCard,
+    work: Path,
+) -> None:
+    """Train a network anew on the rows that the defense leaves, by the recipe of training."""
+
+    def fit(fresh: nn.Module, rows: PoisonedData) -> nn.Module:
+        images = ImageSet(rows.images.cpu(), rows.labels.cpu())
+        train_backdoored(run, fresh, with_training_images(source, images), NoAttack(), card, work)
+        return fresh
+
+    found = defense.retrain(
+        lambda: make_network(run, source.load().num_classes),
+        poisoned,
+        defense.suspected.cpu(),
+        torch.Generator().manual_seed(derived_seed(run.cfg.seed, "retrain")),
+        fit,
+    )
+    if found is not None:
+        net.load_state_dict(found.state_dict())
 
 
 def clean_ratio(run: Run) -> float:

@@ -10,12 +10,22 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from fst_lightning.defenses import Defense
+from fst_lightning.defenses import (
+    CleanData,
+    DatasetDefense,
+    Defense,
+    NoDefense,
+    PoisonedData,
+    apply,
+)
 from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
 from fst_lightning.pipelines.parts import quiet_lightning
+from fst_lightning.seeds import derived_seed
+
+_BATCH_SIZE = 128
 
 
 def purify(
@@ -28,6 +38,7 @@ def purify(
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     seed: int | None = None,
+    poisoned_loader: Iterable[Any] | None = None,
     **trainer_options: Any,
 ) -> nn.Module:
     """Purify a copy of a network on a few clean images.
@@ -35,12 +46,16 @@ def purify(
     Args:
         net: the classifier; images to logits. It stays as it is.
         clean_loader: batches of ``(images, labels)``, the images normalised as the network wants.
-        defense: e.g. ``FST(alpha=0.2)``.
-        max_epochs: passes over the loader, 1 or more.
+        defense: e.g. ``FST(alpha=0.2)``. One that wants images held out gets a share of them,
+            which no step sees: all are read once, as the loader gives them, and kept in memory.
+        max_epochs: passes over the loader, 1 or more; for a defense that cleans a training set,
+            passes over what it leaves.
         lr: of the default optimizer (SGD with momentum 0.9), greater than 0.
         optimizer: makes another one from the parameters; ``lr`` is then not used.
         scheduler: makes the schedule, per epoch; None: cosine to zero over ``max_epochs``.
         seed: of the defense's random numbers; None takes ``torch.initial_seed()``.
+        poisoned_loader: batches ``(images, labels)`` of the training set as it was delivered, for
+            a defense that inspects it.
         trainer_options: for ``lightning.Trainer``, e.g. ``accelerator``, ``precision``.
 
     Returns:
@@ -48,7 +63,8 @@ def purify(
 
     Raises:
         ValueError: where the network has no linear head to be found, the head is zero, or
-            ``max_epochs`` is no whole number of 1 or more.
+            ``max_epochs`` is no whole number of 1 or more; where the defense inspects a training
+            set that it is not given.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -68,18 +84,17 @@ def purify(
     if isinstance(clean_loader, list | tuple):
         # Lightning would take it for several loaders.
         clean_loader = DataLoader(clean_loader, batch_size=None)  # type: ignore[arg-type]
+    if defense.needs_poisoned_set and poisoned_loader is None:
+        raise ValueError(
+            f"Expected `poisoned_loader`, the training set as it was delivered, which "
+            f"{type(defense).__name__} inspects, but got None."
+        )
     quiet_lightning()
     net = copy.deepcopy(net)
-    if not defense.tunes:
+    if isinstance(defense, NoDefense):
         return net.cpu().eval()
-    module = PurificationModule(
-        net,
-        defense,
-        optimizer or functools.partial(torch.optim.SGD, lr=lr, momentum=0.9),
-        scheduler
-        or functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=max_epochs),
-        seed=seed,
-    )
+    start = torch.initial_seed() if seed is None else seed
+    clean, loader = _clean_data(clean_loader, defense, start, poisoned_loader)
     options: dict[str, Any] = {
         "devices": 1,
         "logger": False,
@@ -88,6 +103,81 @@ def purify(
         "enable_model_summary": False,
         **trainer_options,
     }
-    trainer = L.Trainer(max_epochs=max_epochs, **options)
-    trainer.fit(module, train_dataloaders=clean_loader)
+    optimizer = optimizer or functools.partial(torch.optim.SGD, lr=lr, momentum=0.9)
+    scheduler = scheduler or functools.partial(
+        torch.optim.lr_scheduler.CosineAnnealingLR, T_max=max_epochs
+    )
+
+    def fit(tuned: nn.Module, by: Defense, batches: Iterable[Any], data: CleanData | None) -> None:
+        module = PurificationModule(tuned, by, optimizer, scheduler, seed=seed, clean=data)
+        trainer = L.Trainer(max_epochs=max_epochs, **options)
+        trainer.fit(module, train_dataloaders=batches)
+
+    if defense.tunes:
+        fit(net, defense, loader, clean)
+        return net.cpu().eval()
+    if clean is None:
+        clean = CleanData.gather(loader)
+    device = L.Trainer(max_epochs=0, **options).strategy.root_device
+    apply(defense, net.to(device), clean.to(device), torch.Generator().manual_seed(start))
+    if isinstance(defense, DatasetDefense) and clean.poisoned is not None:
+
+        def train(fresh: nn.Module, rows: PoisonedData) -> nn.Module:
+            fit(fresh, Defense(), _shuffled(rows, _batch_size(poisoned_loader), start), None)
+            return fresh
+
+        found = defense.retrain(
+            functools.partial(_fresh, net.cpu(), derived_seed(start, "weights")),
+            clean.poisoned,
+            defense.suspected.cpu(),
+            torch.Generator().manual_seed(derived_seed(start, "retrain")),
+            train,
+        )
+        net = net if found is None else found
     return net.cpu().eval()
+
+
+def _clean_data(
+    loader: Iterable[Any], defense: Defense, seed: int, poisoned_loader: Iterable[Any] | None
+) -> tuple[CleanData | None, Iterable[Any]]:
+    """What the module can't gather itself from the loader, and the loader of the steps."""
+    if not (defense.held_out or defense.needs_poisoned_set):
+        return None, loader
+    clean = CleanData.gather(loader)
+    generator = torch.Generator().manual_seed(derived_seed(seed, "unseen"))
+    clean = clean.split(defense.held_out, generator)
+    if poisoned_loader is not None:
+        delivered = CleanData.gather(poisoned_loader)
+        clean.poisoned = PoisonedData(delivered.images, delivered.labels)
+    if not defense.held_out:
+        return clean, loader
+    return clean, _shuffled(clean, _batch_size(loader), seed)
+
+
+def _shuffled(data: CleanData | PoisonedData, batch_size: int, seed: int) -> Iterable[Any]:
+    count = len(data)
+    return DataLoader(
+        TensorDataset(data.images.cpu(), data.labels.cpu()),
+        batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(derived_seed(seed, "order")),
+        drop_last=count > batch_size and count % batch_size == 1,  # BatchNorm can't take one image
+    )
+
+
+def _batch_size(loader: Iterable[Any] | None) -> int:
+    """The batches of a loader, as far as it says."""
+    size = getattr(loader, "batch_size", None)
+    return size if isinstance(size, int) else _BATCH_SIZE
+
+
+def _fresh(net: nn.Module, seed: int) -> nn.Module:
+    """A copy of a network with the weights that its layers start with."""
+    fresh = copy.deepcopy(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in fresh.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return fresh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -35,14 +36,16 @@ def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
 def data_block(run: Run, data: BackdoorDataModule, num_poisoned: int | None) -> dict[str, Any]:
     """How many rows there were of what."""
     tuning = data.purpose == "purify"
+    held_out = 0 if data.held_out_rows is None else len(data.held_out_rows)
     return {
         "name": run.choices["data"],
         "num_classes": data.data.num_classes,
         "num_train": len(data.data.train),
         "num_poisoned": num_poisoned,
-        "num_clean_tuning": len(data.train_rows) if tuning else None,
+        "num_clean_tuning": len(data.train_rows) + held_out if tuning else None,
+        "num_clean_held_out": held_out if tuning else None,
         "num_test": len(data.data.test),
-        "num_triggered_test": len(data.triggered_rows) if data.attack.has_trigger else None,
+        "num_triggered_test": len(data.triggered_rows) if data.measured.has_trigger else None,
     }
 
 
@@ -67,9 +70,26 @@ def environment(run: Run, trainer: L.Trainer) -> dict[str, Any]:
         if device.type == "cuda"
         else platform.processor() or platform.machine(),
         "num_processes": trainer.world_size,
+        "peak_memory_mb": peak_memory_mb(device),
         "versions": {
             "fst_lightning": __version__,
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
         },
     }
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """The most memory that this process took so far, in MiB; None where nobody counts it.
+
+    Args:
+        device: of a GPU, what torch has allocated there counts; else what the process has resident.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import NoDefense
 from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines.backdoored import from_store, make_card
-from fst_lightning.pipelines.finish import finish, prepare_folder
+from fst_lightning.pipelines.evidence import Witness
+from fst_lightning.pipelines.export import check_export, export_images
+from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
 from fst_lightning.pipelines.parts import make_attack, make_network, make_source, make_trainer
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import (
@@ -35,15 +38,21 @@ def run_train(run: Run) -> dict[str, Any]:
     data.setup()
     net = make_network(run, data.data.num_classes)
     card = make_card(run, net, source, attack)
+    exported = None if run.cfg.export is None else Path(run.cfg.export)
+    if exported is not None:
+        check_export(exported)
     prepare_folder(run)
 
     backdoored = from_store(run, net, source, attack, card)
     trainer = make_trainer(run, "score", 0, run.folder)
     module = PurificationModule(
-        net, NoDefense(), attack=attack, mean=data.data.mean, std=data.data.std
+        net, NoDefense(), attack=data.measured, mean=data.data.mean, std=data.data.std
     )
     started = time.perf_counter()
     before = score(trainer, module, data)
+    evaluate_seconds = time.perf_counter() - started
+    witness = Witness(run, trainer, module, data)
+    witness.look()
     results = build_results(
         task="train",
         seed=run.cfg.seed,
@@ -53,11 +62,13 @@ def run_train(run: Run) -> dict[str, Any]:
         before=before,
         seconds={
             "train": backdoored.train_seconds,
-            "evaluate": time.perf_counter() - started,
+            "evaluate": evaluate_seconds,
         },
         environment=environment(run, trainer),
         checkpoints={"backdoored": str(backdoored.path)},
         overrides=run.overrides,
     )
-    finish(run, results)
+    if exported is not None and is_first_process():
+        export_images(exported, data)
+    finish(run, results, witness)
     return results

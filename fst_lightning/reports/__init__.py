@@ -1,8 +1,12 @@
 """What a person sees after a run: results.json, the final table, the table over many runs."""
 
+from fst_lightning.reports.curves import Curves, read_curves
 from fst_lightning.reports.files import Reading, read_json, read_results, write_json, write_text
+from fst_lightning.reports.layout import print_line
+from fst_lightning.reports.leaderboard import render_leaderboard, write_leaderboard
 from fst_lightning.reports.notes import at_chance, notes
 from fst_lightning.reports.results import Score, build_results, plain
+from fst_lightning.reports.run_page import render_page
 from fst_lightning.reports.schema import SCHEMA_VERSION, results_schema, validate
 from fst_lightning.reports.sweep import (
     Failure,
@@ -15,9 +19,11 @@ from fst_lightning.reports.sweep import (
 from fst_lightning.reports.sweep_files import write_sweep
 from fst_lightning.reports.sweep_table import render_sweep
 from fst_lightning.reports.table import render_run
+from fst_lightning.reports.verdict import Verdict, verdict
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Curves",
     "Failure",
     "Group",
     "Reading",
@@ -25,18 +31,25 @@ __all__ = [
     "Score",
     "Spread",
     "SweepSummary",
+    "Verdict",
     "at_chance",
     "build_results",
     "notes",
     "plain",
+    "print_line",
+    "read_curves",
     "read_json",
     "read_results",
+    "render_leaderboard",
+    "render_page",
     "render_run",
     "render_sweep",
     "results_schema",
     "summarise_sweep",
     "validate",
+    "verdict",
     "write_json",
+    "write_leaderboard",
     "write_sweep",
     "write_text",
 ]

@@ -8,9 +8,15 @@ Setting = str | int | float | bool | None
 
 _BLOCKS = ("attack", "defense", "data", "model")
 # They follow from the choices. Where one of them is overridden, the override counts.
-_NOT_CHOSEN = {"attack.implanted", "defense.auto", "model.head", "model.num_parameters"}
+_NOT_CHOSEN = {
+    "attack.implanted",
+    "defense.auto",
+    "defense.findings",
+    "model.head",
+    "model.num_parameters",
+}
 # Where a run writes, or what it says, does not change what it finds.
-_PLUMBING = ("hydra.", "paths.")
+_PLUMBING = ("hydra.", "paths.", "report.")
 _IGNORED = {"seed", "debug", "resume", "retrain"}
 
 

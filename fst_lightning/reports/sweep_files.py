@@ -1,4 +1,4 @@
-"""The table over a sweep as files: CSV, Markdown and JSON."""
+"""The table over a sweep as files: CSV, Markdown, LaTeX and JSON."""
 
 import csv
 import io
@@ -24,23 +24,25 @@ Cell = str | int | float | bool | None
 
 
 def write_sweep(summary: SweepSummary, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write `table.csv`, `table.md`, `table.json` (a line an experiment), `runs.csv` (one a run).
+    """Write `table.csv`, `.md`, `.json`, `.tex` (a line an experiment) and `runs.csv` (one a run).
 
-    Fractions stay in [0, 1] in CSV and JSON; Markdown, for people, has percentages.
+    Fractions stay in [0, 1] in CSV and JSON; Markdown and LaTeX, for people, have percentages.
 
     Args:
         summary: the sweep.
         folder: where to write; made where there is none, older files are replaced.
 
     Returns:
-        The four paths.
+        The five paths.
     """
     folder = Path(folder)
-    paths = [folder / name for name in ("table.csv", "table.md", "table.json", "runs.csv")]
+    names = ("table.csv", "table.md", "table.json", "runs.csv", "table.tex")
+    paths = [folder / name for name in names]
     write_text(paths[0], _csv(_group_rows(summary)))
     write_text(paths[1], _markdown(summary))
     write_json(paths[2], _json(summary))
     write_text(paths[3], _csv(_run_rows(summary)))
+    write_text(paths[4], _latex(summary))
     return paths
 
 
@@ -88,10 +90,13 @@ def _harmless(cell: Cell) -> Cell:
     return f"'{cell}" if starts else cell
 
 
-def _markdown(summary: SweepSummary) -> str:
+def table_rows(summary: SweepSummary) -> tuple[list[str], list[list[str]]]:
+    """Write the table for people: the headings, and a line an experiment, in percent and seconds.
+
+    The first columns, as many as ``summary.varying``, are words, the others numbers.
+    """
     ratings = [f"{name.upper()} {when} %" for name in RATES for when in ("before", "after")]
-    rows = [[*summary.varying, "n", *ratings, "DER", "seconds"]]
-    rows.append(["---"] * len(summary.varying) + ["---:"] * (len(rows[0]) - len(summary.varying)))
+    rows = []
     for group in summary.groups:
         values = group.values
         cells = [str(group.settings.get(name, "-")) for name in summary.varying]
@@ -103,14 +108,44 @@ def _markdown(summary: SweepSummary) -> str:
         cells.append(spread_text(values["der"], four_decimals, " ± "))
         cells.append(spread_text(values[duration], one_decimal, " ± "))
         rows.append(cells)
+    return [*summary.varying, "n", *ratings, "DER", "seconds"], rows
+
+
+def _markdown(summary: SweepSummary) -> str:
+    head, rows = table_rows(summary)
+    words = len(summary.varying)
+    rule = ["---"] * words + ["---:"] * (len(head) - words)
     parts = ["  \n".join(map(_cell, shared_lines(summary)))] if summary.groups else []
     if summary.groups:
-        parts.append("\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows))
+        lines = [head, rule, *rows]
+        parts.append("\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in lines))
     remarks = [*sweep_notes(summary)]
     remarks += [f"Failed: {failure_line(failure)}" for failure in summary.failures]
     if remarks:
         parts.append("\n".join(f"- {_cell(remark)}" for remark in remarks))
     return "\n\n".join(parts or ["No runs."]) + "\n"
+
+
+def _latex(summary: SweepSummary) -> str:
+    """Write a tabular, which needs no package, and below it what must be known, as comments."""
+    head, rows = table_rows(summary)
+    words = len(summary.varying)
+    lines = [" & ".join(map(_tex, row)) + r" \\" for row in [head, *rows]]
+    columns = "l" * words + "r" * (len(head) - words)
+    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", lines[0], r"\hline", *lines[1:]]
+    parts += [r"\hline", r"\end{tabular}"] if rows else []
+    remarks = [*shared_lines(summary), *sweep_notes(summary)] if rows else ["No runs."]
+    remarks += [f"Failed: {failure_line(failure)}" for failure in summary.failures]
+    comments = ["% " + " ".join(remark.split()) for remark in remarks]
+    return "\n".join([*(parts if rows else []), *comments]) + "\n"
+
+
+def _tex(text: str) -> str:
+    """Write text into a LaTeX table so that it stays text."""
+    special = {char: rf"\{char}" for char in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"±": r"$\pm$"}
+    return "".join(special.get(char, char) for char in " ".join(text.split()))
 
 
 def _cell(text: str) -> str:

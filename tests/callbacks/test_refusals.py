@@ -49,6 +49,25 @@ def test_defense_with_a_loss_of_its_own() -> None:
         DefenseCallback(Distillation())
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"study": lambda *_: None},
+        {"begin_epoch": lambda *_: None},
+        {"conclude": lambda *_: None},
+        {"after_backward": lambda *_: None},
+        {"before_step": lambda *_: None},
+        {"held_out": 0.2},
+        {"needs_poisoned_set": True},
+    ],
+    ids=lambda members: next(iter(members)),
+)
+def test_defense_that_needs_more_than_the_weights(members: dict[str, Any]) -> None:
+    pruning = type("Pruning", (Defense,), members)
+    with pytest.raises(MisconfigurationException, match=r"Pruning .*PurificationModule"):
+        DefenseCallback(pruning())
+
+
 @pytest.mark.parametrize("alpha", [0.2, 1])
 def test_optimizer_without_the_head(alpha: float) -> None:
     class Features(Project):

@@ -330,4 +330,4 @@ def test_an_attack_fits_and_crafts_before_a_training_and_not_otherwise() -> None
         tiny.source(num_train=20), Crafter(), purpose="purify", clean_ratio=1
     )
     defender.setup("fit")
-    assert defender.attack.fits == 0  # type: ignore[attr-defined]
+    assert defender.attack.fits == 0

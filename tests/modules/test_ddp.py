@@ -151,6 +151,15 @@ def test_heads_are_equal_though_seeds_differ(
         assert torch.equal(two[0]["heads"][key], one["heads"][key])
 
 
+def test_work_on_all_images_ends_alike_everywhere(
+    one: dict[str, Any], two: list[dict[str, Any]]
+) -> None:
+    """What the first process found counts; each has seen all of them, and not its share."""
+    same(two[0]["all images"], two[1]["all images"], 0)
+    same(two[0]["all images"], one["all images"], 1e-5)
+    assert torch.equal(one["all images"]["seen"].sort().values, make_tensors()[1].sort().values)
+
+
 def slow_counts(weights: dict[str, Tensor], num_test: int) -> dict[str, tuple[int, int]]:
     """Row by row."""
     net = make_net(batch_norm=True)

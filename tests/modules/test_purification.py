@@ -9,18 +9,23 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader, TensorDataset
 
 from fst_lightning import PurificationModule
 from fst_lightning.defenses import (
     FST,
+    CleanData,
     Defense,
     FeatureExtractorTuning,
     FineTuning,
     LinearProbing,
     NoDefense,
 )
+from fst_lightning.defenses.train import accuracy
 from tests import tiny
 
 SEED = 11
@@ -355,3 +360,257 @@ class SkipSteps(L.Callback):
             closure()
 
         pl_module.optimizer_step = only_backward  # type: ignore[method-assign]
+
+
+def run(
+    folder: Path, defense: Defense, net: nn.Module, resume: Path | None = None, **options: Any
+) -> None:
+    clean = CleanData(ROWS.images, ROWS.labels)
+    module = PurificationModule(net, defense, sgd, seed=SEED, clean=clean)
+    trainer = tiny.trainer(folder, **{"max_epochs": 2, **options})
+    trainer.fit(module, data_loader(), ckpt_path=resume, weights_only=True)
+
+
+def test_every_place_has_its_turn(tmp_path: Path) -> None:
+    defense = Recorder()
+    run(tmp_path, defense, tiny.conv_net())
+    step = ["loss", "penalty", "after_backward", "before_step", "after_step"]
+    epochs = ["epoch 0", *step, *step, "epoch 1", *step, *step]
+    assert defense.calls == ["prepare", "study", *epochs, "conclude", "finish"]
+    assert not defense.modes["study"]
+    assert not defense.modes["conclude"]
+    assert defense.modes["epoch 0"]
+    assert defense.modes["loss"]
+
+
+def test_weights_are_put_back_after_every_backward_pass(tmp_path: Path) -> None:
+    defense = Recorder()
+    run(tmp_path, defense, tiny.conv_net(), accumulate_grad_batches=2, max_epochs=1)
+    places = [name for name in defense.calls if name in ("after_backward", "before_step")]
+    assert places == ["after_backward", "after_backward", "before_step"]
+
+
+def test_gradients_are_changed_before_they_are_clipped(tmp_path: Path) -> None:
+    class Scales(Defense):
+        net: list[nn.Module]
+
+        def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+            self.net = [net]
+
+        def before_step(self) -> None:
+            for parameter in self.net[0].parameters():
+                assert parameter.grad is not None
+                parameter.grad *= 1e6
+
+    net = tiny.conv_net()
+    before = torch.cat([p.detach().flatten() for p in net.parameters()])
+    options: dict[str, Any] = {"gradient_clip_val": 1.0, "limit_train_batches": 1}
+    run(tmp_path, Scales(), net, max_epochs=1, **options)
+    moved = torch.cat([p.detach().flatten() for p in net.parameters()]) - before
+    assert float(moved.norm()) == pytest.approx(0.05, rel=1e-3)  # the rate times the bound
+
+
+@pytest.mark.parametrize("place", ["study", "epoch 1"])
+def test_no_steps_where_none_are_needed(tmp_path: Path, place: str) -> None:
+    defense = Recorder(done_after=place)
+    net, before = tiny.conv_net(), tiny.conv_net()
+    run(tmp_path, defense, net, max_epochs=5)
+    assert defense.calls.count("loss") == (0 if place == "study" else 2)
+    assert defense.calls[-2:] == ["conclude", "finish"]
+    same = all(map(torch.equal, net.state_dict().values(), before.state_dict().values()))
+    assert same == (place == "study")
+
+
+def test_a_resumed_run_does_not_study_again_and_ends_alike(tmp_path: Path) -> None:
+    whole, resumed, defense = tiny.conv_net(), tiny.conv_net(), Masked()
+    run(tmp_path, Masked(), whole, max_epochs=3)
+    keep = ModelCheckpoint(tmp_path, filename="last", save_top_k=1)
+    run(
+        tmp_path,
+        Masked(),
+        tiny.conv_net(),
+        max_epochs=1,
+        enable_checkpointing=True,
+        callbacks=[keep],
+    )
+    run(tmp_path, defense, resumed, tmp_path / "last.ckpt", max_epochs=3)
+    assert not defense.studied
+    assert len(defense.seen) == 5
+    assert_same(resumed, whole, 0.0)
+    assert resumed.state_dict().keys() == tiny.conv_net().state_dict().keys()
+
+
+def data_loader() -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(TensorDataset(ROWS.images, ROWS.labels), batch_size=40)
+
+
+def test_it_is_finished_where_the_fit_fails(tmp_path: Path) -> None:
+    class Fails(Masked):
+        def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+            raise RuntimeError("out of luck")
+
+    net = tiny.conv_net()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(tmp_path, Fails(), net)
+    assert net.state_dict().keys() == tiny.conv_net().state_dict().keys()
+
+
+def test_whole_set_work_moves_no_other_random_number(tmp_path: Path) -> None:
+    class Gambles(Defense):
+        def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+            torch.rand(17)
+
+        def begin_epoch(
+            self, net: nn.Module, clean: CleanData, epoch: int, generator: torch.Generator
+        ) -> None:
+            torch.rand(3 + epoch)
+
+    nets = [tiny.conv_net(dropout=0.5) for _ in range(2)]
+    for net, defense in zip(nets, (Gambles(), Defense()), strict=True):
+        L.seed_everything(1, verbose=False)
+        clean = CleanData(ROWS.images, ROWS.labels)
+        # Without a seed one stream of random numbers is used for all epochs.
+        module = PurificationModule(net, defense, sgd, clean=clean)
+        tiny.trainer(tmp_path, 2).fit(module, tiny.Batches(ROWS, 40))
+    assert_same(nets[0], nets[1], 0.0)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_clean_images_are_gathered_from_the_loader(tmp_path: Path, normalised: bool) -> None:
+    defense = Recorder()
+    options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3} if normalised else {}
+    module = PurificationModule(tiny.conv_net(), defense, sgd, seed=SEED, **options)
+    tiny.trainer(tmp_path).fit(module, data_loader())
+    clean = defense.clean
+    assert clean is not None
+    ((images, labels),) = clean.batches(80)
+    expected = ROWS.images / 255
+    assert torch.allclose(images, (expected - 0.5) / 0.2 if normalised else expected, atol=1e-5)
+    assert torch.equal(labels, ROWS.labels)
+    assert clean.unit.flatten().tolist() == pytest.approx([5 if normalised else 1] * 3)
+
+
+def test_the_images_it_needs_are_asked_for() -> None:
+    class Chooses(Defense):
+        held_out = 0.2
+
+    class Inspects(Defense):
+        needs_poisoned_set = True
+
+    clean = CleanData(ROWS.images, ROWS.labels)
+    with pytest.raises(ValueError, match=r"held out from the steps, which Chooses"):
+        PurificationModule(tiny.conv_net(), Chooses(), clean=clean)
+    with pytest.raises(ValueError, match=r"as it was delivered, which Inspects"):
+        PurificationModule(tiny.conv_net(), Inspects(), clean=clean)
+    PurificationModule(tiny.conv_net(), Chooses(), clean=clean.split(0.2, torch.Generator()))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_whole_set_work_in_another_precision(tmp_path: Path, precision: str) -> None:
+    class Counts(Recorder):
+        def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+            self.accuracy = accuracy(net, clean)
+
+    defense = Counts()
+    run(tmp_path, defense, tiny.conv_net(), precision=precision, max_epochs=1)
+    assert 0 <= defense.accuracy <= 1
+
+
+class Recorder(Defense):
+    """Writes down what is called."""
+
+    def __init__(self, done_after: str = "") -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.modes: dict[str, bool] = {}
+        self.done_after = done_after
+        self.clean: CleanData | None = None
+
+    def note(self, name: str, net: nn.Module | None = None) -> None:
+        self.calls.append(name)
+        if net is not None:
+            self.modes[name] = net.training
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        self.note("prepare")
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        self.note("study", net)
+        self.clean = clean
+
+    def begin_epoch(
+        self, net: nn.Module, clean: CleanData, epoch: int, generator: torch.Generator
+    ) -> None:
+        self.note(f"epoch {epoch}", net)
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        self.note("loss", net)
+        return super().loss(net, images, labels)
+
+    def penalty(self) -> Tensor | None:
+        self.note("penalty")
+        return None
+
+    def after_backward(self) -> None:
+        self.note("after_backward")
+
+    def before_step(self) -> None:
+        self.note("before_step")
+
+    def after_step(self) -> None:
+        self.note("after_step")
+
+    def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        self.note("conclude", net)
+
+    def finish(self) -> None:
+        self.note("finish")
+
+    @property
+    def done(self) -> bool:
+        return self.done_after in self.calls
+
+
+class Mask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.ones(4, 1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+class Masked(Defense):
+    """Trains a mask on the head, and keeps what it saw of the clean images."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.empty(0))
+        self.studied = False
+        self.masked: list[nn.Module] = []
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        head = net.get_submodule("head")
+        parametrize.register_parametrization(head, "weight", Mask())
+        self.masked = [head]
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        self.studied = True
+        self.seen = clean.labels[torch.randperm(len(clean), generator=generator)[:5]]
+
+    def begin_epoch(
+        self, net: nn.Module, clean: CleanData, epoch: int, generator: torch.Generator
+    ) -> None:
+        with torch.no_grad():
+            noise = torch.rand(12, generator=generator)
+            net.get_parameter("bn2.bias").add_(0.1 * noise)
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return super().loss(net, images, labels) * (1 + self.seen.float().mean())
+
+    def finish(self) -> None:
+        for head in self.masked:
+            parametrize.remove_parametrizations(head, "weight")
+        self.masked = []

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fst_lightning import PurificationModule, purify
-from fst_lightning.defenses import FST, FineTuning, LinearProbing, NoDefense
+from fst_lightning.defenses import (
+    FST,
+    CleanData,
+    DatasetDefense,
+    Defense,
+    FineTuning,
+    LinearProbing,
+    NoDefense,
+    PoisonedData,
+)
 from fst_lightning.models import small_resnet
 
 Pairs = DataLoader[tuple[Tensor, ...]]
@@ -101,6 +110,98 @@ def test_other_defenses(net: nn.Module, loader: Pairs) -> None:
     }
     assert changed == {"fc.weight", "fc.bias"}
     assert same(purify(net, loader, NoDefense(), max_epochs=1, accelerator="cpu"), net)
+
+
+class Sees(Defense):
+    """Keeps the images of the steps, and those that it is given as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Tensor] = []
+        self.clean: CleanData | None = None
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        self.clean = clean
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        self.steps.append(images)
+        return super().loss(net, images, labels)
+
+
+class Holds(Sees):
+    held_out = 0.25
+
+
+class Prunes(Sees):
+    tunes = False
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        super().study(net, clean, generator)
+        with torch.no_grad():
+            next(net.parameters())[0].zero_()
+
+
+class Drops(DatasetDefense):
+    def suspects(
+        self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
+    ) -> Tensor:
+        return poisoned.labels == 2
+
+
+def rows(images: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_a_defense_that_looks_at_all_images(net: nn.Module, loader: Pairs) -> None:
+    defense = Sees()
+    purify(net, loader, defense, max_epochs=1, accelerator="cpu")
+    assert defense.clean is not None
+    assert rows(defense.clean.images) == rows(torch.cat(defense.steps))
+    assert defense.clean.num_images == 24
+
+
+def test_a_defense_that_wants_images_held_out(net: nn.Module, loader: Pairs) -> None:
+    defense = Holds()
+    purify(net, loader, defense, max_epochs=2, seed=1, accelerator="cpu")
+    assert defense.clean is not None
+    assert defense.clean.held_out is not None
+    assert (defense.clean.num_images, defense.clean.held_out.num_images) == (18, 6)
+    assert [len(images) for images in defense.steps] == [8, 8, 2] * 2
+    assert rows(torch.cat(defense.steps)) == rows(defense.clean.images)
+    assert not rows(defense.clean.images) & rows(defense.clean.held_out.images)
+
+
+def test_a_defense_without_steps(net: nn.Module, loader: Pairs) -> None:
+    defense = Prunes()
+    purified = purify(net, loader, defense, accelerator="cpu")
+    assert defense.clean is not None
+    assert defense.clean.num_images == 24
+    assert not bool(next(purified.parameters())[0].any())
+    assert bool(next(net.parameters())[0].any())
+    assert not purified.training
+    assert not defense.steps
+
+
+def test_a_defense_that_cleans_a_training_set(net: nn.Module, loader: Pairs) -> None:
+    defense = Drops()
+    clean = purify(
+        net,
+        loader,
+        defense,
+        max_epochs=30,
+        lr=0.1,
+        seed=0,
+        poisoned_loader=loader,
+        accelerator="cpu",
+    )
+    assert defense.findings() == {"flagged": 8, "num_rows": 24}
+    images, labels = (torch.cat(part) for part in zip(*loader, strict=True))
+    answers = clean(images).argmax(1)
+    # A class that is not among what was trained on is never answered.
+    assert not bool((answers == 2).any())
+    assert torch.equal(answers[labels != 2], labels[labels != 2])
+    with pytest.raises(ValueError, match=r"`poisoned_loader`.*which Drops inspects"):
+        purify(net, loader, Drops(), accelerator="cpu")
 
 
 def test_a_network_without_a_head_is_refused(loader: Pairs) -> None:

@@ -116,15 +116,21 @@ def test_an_empty_sweep_says_so(tmp_path: Path) -> None:
     assert rows(paths[0]) == rows(paths[3]) == []
 
 
-def test_writes_four_files(folder: Path) -> None:
+def test_writes_five_files(folder: Path) -> None:
     paths = write_sweep(summarise_sweep(folder), folder)
-    assert [path.name for path in paths] == ["table.csv", "table.md", "table.json", "runs.csv"]
+    assert [path.name for path in paths] == [
+        "table.csv",
+        "table.md",
+        "table.json",
+        "runs.csv",
+        "table.tex",
+    ]
     again = summarise_sweep(folder)
     assert len(again.runs) == 4, "what was written must not be taken for a run"
 
 
 def test_csv_and_json_hold_the_same_numbers(folder: Path) -> None:
-    table, _, as_json, _ = write_sweep(summarise_sweep(folder), folder)
+    table, _, as_json, *_ = write_sweep(summarise_sweep(folder), folder)
     groups = json.loads(as_json.read_text("utf-8"))["groups"]
     for row, group, attack in zip(rows(table), groups, ("badnets", "blended"), strict=True):
         assert row["attack"] == group["settings"]["attack"] == attack
@@ -140,7 +146,7 @@ def test_csv_and_json_hold_the_same_numbers(folder: Path) -> None:
 
 
 def test_one_line_a_run(folder: Path) -> None:
-    *_, runs = write_sweep(summarise_sweep(folder), folder)
+    *_, runs, _ = write_sweep(summarise_sweep(folder), folder)
     found = rows(runs)
     assert [row["status"] for row in found] == ["finished"] * 4 + ["failed"]
     for row, ((attack, seed), right) in zip(found[:4], AFTER.items(), strict=True):
@@ -167,7 +173,7 @@ def test_names_are_harmless(tmp_path: Path, name: str) -> None:
     results: dict[str, Any] = example(attack={"name": name})
     validate(results)
     write_json(tmp_path / "0" / "results.json", results)
-    table, markdown, as_json, runs = write_sweep(summarise_sweep(tmp_path), tmp_path)
+    table, markdown, as_json, runs, _ = write_sweep(summarise_sweep(tmp_path), tmp_path)
     for path in (table, runs):
         (row,) = rows(path)
         assert row["attack"] == (name if name[0] == "a" else f"'{name}")

@@ -1,0 +1,79 @@
+"""A sweep that was stopped goes on where it was: with the same command and ``resume=true``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+
+_SWEEPS = "multirun"
+_FOLDER = "hydra.sweep.dir"
+
+
+def continued_sweep(task: str, arguments: Sequence[str]) -> list[str]:
+    """The override that leads a resumed sweep to the folder of the one that was stopped.
+
+    That is the newest sweep of the same overrides, ``resume`` left out. A folder of one's own
+    (``hydra.sweep.dir=...``) is left alone, and a sweep that was never begun starts anew.
+
+    Args:
+        task: ``train`` or ``purify``.
+        arguments: of the command line.
+
+    Returns:
+        Nothing, or one override.
+    """
+    options, _ = get_args_parser().parse_known_args(arguments)
+    overrides: list[str] = options.overrides or []
+    resumes = any(line.lower() in ("resume=true", "++resume=true") for line in overrides)
+    if not (options.multirun and resumes):
+        return []
+    if any(line.lstrip("+").startswith(f"{_FOLDER}=") for line in overrides):
+        return []
+    wanted = _asked(overrides)
+    for folder in sorted(Path(_SWEEPS, task).glob("*/multirun.yaml"), reverse=True):
+        if _asked(_overrides_of(folder)) == wanted:
+            return [f"{_FOLDER}={folder.parent}"]
+    return []
+
+
+def is_finished(cfg: DictConfig, folder: Path) -> bool:
+    """Whether a run of this very configuration has left its results in the folder.
+
+    Args:
+        cfg: the composed configuration.
+        folder: of the run.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError):
+        return False
+    now = OmegaConf.to_container(cfg, resolve=True)
+    return isinstance(results, dict) and _settings(before) == _settings(now)
+
+
+def _asked(overrides: Sequence[str]) -> list[str]:
+    """What was asked for, in any order; how it is run does not matter."""
+    ignored = ("resume", "debug", "hydra/launcher", "hydra.launcher", "hydra.sweep.dir")
+    return sorted(line for line in overrides if not line.lstrip("+").startswith(ignored))
+
+
+def _overrides_of(file: Path) -> list[str]:
+    try:
+        saved = OmegaConf.load(file)
+        found: Any = OmegaConf.select(saved, "hydra.overrides.task")
+        more: Any = OmegaConf.select(saved, "hydra.overrides.hydra")
+    except (OSError, ValueError):
+        return []
+    return [str(line) for part in (found, more) for line in part or []]
+
+
+def _settings(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {name: value for name, value in config.items() if name not in ("resume", "debug")}

@@ -1,0 +1,152 @@
+"""Adversarial neuron pruning (ANP): backdoored channels are those that collapse when perturbed.
+
+Wu and Wang, "Adversarial neuron pruning purifies backdoored deep models", NeurIPS 2021,
+arXiv 2110.14430.
+
+Example:
+    ``python purify.py attack=blended defense=anp defense.epsilon=0.4``
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.defenses.channel_masks import (
+    ChannelMask,
+    MaskDefense,
+    attach,
+    check_number,
+    detach,
+)
+from fst_lightning.defenses.clean import CleanData
+
+
+class PerturbedMask(ChannelMask):
+    r"""BatchNorm's scale under mask and perturbation: :math:`(m + \delta) \odot \gamma`."""
+
+    delta: Tensor | None = None
+    r""":math:`\delta`, ``(C,)``; None for zero."""
+
+    def forward(self, scale: Tensor) -> Tensor:
+        """Scale every channel."""
+        factor = self.mask if self.delta is None else self.mask + self.delta
+        return factor * scale
+
+
+class PerturbedShift(nn.Module):
+    r"""BatchNorm's shift under perturbation: :math:`(1 + \xi) \odot \beta`."""
+
+    delta: Tensor | None = None
+    r""":math:`\xi`, ``(C,)``; None for zero."""
+
+    def forward(self, shift: Tensor) -> Tensor:
+        """Scale every shift."""
+        return shift if self.delta is None else (1 + self.delta) * shift
+
+
+class AdversarialNeuronPruning(MaskDefense):
+    r"""Learn masks that keep the network accurate while its channels are perturbed adversarially.
+
+    .. math:: \min_{m \in [0, 1]} \alpha\,\ell(m \odot \gamma, \beta) + (1 - \alpha)
+        \max_{\|\delta\|_\infty, \|\xi\|_\infty \le \epsilon}
+        \ell((m + \delta) \odot \gamma, (1 + \xi) \odot \beta)
+
+    The inner maximum is approached by sign steps of :math:`\epsilon / K` from zero; :math:`\gamma,
+    \beta` are the scales and shifts of BatchNorm, which normalises by the batch meanwhile. After
+    the last step channels with a small mask are pruned (:math:`\gamma_c = 0`): as many as held-out
+    clean accuracy allows. The published scripts take that threshold from the test set.
+
+    Args:
+        epsilon: bound of the perturbation, relative, 0 or more.
+        alpha: weight of the unperturbed loss, in [0, 1].
+        inner_steps: K, 1 or more.
+        max_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
+
+    Raises:
+        ValueError: for an argument out of its range; for a network without BatchNorm.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+        >>> defense = AdversarialNeuronPruning()
+        >>> defense.prepare(net, torch.Generator())
+        >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+        ['1.parametrizations.weight.0.mask']
+    """
+
+    held_out: ClassVar[float] = 0.2
+
+    def __init__(
+        self,
+        epsilon: float = 0.4,
+        alpha: float = 0.2,
+        inner_steps: int = 1,
+        max_ca_drop: float = 0.1,
+    ) -> None:
+        super().__init__()
+        check_number("epsilon", epsilon)
+        check_number("alpha", alpha, high=1)
+        check_number("inner_steps", inner_steps, low=1, whole=True)
+        check_number("max_ca_drop", max_ca_drop, high=1)
+        self.epsilon = epsilon
+        self.alpha = alpha
+        self.inner_steps = inner_steps
+        self.max_ca_drop = max_ca_drop
+        self._perturbed: list[PerturbedMask | PerturbedShift] = []
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Put masks on the scales, and make scales and shifts ready to be perturbed."""
+        super().prepare(net, generator)
+        self._perturbed = [m for m in self._masks.values() if isinstance(m, PerturbedMask)]
+        for norm in self._norms.values():
+            shift = PerturbedShift()
+            attach(norm, "bias", shift)
+            self._perturbed.append(shift)
+
+    def make_mask(self, scale: Tensor) -> ChannelMask:
+        """A mask that can be perturbed."""
+        return PerturbedMask(scale)
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss as it is and as it is under the worst perturbation found, weighted."""
+        try:
+            self._perturb(net, images, labels)
+            perturbed = functional.cross_entropy(net(images), labels)
+        finally:
+            for module in self._perturbed:
+                module.delta = None
+        natural = functional.cross_entropy(net(images), labels)
+        return self.alpha * natural + (1 - self.alpha) * perturbed
+
+    def _perturb(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
+        masks = list(self._masks.values())
+        sizes = [mask.mask for mask in masks] * 2  # Scales first, then the shifts of the same.
+        deltas = [torch.zeros_like(size) for size in sizes]
+        for _ in range(self.inner_steps):
+            for module, delta in zip(self._perturbed, deltas, strict=True):
+                module.delta = delta.requires_grad_()
+            worst = functional.cross_entropy(net(images), labels)
+            gradients = torch.autograd.grad(worst, deltas, allow_unused=True)
+            step = self.epsilon / self.inner_steps
+            deltas = [
+                delta.detach() if gradient is None else delta.detach() + step * gradient.sign()
+                for delta, gradient in zip(deltas, gradients, strict=True)
+            ]
+        for module, delta in zip(self._perturbed, deltas, strict=True):
+            module.delta = delta
+
+    def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Prune the channels with the smallest masks."""
+        self.cut(net, clean, self.max_ca_drop)
+
+    def finish(self) -> None:
+        """Fold the masks into the scales; undo the freezes."""
+        for module in self._perturbed:
+            module.delta = None
+        self._perturbed = []
+        for norm in self._norms.values():
+            detach(norm, "bias")
+        super().finish()

@@ -1,0 +1,96 @@
+"""BatchNorm statistics pruning (BNP): channels whose clean statistics differ from the running ones.
+
+Zheng, Tang, Li and Liu, "Pre-activation distributions expose backdoor neurons", NeurIPS 2022.
+
+Example:
+    ``python purify.py attack=blended defense=bnp defense.u=3``
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.defenses.channel_masks import OutlierPruning, check_number, merged_moments
+from fst_lightning.defenses.clean import CleanData
+
+
+class BatchNormPruning(OutlierPruning):
+    r"""Prune the channels whose inputs are distributed otherwise on clean images.
+
+    .. math:: s_c = \mathrm{KL}(N(\mu_c, \sigma_c^2) \,\|\, N(\hat\mu_c, \hat\sigma_c^2))
+        = \tfrac12 \log\frac{\hat\sigma_c^2}{\sigma_c^2} +
+        \frac{\sigma_c^2 + (\mu_c - \hat\mu_c)^2}{2 \hat\sigma_c^2} - \tfrac12
+
+    :math:`\mu, \sigma^2` are measured on the clean images; :math:`\hat\mu, \hat\sigma^2` are the
+    running statistics, which training on poisoned images has left. Pruned is what exceeds the
+    mean of its layer by u deviations. All layers are measured in one pass through the network as
+    it came in, over all clean images.
+
+    Args:
+        u: deviations above the mean of the layer, greater than 0; fewer prune more. The paper: 3
+            for CIFAR-10, 4 for Tiny-ImageNet. With 3, a layer of 10 channels or fewer keeps all.
+        batch_size: images a batch of that pass, 1 or more; the result doesn't depend on it.
+
+    Raises:
+        ValueError: for an argument out of its range; for a network without BatchNorm that keeps
+            running statistics.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm2d(16))
+        >>> _ = net[0].running_mean[3].fill_(9.0)
+        >>> clean = CleanData(torch.rand(8, 16, 4, 4), torch.zeros(8).long())
+        >>> defense = BatchNormPruning()
+        >>> defense.prepare(net, torch.Generator())
+        >>> defense.study(net.eval(), clean, torch.Generator())
+        >>> defense.findings()["pruned"]
+        {'0': [3]}
+    """
+
+    def __init__(self, u: float = 3.0, batch_size: int = 128) -> None:
+        super().__init__(u)
+        check_number("batch_size", batch_size, low=1, whole=True)
+        self.batch_size = batch_size
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Find the BatchNorm layers that have running statistics."""
+        super().prepare(net, generator)
+        self._norms = {n: norm for n, norm in self._norms.items() if norm.running_var is not None}
+        if not self._norms:
+            raise ValueError(
+                "Expected BatchNorm layers with running statistics for BatchNormPruning, but "
+                f"{type(net).__name__} keeps none. Use another defense, such as fst or anp."
+            )
+
+    def scores(
+        self, net: nn.Module, clean: CleanData, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The divergence of every channel."""
+        moments = merged_moments(net, self._norms, clean.batches(self.batch_size))
+        scores = {}
+        for name, (mean, variance) in moments.items():
+            norm = self._norms[name]
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            device, eps = norm.weight.device, norm.eps
+            scores[name] = gaussian_kl(
+                mean,
+                variance + eps,
+                norm.running_mean.double().cpu(),
+                norm.running_var.double().cpu() + eps,
+            ).to(device)
+        return scores
+
+
+def gaussian_kl(
+    mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor
+) -> Tensor:
+    r"""The divergence :math:`\mathrm{KL}(N(\mu, \sigma^2) \| N(\mu', \sigma'^2))`, elementwise.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> gaussian_kl(one, one, 0 * one, one)  # half the squared distance of the means
+        tensor([0.5000])
+    """
+    ratio = variance / other_variance
+    return (ratio - 1 - ratio.log() + (mean - other_mean) ** 2 / other_variance) / 2

@@ -1,0 +1,292 @@
+"""FIP: fine-tune under a penalty on the trace of the Fisher matrix, towards smooth minima.
+
+Karim, Arafat, Rakin, Guo and Rahnavard, "Fisher information guided purification against backdoor
+attacks", ACM CCS 2024, arXiv 2409.00863.
+
+Example:
+    ``python purify.py attack=blended defense=fip``
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.defense import Defense, freeze
+from fst_lightning.defenses.train import keep_modes
+from fst_lightning.models import find_head
+
+Scope = Literal["all", "head"]
+
+
+class FisherPurification(Defense):
+    r"""Fine-tune with the trace of the Fisher matrix and the distance from what came in.
+
+    .. math:: \mathrm{CE}(f(x), y) + \eta_F \mathrm{Tr}(F) +
+        \frac{\eta_r}{2} \sum_j \bar F_j (\theta_j - \bar\theta_j)^2, \qquad
+        \mathrm{Tr}(F) = \frac1n \sum_i \|\nabla_\theta \log p_\theta(\hat y_i | x_i)\|_2^2
+
+    Labels :math:`\hat y_i` are drawn from the network's own answer. The trace is exact for them:
+    one gradient an image, of the network in evaluation mode, and a derivative through it. The
+    diagonal :math:`\bar F` is that of the weights :math:`\bar\theta` that came in, on all the
+    clean images.
+
+    With ``fast``, every convolution and linear layer is written as
+    :math:`W = W_0 + U \,\mathrm{diag}(\Delta\sigma)\, V^\top`, with the singular vectors of
+    :math:`W_0`; only the changes of the singular values are trained. At the end they are folded
+    into W.
+
+    Args:
+        eta_f: :math:`\eta_F`, weight of the trace, 0 or more.
+        eta_r: :math:`\eta_r`, weight of the distance, 0 or more.
+        gap: the trace is added in every step whose number divides by this, 1 or more.
+        trace_images: at most so many images of the batch for the trace, 1 or more: each keeps a
+            gradient of its own in memory.
+        scope: what :math:`\theta` is in the trace and in the distance: ``all`` that is trained, or
+            ``head``, which costs little.
+        fast: train the singular values only.
+        head: dotted name of the linear head, for ``scope: head``; None finds it.
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        >>> defense = FisherPurification(fast=True)
+        >>> defense.prepare(net, torch.Generator())
+        >>> [(name, len(value)) for name, value in net.named_parameters() if value.requires_grad]
+        [('1.parametrizations.weight.0.change', 2)]
+        >>> defense.finish()
+        >>> [name for name, _ in net.named_parameters()]
+        ['1.weight', '1.bias']
+    """
+
+    fisher_diagonal: Tensor
+    """:math:`\\bar F` as a vector; empty before :meth:`study`."""
+
+    anchor: Tensor
+    """:math:`\\bar\\theta` as a vector; empty before :meth:`prepare`."""
+
+    step: Tensor
+    """How many losses were computed, a scalar."""
+
+    def __init__(
+        self,
+        eta_f: float = 0.01,
+        eta_r: float = 1.0,
+        gap: int = 5,
+        trace_images: int = 16,
+        scope: Scope = "all",
+        fast: bool = False,
+        head: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_number("eta_f", eta_f)
+        check_number("eta_r", eta_r)
+        check_number("gap", gap, low=1, whole=True)
+        check_number("trace_images", trace_images, low=1, whole=True)
+        if scope not in get_args(Scope):
+            valid = ", ".join(get_args(Scope))
+            raise ValueError(f"Expected `scope` to be one of {valid}, but got {scope!r}.")
+        self.eta_f = eta_f
+        self.eta_r = eta_r
+        self.gap = gap
+        self.trace_images = trace_images
+        self.scope = scope
+        self.fast = fast
+        self.head = head
+        self.register_buffer("fisher_diagonal", torch.empty(0))
+        self.register_buffer("anchor", torch.empty(0))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._frozen: list[nn.Parameter] = []
+        self._split: list[nn.Linear | _ConvNd] = []
+        self._parameters_by_name: dict[str, nn.Parameter] = {}
+        self._trace: Tensor | None = None
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Keep the weights that came in, and split them where asked to."""
+        self.finish()
+        head = find_head(net, self.head)[1] if self.scope == "head" else None
+        if self.fast:
+            self._decompose(net)
+        chosen = None if head is None else {id(parameter) for parameter in head.parameters()}
+        self._parameters_by_name = {
+            name: parameter
+            for name, parameter in net.named_parameters()
+            if parameter.requires_grad and (chosen is None or id(parameter) in chosen)
+        }
+        if not self._parameters_by_name:
+            raise ValueError(
+                f"Expected weights to train in the {'head' if chosen else 'network'}, but all of "
+                "them are frozen."
+            )
+        self.anchor = self._vector().detach().clone()
+        self.fisher_diagonal, self._trace = torch.empty(0), None
+        self.step = torch.zeros_like(self.step)
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Estimate the diagonal of the Fisher matrix on all the clean images."""
+        if self.eta_r == 0:
+            return
+        total = torch.zeros_like(self.anchor)
+        for images, _ in clean.batches(self.trace_images):
+            with torch.no_grad():
+                answers = net(images).float().softmax(1).cpu()
+            drawn = torch.multinomial(answers, 1, generator=generator)[:, 0].to(images.device)
+            gradients = per_sample_gradients(net, self._parameters_by_name, images, drawn)
+            squares = [values.detach().square().sum(0).flatten() for values in gradients.values()]
+            total += torch.cat(squares)
+        self.fisher_diagonal = total / len(clean)
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, with the trace in every step that ``gap`` lets have it."""
+        total = functional.cross_entropy(net(images), labels)
+        if self.eta_f and int(self.step) % self.gap == 0:
+            trace = fisher_trace(net, self._parameters_by_name, images[: self.trace_images])
+            self._trace = trace.detach()
+            total = total + self.eta_f * trace
+        self.step += 1
+        return total
+
+    def penalty(self) -> Tensor | None:
+        r""":math:`\frac{\eta_r}{2} \sum_j \bar F_j (\theta_j - \bar\theta_j)^2`, a scalar."""
+        if self.eta_r == 0 or not self.fisher_diagonal.numel():
+            return None
+        moved = self._vector() - self.anchor
+        return self.eta_r / 2 * (self.fisher_diagonal * moved.square()).sum()
+
+    def _vector(self) -> Tensor:
+        return torch.cat([value.flatten() for value in self._parameters_by_name.values()])
+
+    def _decompose(self, net: nn.Module) -> None:
+        layers = [
+            module
+            for module in net.modules()
+            if isinstance(module, nn.Linear | _ConvNd)
+            and module.weight.requires_grad
+            and not parametrize.is_parametrized(module)
+        ]
+        if not layers:
+            raise ValueError(
+                "Expected convolutions or linear layers to train the singular values of, but "
+                f"{type(net).__name__} has none. Pass fast=False."
+            )
+        self._frozen = freeze(net.parameters())
+        for layer in layers:
+            change = SingularValues(layer.weight)
+            parametrize.register_parametrization(layer, "weight", change)
+            self._split.append(layer)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Fold the singular values into the weights, and undo the freezes."""
+        for layer in self._split:
+            names = list(layer._parameters)
+            folded = layer.weight.detach().clone()
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            layer.weight.copy_(folded)
+            for name in ["weight", *(name for name in names if name != "weight")]:
+                layer._parameters[name] = layer._parameters.pop(name)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._split, self._frozen, self._parameters_by_name = [], [], {}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """The trace of the Fisher matrix where it was last computed."""
+        return {} if self._trace is None else {"fisher_trace": self._trace}
+
+
+class SingularValues(nn.Module):
+    r"""A parametrization :math:`W_0 \mapsto W_0 + U \,\mathrm{diag}(\Delta\sigma)\, V^\top`.
+
+    Args:
+        weight: :math:`W_0`, ``(K, ...)``; seen as a matrix of K rows.
+
+    Example:
+        >>> layer = nn.Linear(3, 2, bias=False)
+        >>> values = torch.linalg.svdvals(layer.weight.detach())
+        >>> split = SingularValues(layer.weight)
+        >>> with torch.no_grad(): _ = split.change.fill_(1.0)
+        >>> torch.allclose(torch.linalg.svdvals(split(layer.weight)), values + 1)
+        True
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1).float()
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        self.register_buffer("left", left.to(weight.dtype))
+        self.register_buffer("right", right.to(weight.dtype))
+        self.change = nn.Parameter(torch.zeros_like(values).to(weight.dtype))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Change the singular values."""
+        return weight + ((self.left * self.change) @ self.right).view(weight.shape)
+
+
+def fisher_trace(net: nn.Module, parameters: dict[str, nn.Parameter], images: Tensor) -> Tensor:
+    r"""The trace :math:`\frac1n \sum_i \|\nabla_\theta \log p(\hat y_i | x_i)\|^2`, differentiable.
+
+    Args:
+        net: the network; evaluated in evaluation mode.
+        parameters: :math:`\theta`, by the names that they have in the network.
+        images: ``(n, C, H, W)``, normalised; labels are drawn with the global generator.
+    """
+    with keep_modes(net), torch.no_grad():
+        net.eval()
+        drawn = torch.multinomial(net(images).float().softmax(1), 1)[:, 0]
+    gradients = per_sample_gradients(net, parameters, images, drawn)
+    norms = [precise(values).square().flatten(1).sum(1) for values in gradients.values()]
+    return torch.stack(norms).sum(0).mean()
+
+
+def per_sample_gradients(
+    net: nn.Module, parameters: dict[str, nn.Parameter], images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The gradient of the cross-entropy of every image alone, in evaluation mode.
+
+    Args:
+        net: the network.
+        parameters: what to differentiate by, by the names that they have in the network.
+        images: ``(n, C, H, W)``, normalised.
+        labels: ``(n,)`` int64.
+
+    Returns:
+        By name, ``(n, ...)``; differentiable once more.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> given = per_sample_gradients(
+        ...     net, dict(net.named_parameters()), torch.rand(5, 3), torch.zeros(5).long()
+        ... )
+        >>> given["weight"].shape
+        torch.Size([5, 2, 3])
+    """
+
+    def objective(chosen: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(net, chosen, (image[None],))
+        return functional.cross_entropy(precise(logits), label[None])
+
+    # Autocast has no rules for a second derivative through the first one.
+    with keep_modes(net), torch.autocast(images.device.type, enabled=False):
+        net.eval()
+        gradients: dict[str, Tensor] = vmap(grad(objective), in_dims=(None, 0, 0))(
+            dict(parameters), images, labels
+        )
+    return gradients
+
+
+def precise(values: Tensor) -> Tensor:
+    """In float32 at least: squares of half precision underflow."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

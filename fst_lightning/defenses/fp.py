@@ -1,0 +1,143 @@
+"""Fine-pruning (FP): prune what clean images leave idle, then tune the rest.
+
+Liu, Dolan-Gavitt and Garg, "Fine-pruning: defending against backdooring attacks on deep neural
+networks", RAID 2018, arXiv 1805.12185.
+
+Example:
+    ``python purify.py attack=blended defense=fp defense.max_ca_drop=0.05``
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import CleanData, LabelledImages
+from fst_lightning.defenses.defense import Defense
+from fst_lightning.models import find_head
+
+
+class FinePruning(Defense):
+    r"""Prune the features that are least active on clean images, then fine-tune without them.
+
+    .. math:: a_c = \frac1N \sum_i h_c(x_i), \qquad W_{\cdot c} = 0
+        \;\text{for the}\; k \;\text{smallest}\; a_c, \qquad
+        \min_\theta \mathrm{CE}(f_\theta(x), y)
+
+    :math:`h` are the features that reach the linear head :math:`W`: in a network that pools
+    globally, the channels of its last convolution, with what a shortcut adds. A channel without its
+    column of the head counts for nothing. k is the largest number, in steps of ``step``, for
+    which held-out clean accuracy has not yet dropped by more than ``max_ca_drop``; the paper
+    likewise stops at the first one too many. While tuning, the pruned columns stay zero.
+
+    Args:
+        max_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
+        step: share of the features that is pruned at a time, in (0, 0.5].
+        head: dotted name of the linear head; None finds it.
+
+    Raises:
+        ValueError: for an argument out of its range; for a network without a linear head.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> images = torch.rand(16, 3, 2, 2)
+        >>> clean = CleanData(images, net(images).argmax(1))
+        >>> defense = FinePruning(max_ca_drop=1.0)
+        >>> defense.prepare(net, torch.Generator())
+        >>> defense.study(net, clean, torch.Generator())
+        >>> int(defense.pruned.sum())  # one feature always stays
+        7
+    """
+
+    held_out: ClassVar[float] = 0.2
+    pruned: Tensor
+    """Which features are pruned, ``(d,)`` bool; empty before they are known."""
+    held_out_ca: Tensor
+    """Held-out clean accuracy before and after pruning, ``(2,)``; empty before it is known."""
+
+    def __init__(
+        self, max_ca_drop: float = 0.1, step: float = 0.01, head: str | None = None
+    ) -> None:
+        super().__init__()
+        check_number("max_ca_drop", max_ca_drop, high=1)
+        check_number("step", step, high=0.5, low_open=True)
+        self.max_ca_drop = max_ca_drop
+        self.step = step
+        self.head = head
+        self.register_buffer("pruned", torch.empty(0, dtype=torch.bool))
+        self.register_buffer("held_out_ca", torch.empty(0))
+        # A layer in a list is no submodule: its weights must not be saved twice.
+        self._linear: list[nn.Linear] = []
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Find the head."""
+        _, linear = find_head(net, self.head)
+        self._linear = [linear]
+        self.pruned = torch.zeros(linear.in_features, dtype=torch.bool)
+        self.held_out_ca = torch.empty(0)
+
+    @torch.no_grad()
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Rank the features on the clean images, prune while the held-out ones allow it."""
+        linear = self._linear[0]
+        features, _ = _head_inputs(net, linear, clean)
+        order = features.mean(0).argsort(stable=True)
+        judges = clean if clean.held_out is None else clean.held_out
+        features, labels = _head_inputs(net, linear, judges)
+
+        def accuracy(pruned: Tensor) -> float:
+            logits = linear(features * ~pruned)
+            return float((logits.argmax(1) == labels).float().mean())
+
+        pruned = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        before = after = accuracy(pruned)
+        size = max(1, round(self.step * len(order)))
+        for count in range(size, len(order), size):
+            more = pruned.clone()
+            more[order[:count]] = True
+            reached = accuracy(more)
+            if reached < before - self.max_ca_drop - 1e-9:
+                break
+            pruned, after = more, reached
+        self.pruned = pruned
+        self.held_out_ca = torch.tensor([before, after], device=pruned.device)
+        self.after_step()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Hold the pruned columns of the head at zero."""
+        self._linear[0].weight[:, self.pruned] = 0
+
+    def findings(self) -> dict[str, Any]:
+        """How many features were pruned, which, and what that cost before tuning."""
+        return {
+            "pruned_channels": int(self.pruned.sum()),
+            "ranked_channels": len(self.pruned),
+            "held_out_ca": [round(value, 6) for value in self.held_out_ca.tolist()],
+            "pruned": self.pruned.nonzero().flatten().tolist(),
+        }
+
+
+def _head_inputs(
+    net: nn.Module, linear: nn.Linear, images: LabelledImages
+) -> tuple[Tensor, Tensor]:
+    """What the head gets for every image, ``(N, d)``, and the labels ``(N,)``."""
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    handle = linear.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
+    try:
+        for batch, targets in images.batches(500):
+            net(batch)
+            labels.append(targets)
+    finally:
+        handle.remove()
+    found = torch.cat(features)
+    if found.shape != (len(images), linear.in_features):
+        raise ValueError(
+            f"Expected the head to get one row of {linear.in_features} features an image, but it "
+            f"got {tuple(found.shape)} for {len(images)} images. Name another layer in `head`."
+        )
+    return found, torch.cat(labels)

@@ -1,0 +1,243 @@
+"""Neural attention distillation (NAD): look where a fine-tuned teacher looks.
+
+Li, Lyu, Koren, Lyu, Li and Ma, "Neural attention distillation: erasing backdoor triggers from deep
+neural networks", ICLR 2021, arXiv 2101.05930.
+
+Example:
+    ``python purify.py attack=blended defense=nad``
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.defense import Defense
+from fst_lightning.defenses.snapshot import call_with, snapshot
+from fst_lightning.defenses.train import keep_modes, tune
+
+
+class NeuralAttentionDistillation(Defense):
+    r"""Fine-tune, and keep the attention maps near those of a teacher that was fine-tuned before.
+
+    .. math:: \min_\theta \mathrm{CE}(f(x), y) + \sum_l \beta_l \, \mathrm{mean}\left(
+        \frac{A^T_l}{\|A^T_l\|_2} - \frac{A^S_l}{\|A^S_l\|_2}\right)^2, \qquad
+        A_l = \sum_c |F_{l,c}|^p
+
+    A is the attention map of an image in a layer, a vector of all its positions; the mean is over
+    images and positions. The teacher is the network that came in after ``teacher_epochs`` of plain
+    fine-tuning on the clean images, without augmentation.
+
+    Args:
+        beta: weights, 0 or more, one a layer, from the input on. Of a network with fewer stages
+            than weights the last weights are taken.
+        power: p, greater than 0.
+        layers: dotted names of the layers; their outputs are ``(N, C, H, W)``. None: the last
+            stages, where the last module at a spatial resolution ends one; one position is none.
+        teacher_epochs: passes over the clean images, 0 or more.
+        teacher_lr: greater than 0.
+        teacher_batch_size: 2 or more.
+
+    Raises:
+        ValueError: for an argument out of its range; for names that the network does not have;
+            for a network without such layers.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> find_stages(net, torch.rand(1, 3, 4, 4))
+        ['1']
+    """
+
+    teacher: Tensor
+    """The teacher's weights; empty before :meth:`prepare`."""
+
+    def __init__(
+        self,
+        beta: Sequence[float] = (500.0, 1000.0, 1000.0),
+        power: float = 2.0,
+        layers: Sequence[str] | None = None,
+        teacher_epochs: int = 10,
+        teacher_lr: float = 0.01,
+        teacher_batch_size: int = 128,
+    ) -> None:
+        super().__init__()
+        if not isinstance(beta, list | tuple) or not beta:
+            raise ValueError(f"Expected `beta` to be a list of numbers, but got {beta!r}.")
+        for number in beta:
+            check_number("beta", number)
+        check_number("power", power, low_open=True)
+        check_number("teacher_epochs", teacher_epochs, whole=True)
+        check_number("teacher_lr", teacher_lr, low_open=True)
+        check_number("teacher_batch_size", teacher_batch_size, low=2, whole=True)
+        if layers is not None and (isinstance(layers, str) or len(layers) != len(beta)):
+            raise ValueError(
+                f"Expected `layers` to name one layer for each of the {len(beta)} numbers in "
+                f"`beta`, but got {layers!r}."
+            )
+        self.beta = tuple(beta)
+        self.power = power
+        self.layers = None if layers is None else list(layers)
+        self.teacher_epochs = teacher_epochs
+        self.teacher_lr = teacher_lr
+        self.teacher_batch_size = teacher_batch_size
+        self.register_buffer("teacher", torch.empty(0))
+        self._stages: list[str] = []
+        self._distance: Tensor | None = None
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Check the names of the layers; the teacher starts as the network that came in."""
+        self._stages, self._distance = [], None
+        if self.layers is not None:
+            check_names(net, self.layers)
+            self._stages = self.layers
+        self.teacher = snapshot(net)
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Find the layers and train the teacher."""
+        self._find(net, next(clean.batches(1))[0])
+        teacher = copy.deepcopy(net)
+        tune(
+            teacher,
+            clean,
+            generator,
+            epochs=self.teacher_epochs,
+            lr=self.teacher_lr,
+            batch_size=self.teacher_batch_size,
+        )
+        self.teacher = snapshot(teacher)
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy plus the distance from the teacher's attention."""
+        self._find(net, images)
+        with outputs(net, self._stages) as found:
+            with torch.no_grad():
+                call_with(net, self.teacher, images)
+            taught = [attention(found[name], self.power) for name in self._stages]
+            logits = net(images)
+            learnt = [attention(found[name], self.power) for name in self._stages]
+        weights = self.beta[-len(self._stages) :]
+        distances = [
+            weight * (wanted - got).square().mean()
+            for weight, wanted, got in zip(weights, taught, learnt, strict=True)
+        ]
+        distance = torch.stack(distances).sum()
+        self._distance = distance.detach()
+        return functional.cross_entropy(logits, labels) + distance
+
+    def _find(self, net: nn.Module, images: Tensor) -> None:
+        # Not only in `study`, which a run that is resumed leaves out.
+        if not self._stages:
+            self._stages = find_stages(net, images[:1])[-len(self.beta) :]
+
+    def statistics(self) -> dict[str, Tensor]:
+        """The weighted distance from the teacher's attention on the last batch."""
+        return {} if self._distance is None else {"attention_distance": self._distance}
+
+    def findings(self) -> dict[str, Any]:
+        """The layers whose attention was compared."""
+        return {"layers": list(self._stages)}
+
+
+def attention(features: Tensor, power: float = 2.0) -> Tensor:
+    r"""The attention map :math:`\sum_c |F_c|^p` of every image, at length 1.
+
+    Args:
+        features: ``(N, C, H, W)``; ``(N, H, W, C)`` where the first two sizes are equal and the
+            last two are not, as in Swin transformers.
+        power: p, greater than 0.
+
+    Returns:
+        ``(N, H * W)`` float32.
+
+    Example:
+        >>> attention(torch.tensor([[[[0.0, 1.0]], [[2.0, 0.0]]]])).mul(17**0.5).round().tolist()
+        [[4.0, 1.0]]
+    """
+    channels = 3 if _channels_last(features.shape) else 1
+    maps = features.float().abs().pow(power).sum(channels).flatten(1)
+    return functional.normalize(maps, dim=1)
+
+
+def find_stages(net: nn.Module, images: Tensor) -> list[str]:
+    """The last module of each spatial resolution above 1x1, in the order of the forward pass.
+
+    Of modules within modules the outermost count: a block that begins with a BatchNorm layer for
+    its own input does not end the stage before it.
+
+    Args:
+        net: the network; called once, in evaluation mode.
+        images: ``(N, C, H, W)``, normalised.
+
+    Raises:
+        ValueError: where no module gives 4-D features.
+    """
+    names = [name for name, _ in net.named_modules() if name]
+    with outputs(net, names) as found, keep_modes(net), torch.no_grad():
+        net.eval()
+        net(images)
+    stages: dict[tuple[int, int], str] = {}
+    for name, output in found.items():
+        if output.dim() != 4 or max(_resolution(output.shape)) == 1:
+            continue
+        best = stages.setdefault(_resolution(output.shape), name)
+        if name.count(".") <= best.count("."):
+            stages[_resolution(output.shape)] = name
+    if not stages:
+        raise ValueError(
+            f"Expected a network with features of (N, C, H, W) to compare attention in, but "
+            f"{type(net).__name__} has none. Use a defense that needs none, such as fst or ft_sam."
+        )
+    return [name for name in found if name in stages.values()]
+
+
+def check_names(net: nn.Module, names: Sequence[str]) -> None:
+    """Refuse names that are no modules of a network.
+
+    Raises:
+        ValueError: naming the closest one.
+    """
+    known = [name for name, _ in net.named_modules() if name]
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise ValueError(
+                f"Expected `layers` to name modules of the network, but `{name}` is none.{hint}"
+            )
+
+
+@contextmanager
+def outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What the named modules give, of the last call of each and in the order of those calls."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    try:
+        for name in names:
+
+            def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                if isinstance(output, Tensor):
+                    found.pop(name, None)
+                    found[name] = output
+
+            handles.append(net.get_submodule(name).register_forward_hook(keep))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _channels_last(shape: torch.Size) -> bool:
+    return shape[1] == shape[2] != shape[3]
+
+
+def _resolution(shape: torch.Size) -> tuple[int, int]:
+    return (shape[1], shape[2]) if _channels_last(shape) else (shape[2], shape[3])

@@ -1,0 +1,206 @@
+"""Neural Cleanse (NC): recover a trigger for every class, and unlearn the suspicious ones.
+
+Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and mitigating backdoor
+attacks in neural networks", IEEE S&P 2019.
+
+Example:
+    ``python purify.py attack=badnets defense=nc defense.threshold=1.5``
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.defense import Defense
+from fst_lightning.defenses.inversion import Triggers, invert_triggers, value_range
+
+
+class NeuralCleanse(Defense):
+    r"""Stamp recovered triggers on clean images with true labels.
+
+    :func:`~fst_lightning.defenses.invert_triggers` finds the smallest trigger of every class. A
+    class whose mask is an outlier below the others, by its anomaly index, is suspicious. While
+    tuning, a share of every batch carries the trigger of a suspicious class, and its true labels:
+
+    .. math:: \mathrm{CE}(f(x'), y), \quad
+        x' = (1 - m_t) \odot x + m_t \odot p_t \;\text{for a share of the batch}
+
+    Where no class is suspicious nothing is tuned, and the network leaves as it came.
+
+    Args:
+        threshold: of the anomaly index, 0 or more.
+        stamp_ratio: share of every batch that is stamped, in [0, 1]; at least one image above 0.
+        success: the share of images that a trigger has to turn into its class, in (0, 1].
+        rounds: of the inversion, 1 or more; fewer are faster.
+        steps: of Adam in a round, 1 or more.
+        batch_size: images a step of the inversion, 1 or more.
+        lr: of Adam, greater than 0.
+        cost: of the mask's size at the start, greater than 0.
+        cost_factor: what the cost is raised or lowered by, greater than 1.
+        patience: rounds in a row before the cost changes, 1 or more.
+        stop_after: rounds without a smaller mask before a class is done, 1 or more.
+        classes_at_once: so many classes share a batch, 1 or more: what memory allows.
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+        >>> clean = CleanData(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
+        >>> defense = NeuralCleanse(rounds=1, steps=1)
+        >>> defense.study(net, clean, torch.Generator().manual_seed(0))
+        >>> sorted(defense.findings())
+        ['anomaly_index', 'flagged', 'norms', 'success']
+    """
+
+    masks: Tensor
+    """``(C, 1, H, W)`` in [0, 1]; empty before :meth:`study`."""
+    patterns: Tensor
+    """``(C, channels, H, W)``, in [0, 1]."""
+    rates: Tensor
+    """``(C,)``, the share of images that each trigger turns into its class."""
+    low: Tensor
+    """Black for the network, ``(1, channels, 1, 1)``."""
+    high: Tensor
+    """White for the network."""
+
+    def __init__(
+        self,
+        threshold: float = 2.0,
+        stamp_ratio: float = 0.2,
+        success: float = 0.98,
+        rounds: int = 20,
+        steps: int = 10,
+        batch_size: int = 16,
+        lr: float = 0.1,
+        cost: float = 1e-3,
+        cost_factor: float = 2.0,
+        patience: int = 2,
+        stop_after: int = 8,
+        classes_at_once: int = 32,
+    ) -> None:
+        super().__init__()
+        check_number("threshold", threshold)
+        check_number("stamp_ratio", stamp_ratio, high=1)
+        check_number("success", success, low_open=True, high=1)
+        check_number("rounds", rounds, low=1, whole=True)
+        check_number("steps", steps, low=1, whole=True)
+        check_number("batch_size", batch_size, low=1, whole=True)
+        check_number("lr", lr, low_open=True)
+        check_number("cost", cost, low_open=True)
+        check_number("cost_factor", cost_factor, low=1, low_open=True)
+        check_number("patience", patience, low=1, whole=True)
+        check_number("stop_after", stop_after, low=1, whole=True)
+        check_number("classes_at_once", classes_at_once, low=1, whole=True)
+        self.threshold = threshold
+        self.stamp_ratio = stamp_ratio
+        self.success = success
+        self.rounds = rounds
+        self.steps = steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.cost = cost
+        self.cost_factor = cost_factor
+        self.patience = patience
+        self.stop_after = stop_after
+        self.classes_at_once = classes_at_once
+        for name in ("masks", "patterns", "rates", "low", "high"):
+            self.register_buffer(name, torch.empty(0))
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Forget the triggers of another network."""
+        for name in ("masks", "patterns", "rates", "low", "high"):
+            setattr(self, name, torch.empty(0))
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Recover the triggers."""
+        found = invert_triggers(
+            net,
+            clean,
+            generator,
+            rounds=self.rounds,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            cost=self.cost,
+            cost_factor=self.cost_factor,
+            patience=self.patience,
+            stop_after=self.stop_after,
+            success=self.success,
+            classes_at_once=self.classes_at_once,
+        )
+        self.masks, self.patterns, self.rates = found.masks, found.patterns, found.rates
+        self.low, self.high = value_range(clean)
+
+    @property
+    def triggers(self) -> Triggers:
+        """What was recovered."""
+        return Triggers(self.masks, self.patterns, self.rates)
+
+    @property
+    def flagged(self) -> Tensor:
+        """The suspicious classes, ``(n,)``; none before :meth:`study`."""
+        if len(self.masks) == 0:
+            return torch.empty(0, dtype=torch.int64)
+        return self.triggers.flagged(self.threshold)
+
+    @property
+    def done(self) -> bool:
+        """Whether no class was suspicious."""
+        return len(self.masks) > 0 and len(self.flagged) == 0
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with the true labels, on images some of which are stamped."""
+        return functional.cross_entropy(net(self.stamp(images)), labels)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Put triggers of suspicious classes on the first images of a batch.
+
+        Args:
+            images: ``(N, C, H, W)``, normalised.
+
+        Returns:
+            The same shape, a new tensor; each stamped image has one trigger, drawn at random.
+        """
+        count, flagged = stamped_images(self.stamp_ratio, len(images)), self.flagged
+        if count == 0 or len(flagged) == 0:
+            return images
+        drawn = flagged[torch.randint(len(flagged), (count,), device=flagged.device)]
+        patterns = self.low + (self.high - self.low) * self.patterns[drawn]
+        stamped = torch.lerp(images[:count].float(), patterns.float(), self.masks[drawn])
+        return torch.cat([stamped.to(images.dtype), images[count:]])
+
+    def findings(self) -> dict[str, Any]:
+        """The size of every mask, its anomaly index and success, and the suspicious classes."""
+        if len(self.masks) == 0:
+            return {}
+        return {
+            "norms": _rounded(self.triggers.norms),
+            "anomaly_index": _rounded(self.triggers.index),
+            "success": _rounded(self.rates),
+            "flagged": self.flagged.tolist(),
+        }
+
+
+def stamped_images(ratio: float, count: int) -> int:
+    """How many of a batch are stamped: the share, rounded, and at least one.
+
+    Args:
+        ratio: in [0, 1]; 0 for none.
+        count: images in the batch.
+
+    Example:
+        >>> stamped_images(0.2, 128), stamped_images(0.2, 1), stamped_images(0.0, 8)
+        (26, 1, 0)
+    """
+    return min(count, max(1, round(ratio * count))) if ratio > 0 else 0
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(value), 4) for value in values]

@@ -1,0 +1,210 @@
+"""NGF: fine-tune the head along the natural gradient, towards smooth minima.
+
+Karim, Arafat, Rakin, Guo and Rahnavard, "In search of smooth minima for purifying backdoor in deep
+neural networks", 2023, arXiv 2306.17441.
+
+Example:
+    ``python purify.py attack=blended defense=ngf``
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.head import HeadDefense
+
+
+class NaturalGradientTuning(HeadDefense):
+    r"""Tune the head alone, by natural gradients.
+
+    .. math:: \theta \leftarrow \theta - \eta (F + \lambda I)^{-1} \nabla \Big(\mathrm{CE} +
+        \frac{\eta_F}{2} \sum_j \bar F_j (\theta_j - \bar\theta_j)^2\Big), \qquad
+        F = \frac1n \sum_i g_i g_i^\top
+
+    with :math:`g_i = \nabla_\theta \log p_\theta(\hat y_i | x_i)` of weight and bias of the head,
+    :math:`\hat y_i` drawn from the network's own answer to :math:`x_i`: the Fisher matrix, not the
+    matrix of the gradients that are followed. It is estimated on all the clean images before every
+    epoch, and never formed: with its n rows :math:`g_i` stacked as G, in float64,
+
+    .. math:: (F + \lambda I)^{-1} g = \big(g - G^\top (n \lambda I + G G^\top)^{-1} G g\big) /
+        \lambda
+
+    :math:`\bar\theta` and the diagonal :math:`\bar F` are those of the head that came in.
+    Everything else is frozen, BatchNorm in evaluation mode.
+
+    Args:
+        damping: :math:`\lambda`, greater than 0; no step is longer than :math:`1 / \lambda` of the
+            gradient's.
+        ewc_weight: :math:`\eta_F`, 0 or more.
+        fisher_images: at most so many images to estimate F on, 1 or more; memory and time grow
+            with the square and the cube of it.
+        head: dotted name of the linear head; None finds it.
+
+    Raises:
+        ValueError: for an argument out of its range; for a head whose input is not ``(N, d)``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> defense = NaturalGradientTuning()
+        >>> defense.prepare(net, torch.Generator())
+        >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+        ['3.weight', '3.bias']
+    """
+
+    features: Tensor
+    """What the head sees of every image, ``(n, d)``, with a 1 behind where it has a bias."""
+
+    errors: Tensor
+    """The gradient of :math:`\\log p` of the drawn label by the head's output, ``(n, K)``."""
+
+    fisher_diagonal: Tensor
+    """:math:`\\bar F`, ``(K, d)`` or ``(K, d + 1)``; empty before :meth:`study`."""
+
+    anchor: Tensor
+    """:math:`\\bar\\theta`, of the same shape; empty before :meth:`prepare`."""
+
+    def __init__(
+        self,
+        damping: float = 0.01,
+        ewc_weight: float = 1.0,
+        fisher_images: int = 2000,
+        head: str | None = None,
+    ) -> None:
+        super().__init__(reinit="none", project_norm=False, train_features=False, head=head)
+        check_number("damping", damping, low_open=True)
+        check_number("ewc_weight", ewc_weight)
+        check_number("fisher_images", fisher_images, low=1, whole=True)
+        self.damping = damping
+        self.ewc_weight = ewc_weight
+        self.fisher_images = fisher_images
+        for name in ("features", "errors", "fisher_diagonal", "anchor"):
+            self.register_buffer(name, torch.empty(0))
+        self._factor: list[Tensor] = []
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Freeze everything but the head, and keep the head."""
+        super().prepare(net, generator)
+        self.anchor = joined(self.linear.weight, self.linear.bias).detach().clone()
+        self.features = self.errors = self.fisher_diagonal = torch.empty(0)
+        self._factor = []
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Estimate the diagonal of the Fisher matrix of the head that came in."""
+        features, errors = self.head_gradients(net, clean, generator)
+        self.fisher_diagonal = errors.square().T @ features.square() / len(features)
+
+    def begin_epoch(
+        self, net: nn.Module, clean: CleanData, epoch: int, generator: torch.Generator
+    ) -> None:
+        """Estimate the Fisher matrix of the head as it is now."""
+        if len(clean) > self.fisher_images:
+            rows = torch.randperm(len(clean), generator=generator)[: self.fisher_images]
+            clean = clean.subset(rows)
+        self.features, self.errors = self.head_gradients(net, clean, generator)
+        self._factor = []
+
+    def head_gradients(
+        self, net: nn.Module, clean: CleanData, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        r"""The gradients :math:`g_i`, as the two factors of an outer product each.
+
+        Args:
+            net: the network.
+            clean: images; their labels play no part.
+            generator: draws the labels :math:`\hat y_i`.
+
+        Returns:
+            Features ``(n, d)`` or ``(n, d + 1)``, and errors ``(n, K)``.
+        """
+        linear = self.linear
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def cut(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            # What comes after the head may be more than the softmax, a factor for example.
+            logits = output.detach().requires_grad_()
+            seen.append((inputs[0].detach(), logits))
+            return logits
+
+        features: list[Tensor] = []
+        errors: list[Tensor] = []
+        training, handle = net.training, linear.register_forward_hook(cut)
+        try:
+            net.eval()
+            for images, _ in clean.batches():
+                seen.clear()
+                logits = net(images)
+                if len(seen) != 1 or seen[0][0].dim() != 2:
+                    shapes = [tuple(inputs.shape) for inputs, _ in seen]
+                    raise ValueError(
+                        f"Expected the head to be called once with (N, d) features, but got "
+                        f"{shapes}. Use a defense that needs no head, such as ft_sam or fip."
+                    )
+                answers = logits.detach().float().softmax(1).cpu()
+                drawn = torch.multinomial(answers, 1, generator=generator)[:, 0].to(logits.device)
+                likelihood = -functional.cross_entropy(logits, drawn, reduction="sum")
+                ((inputs, output),) = seen
+                errors += torch.autograd.grad(likelihood, output)
+                features.append(inputs)
+        finally:
+            handle.remove()
+            net.train(training)
+        inputs = torch.cat(features)
+        if linear.bias is not None:
+            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
+        return inputs, torch.cat(errors)
+
+    def penalty(self) -> Tensor | None:
+        r""":math:`\frac{\eta_F}{2} \sum_j \bar F_j (\theta_j - \bar\theta_j)^2`, a scalar."""
+        if self.ewc_weight == 0 or not self.fisher_diagonal.numel():
+            return None
+        moved = joined(self.linear.weight, self.linear.bias) - self.anchor
+        return self.ewc_weight / 2 * (self.fisher_diagonal * moved.square()).sum()
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Replace the gradient of the head by the natural one."""
+        weight, bias = self.linear.weight, self.linear.bias
+        if weight.grad is None or not self.features.numel():
+            return
+        gradient = joined(weight.grad, None if bias is None else bias.grad)
+        natural = self.natural(gradient).to(weight.grad.dtype)
+        weight.grad.copy_(natural[:, : weight.shape[1]])
+        if bias is not None and bias.grad is not None:
+            bias.grad.copy_(natural[:, -1])
+
+    def natural(self, gradient: Tensor) -> Tensor:
+        r""":math:`(F + \lambda I)^{-1} g`, float64.
+
+        Args:
+            gradient: g of weight and bias side by side, ``(K, d)`` or ``(K, d + 1)``.
+        """
+        features, errors, gradient = (
+            precise(values) for values in (self.features, self.errors, gradient)
+        )
+        if not self._factor:
+            # The rows are outer products: their inner products are products of inner products.
+            gram = (features @ features.T) * (errors @ errors.T)
+            gram.diagonal().add_(len(gram) * self.damping)
+            self._factor = [torch.linalg.cholesky(gram)]
+        along = ((errors @ gradient) * features).sum(1, keepdim=True)
+        part = torch.cholesky_solve(along, self._factor[0])
+        return (gradient - errors.T @ (part * features)) / self.damping
+
+    def finish(self) -> None:
+        """Let everything train again that was frozen here, and free the memory."""
+        super().finish()
+        self._factor = []
+
+
+def joined(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Weight and bias of a linear layer side by side, ``(K, d + 1)``; ``(K, d)`` without bias."""
+    return weight if bias is None else torch.cat([weight, bias[:, None]], 1)
+
+
+def precise(values: Tensor) -> Tensor:
+    """In float64; where Apple's GPUs have none, on the CPU."""
+    return values.detach().to("cpu" if values.device.type == "mps" else values.device).double()

@@ -1,0 +1,297 @@
+"""Neural polarizer defense (NPD): one small linear layer that lets clean features pass.
+
+Zhu, Wei, Zha and Wu, "Neural polarizer: a lightweight and effective backdoor defense via purifying
+poisoned features", NeurIPS 2023, arXiv 2306.16697.
+
+Example:
+    ``python purify.py attack=blended defense=npd defense.layer=layer4.1.conv1``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.defense import Defense, freeze
+from fst_lightning.defenses.pairs import conv_batchnorm_pairs
+from fst_lightning.defenses.train import require_batchnorm
+
+
+class Polarizer(nn.Module):
+    r"""A 1x1 convolution with bias, :math:`z \mapsto A z + b`, that starts as the identity.
+
+    Args:
+        like: a weight; its length is the number of channels, its type and device are taken over.
+
+    Shapes:
+        ``(N, C, H, W)`` to the same.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        channels = len(like)
+        self.weight = nn.Parameter(torch.eye(channels, dtype=like.dtype, device=like.device))
+        self.bias = nn.Parameter(torch.zeros(channels, dtype=like.dtype, device=like.device))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mix the channels at every position."""
+        return functional.conv2d(images, self.weight[:, :, None, None], self.bias)
+
+
+class NeuralPolarizer(Defense):
+    r"""Train a channel mixing after one convolution against targeted adversarial examples.
+
+    .. math:: \min_{A, b}\; \lambda_1\,\mathrm{CE}(f(x), y) + \lambda_2\,\mathrm{CE}(f(\tilde x), y)
+        - \lambda_3 \log(1 - \max_{k \ne y} p_k(\tilde x)) - \lambda_4 \log(1 - p_t(\tilde x))
+
+    t is the most likely wrong class of x, and :math:`\tilde x` an example that was moved towards
+    it by sign steps within :math:`\|\tilde x - x\|_2 \le \rho`, in units of [0, 1]. All else is
+    frozen, BatchNorm in evaluation mode. At the end A and b are folded into the convolution and the
+    BatchNorm layer behind it: the network computes the same and looks as before. The paper puts
+    the layer before a convolution and normalises it by the batch; here it stands between a
+    convolution and its BatchNorm layer, where it can be folded.
+
+    Args:
+        layer: dotted name of the convolution, one whose output goes straight into BatchNorm. None:
+            the last of those with another one behind it; the only one where there is one.
+        radius: :math:`\rho`, 0 or more. The paper: 3 for CIFAR-10, 5 for GTSRB, 6 for
+            Tiny-ImageNet.
+        adv_lr: length of a sign step in every pixel, in units of [0, 1], 0 or more.
+        adv_steps: at most so many steps, 1 or more.
+        adv_rate: no step is made once this share of the batch is classified as t; in [0, 1].
+        clean_weight: :math:`\lambda_1`, 0 or more.
+        adv_weight: :math:`\lambda_2`, 0 or more.
+        wrong_weight: :math:`\lambda_3`, 0 or more.
+        target_weight: :math:`\lambda_4`, 0 or more.
+
+    Raises:
+        ValueError: for an argument out of its range; for a network without such a convolution.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+        >>> defense = NeuralPolarizer()
+        >>> defense.prepare(net, torch.Generator())
+        >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+        ['0.polarizer.weight', '0.polarizer.bias']
+        >>> defense.finish()
+        >>> [name for name, _ in net.named_parameters()]
+        ['0.weight', '0.bias', '1.weight', '1.bias']
+    """
+
+    unit: Tensor
+    """One unit of [0, 1] in normalised units, ``(1, C, 1, 1)``; ones before it is known."""
+
+    def __init__(
+        self,
+        layer: str | None = None,
+        radius: float = 3.0,
+        adv_lr: float = 0.1,
+        adv_steps: int = 2,
+        adv_rate: float = 0.6,
+        clean_weight: float = 1.0,
+        adv_weight: float = 0.4,
+        wrong_weight: float = 0.4,
+        target_weight: float = 0.4,
+    ) -> None:
+        super().__init__()
+        check_number("radius", radius)
+        check_number("adv_lr", adv_lr)
+        check_number("adv_steps", adv_steps, low=1, whole=True)
+        check_number("adv_rate", adv_rate, high=1)
+        check_number("clean_weight", clean_weight)
+        check_number("adv_weight", adv_weight)
+        check_number("wrong_weight", wrong_weight)
+        check_number("target_weight", target_weight)
+        self.layer = layer
+        self.radius = radius
+        self.adv_lr = adv_lr
+        self.adv_steps = adv_steps
+        self.adv_rate = adv_rate
+        self.clean_weight = clean_weight
+        self.adv_weight = adv_weight
+        self.wrong_weight = wrong_weight
+        self.target_weight = target_weight
+        self.register_buffer("unit", torch.ones(1, 1, 1, 1))
+        # In lists, none of it is a submodule: the network's weights must not be saved twice.
+        self._net: list[nn.Module] = []
+        self._place: list[tuple[nn.Conv2d, _BatchNorm]] = []
+        self._polarizer: list[Polarizer] = []
+        self._handle: list[RemovableHandle] = []
+        self._frozen: list[nn.Parameter] = []
+        self._found: dict[str, Any] = {}
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Freeze the network and insert the layer."""
+        require_batchnorm(net, type(self).__name__)
+        self.finish()
+        name, conv, norm = find_place(net, self.layer)
+        self._net, self._place = [net], [(conv, norm)]
+        self._found = {"layer": name, "channels": conv.out_channels}
+        self._frozen = freeze(net.parameters())
+        self._polarizer = [Polarizer(conv.weight)]
+        conv.add_module("polarizer", self._polarizer[0])
+        self._handle = [conv.register_forward_hook(_polarize)]
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Note how the images are normalised."""
+        self.unit = clean.unit.clone()
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss on the images and on adversarial examples of them."""
+        logits = net(images)
+        total = self.clean_weight * functional.cross_entropy(logits, labels)
+        target = best_wrong_class(logits, labels)
+        logits = net(self.adversarial(net, images, target))
+        return (
+            total
+            + self.adv_weight * functional.cross_entropy(logits, labels)
+            - self.wrong_weight * log_other(logits, best_wrong_class(logits, labels)).mean()
+            - self.target_weight * log_other(logits, target).mean()
+        )
+
+    def adversarial(self, net: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        """Move images towards a class, within the ball.
+
+        Args:
+            net: the network.
+            images: ``(N, C, H, W)``, normalised.
+            target: ``(N,)`` int64.
+
+        Returns:
+            Images ``(N, C, H, W)``, normalised; not clipped to [0, 1].
+        """
+        images = images.detach()
+        delta = torch.zeros_like(images)
+        for _ in range(self.adv_steps):
+            delta.requires_grad_()
+            logits = net(images + delta * self.unit)
+            if float((logits.argmax(1) == target).float().mean()) > self.adv_rate:
+                break
+            (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, target), delta)
+            moved = delta.detach() - self.adv_lr * gradient.sign()
+            norm = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
+            delta = moved * (self.radius / norm).clamp_max(1)[:, None, None, None]
+        return images + delta.detach() * self.unit
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Fold the layer into the convolution and the BatchNorm layer; undo the freezes."""
+        for (conv, norm), polarizer in zip(self._place, self._polarizer, strict=True):
+            fold(polarizer, conv, norm)
+            del conv.polarizer
+        for handle in self._handle:
+            handle.remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._net, self._place, self._polarizer = [], [], []
+        self._handle, self._frozen = [], []
+
+    def always_eval(self) -> Iterator[nn.Module]:
+        """The whole network."""
+        yield from self._net
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        r"""How far the layer is from the identity, :math:`\|A - I\|_F / \sqrt C`."""
+        weight = self._polarizer[0].weight.float()
+        identity = torch.eye(len(weight), device=weight.device)
+        return {"polarizer_distance": (weight - identity).norm() / len(weight) ** 0.5}
+
+    def findings(self) -> dict[str, Any]:
+        """The convolution that was chosen."""
+        return dict(self._found)
+
+
+def _polarize(conv: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    polarized: Tensor = conv.get_submodule("polarizer")(output)
+    return polarized
+
+
+def find_place(net: nn.Module, layer: str | None = None) -> tuple[str, nn.Conv2d, _BatchNorm]:
+    """Find the convolution to put the layer after, and the BatchNorm layer behind it.
+
+    Args:
+        net: the network.
+        layer: dotted name of the convolution; None to choose.
+
+    Raises:
+        ValueError: where no convolution, or not the one named, goes straight into BatchNorm.
+    """
+    places: dict[str, tuple[nn.Conv2d, _BatchNorm]] = {}
+    for norm_name, conv_name in conv_batchnorm_pairs(net).items():
+        conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
+        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm) and conv.groups == 1):
+            continue
+        if conv.bias is not None or norm.running_mean is not None:
+            places[conv_name] = conv, norm
+    if not places:
+        raise ValueError(
+            "Expected an ungrouped convolution whose output goes straight into BatchNorm, but "
+            f"{type(net).__name__} has none. Use another defense, such as fst or anp."
+        )
+    if layer is None:
+        # A 1x1 convolution stands beside the main path, on a shortcut.
+        wide = [name for name, (conv, _) in places.items() if max(conv.kernel_size) > 1]
+        names = wide or list(places)
+        layer = names[-2] if len(names) > 1 else names[-1]
+    if layer not in places:
+        close = get_close_matches(layer, places, n=1, cutoff=0)
+        raise ValueError(
+            "Expected `layer` to name an ungrouped convolution whose output goes straight into "
+            f"BatchNorm, but got {layer!r}. Did you mean {close[0]!r}? Valid: {', '.join(places)}."
+        )
+    return layer, *places[layer]
+
+
+@torch.no_grad()
+def fold(polarizer: Polarizer, conv: nn.Conv2d, norm: _BatchNorm) -> None:
+    r"""Make a convolution and its BatchNorm layer compute what they did with the layer between.
+
+    .. math:: W' = A W, \qquad c' = A c + b \;\text{or, without a bias } c,\;
+        \hat\mu' = \hat\mu - b
+
+    Args:
+        polarizer: A and b.
+        conv: changed in place.
+        norm: behind it, in evaluation mode; its running mean takes b where ``conv`` has no bias.
+    """
+    mixing = polarizer.weight.double()
+    conv.weight.copy_(torch.einsum("oc,cihw->oihw", mixing, conv.weight.double()))
+    if conv.bias is not None:
+        conv.bias.copy_(mixing @ conv.bias.double() + polarizer.bias)
+    elif norm.running_mean is not None:
+        norm.running_mean.sub_(polarizer.bias)
+
+
+def best_wrong_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """The most likely class besides the true one, ``(N,)``.
+
+    Example:
+        >>> best_wrong_class(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+        tensor([2])
+    """
+    return logits.detach().scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+
+def log_other(logits: Tensor, classes: Tensor) -> Tensor:
+    r"""The logarithm of the chance that it is another class, :math:`\log(1 - p_k)`, ``(N,)``.
+
+    Args:
+        logits: ``(N, C)``.
+        classes: k, ``(N,)``.
+
+    Example:
+        >>> log_other(torch.zeros(1, 4), torch.tensor([0])).exp()
+        tensor([0.7500])
+    """
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    return others.logsumexp(1) - logits.logsumexp(1)

@@ -1,0 +1,146 @@
+"""Path-aware minimization (PAM): tune at a point on the way back to the backdoored weights.
+
+Min, Qin, Zhang, Shen and Cheng, "Uncovering, explaining, and mitigating the superficial safety of
+backdoor defense", NeurIPS 2024, arXiv 2410.09838.
+
+Example:
+    ``python purify.py attack=badnets defense=pam defense.rho=0.7``
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.defenses.bti import InvertingDefense
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.snapshot import flat
+
+
+class PathAwareMinimization(InvertingDefense):
+    r"""Take the gradient of every step nearer to the backdoored weights.
+
+    .. math:: \tilde w = w + \rho \frac{w_b - w}{\|w_b - w\|_2}, \qquad
+        w \leftarrow w - \eta \nabla \mathrm{CE}(f_{\tilde w}(x'), y)
+
+    :math:`w_b` are the weights that came in, the norm is over all of them, and where w is
+    :math:`w_b` nothing is added. A share of :math:`x'` is triggered by the generator of
+    :class:`~fst_lightning.defenses.bti.InvertingDefense`, with true labels. A network whose loss is
+    low along that way, and not only at its end, does not get the backdoor back by a few steps of
+    retraining. Running statistics of BatchNorm are those of w.
+
+    Args:
+        rho: :math:`\rho`, 0 or more; the paper compares 0.3 to 0.9.
+        stamp_ratio: triggered images of a batch, as a share of it, in [0, 1].
+        rounds: inversions, 1 or more.
+        round_epochs: epochs from one to the next, 1 or more.
+        mask_steps: of Adam for the mask, 1 or more.
+        generator_epochs: passes over the clean images for the generator, in every round, 1 or more.
+        generator_lr: of Adam for the generator, greater than 0.
+        generator_width: its channels at half of the resolution, 1 or more.
+        batch_size: images a step of the generator, 2 or more.
+        image_bound: the largest mean squared change of a pixel, in units of [0, 1], above 0.
+        feature_bound: the largest change of benign features, relative to all features, above 0.
+        head: dotted name of the linear head; None finds it.
+
+    Raises:
+        ValueError: for an argument out of its range; for a network whose head does not get one
+            vector an image.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+        >>> defense = PathAwareMinimization(rho=0.5)
+        >>> defense.prepare(net, torch.Generator())
+        >>> with torch.no_grad(): _ = net[1].weight.add_(1)
+        >>> before = net[1].weight.detach().clone()
+        >>> loss = defense.loss(net, torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]))
+        >>> round(float((net[1].weight - before).norm()), 4)
+        0.5
+        >>> defense.after_backward()
+        >>> bool((net[1].weight == before).all())
+        True
+    """
+
+    backdoored: Tensor
+    """:math:`w_b`, all trained parameters in one vector; empty before :meth:`prepare`."""
+
+    def __init__(
+        self,
+        rho: float = 0.5,
+        stamp_ratio: float = 0.2,
+        rounds: int = 3,
+        round_epochs: int = 3,
+        mask_steps: int = 200,
+        generator_epochs: int = 5,
+        generator_lr: float = 2e-3,
+        generator_width: int = 16,
+        batch_size: int = 32,
+        image_bound: float = 0.02,
+        feature_bound: float = 0.1,
+        head: str | None = None,
+    ) -> None:
+        super().__init__(
+            stamp_ratio,
+            rounds,
+            round_epochs,
+            mask_steps,
+            generator_epochs,
+            generator_lr,
+            generator_width,
+            batch_size,
+            image_bound,
+            feature_bound,
+            head,
+        )
+        check_number("rho", rho)
+        self.rho = rho
+        self.register_buffer("backdoored", torch.empty(0))
+        self._trained: list[Tensor] = []
+        self._kept: list[Tensor] = []
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Keep the weights that came in."""
+        self.after_backward()
+        super().prepare(net, generator)
+        self._trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        self.backdoored = flat(self._trained)
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy at the moved weights, which stay moved for the backward pass."""
+        mixed = self.stamped(images)
+        self.move()
+        return functional.cross_entropy(net(mixed), labels)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Move the weights a step of length rho towards the backdoored ones, in place."""
+        self.after_backward()
+        sizes = [parameter.numel() for parameter in self._trained]
+        parts = torch.split(self.backdoored, sizes)
+        goal = [part.view_as(p) for part, p in zip(parts, self._trained, strict=True)]
+        step = torch._foreach_sub(goal, self._trained)
+        norm = torch.stack(torch._foreach_norm(step)).float().norm()
+        # On a GPU a comparison in Python would wait for it. A step of zeros moves nothing.
+        torch._foreach_mul_(step, torch.where(norm > 0, self.rho / norm, 0.0))
+        self._kept = [parameter.detach().clone() for parameter in self._trained]
+        torch._foreach_add_(self._trained, step)
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        """Put the weights back, bit by bit."""
+        if self._kept:
+            torch._foreach_copy_(self._trained, self._kept)
+            self._kept = []
+
+    def finish(self) -> None:
+        """Put the weights back, and forget them."""
+        self.after_backward()
+        self._trained = []
+        super().finish()
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        """How far the weights are from the backdoored ones."""
+        vector = flat(self._trained)
+        return {"path_distance": (vector - self.backdoored).float().norm()}

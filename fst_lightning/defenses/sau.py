@@ -1,0 +1,216 @@
+"""Shared adversarial unlearning (SAU): unlearn what fools the old network and the new one alike.
+
+Wei, Zhang, Zha and Wu, "Shared adversarial unlearning: backdoor mitigation by unlearning shared
+adversarial examples", NeurIPS 2023, arXiv 2307.10562.
+
+Example:
+    ``python purify.py attack=blended defense=sau``
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.defense import Defense
+from fst_lightning.defenses.snapshot import call_with, snapshot
+
+
+class SharedAdversarialUnlearning(Defense):
+    r"""Tune on adversarial examples that the network shares with the one that came in, f0.
+
+    For every image, sign steps within :math:`\|\delta\|_\infty \le \epsilon` lower
+
+    .. math:: -\frac{\beta_1}{2} \left(\mathrm{CE}(f(x + \delta), y) +
+        \mathrm{CE}(f_0(x + \delta), y)\right) + \beta_2\, \mathrm{JS}(p, p_0)
+
+    where each cross-entropy counts only while its network is right, and the Jensen-Shannon
+    divergence only until both give the same wrong class. The step of the optimizer then lowers
+
+    .. math:: \lambda_1\, \mathrm{CE}(f(x), y) + \lambda_2\, \mathrm{CE}(f(x + \delta), y)
+        - \frac{\lambda_3}{n} \sum_{i:\, \hat y_i \ne y_i} \log(1 - p_{\hat y_i}(x_i + \delta_i))
+
+    with :math:`\hat y` the answer of f0 to :math:`x + \delta`: the wrong answers that it gives are
+    unlearnt. The whole network is in evaluation mode, BatchNorm's running statistics stay as they
+    are.
+
+    Args:
+        radius: :math:`\epsilon`, in units of [0, 1], 0 or more.
+        adv_lr: length of a sign step, in units of [0, 1], 0 or more.
+        adv_steps: sign steps, 0 or more; the first one starts from :math:`\delta = \epsilon`.
+        clean_weight: :math:`\lambda_1`, 0 or more.
+        adv_weight: :math:`\lambda_2`, 0 or more.
+        shared_weight: :math:`\lambda_3`, 0 or more.
+        fool_weight: :math:`\beta_1`, 0 or more.
+        divergence_weight: :math:`\beta_2`, 0 or more.
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Example:
+        >>> defense = SharedAdversarialUnlearning()
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        >>> defense.prepare(net, torch.Generator())
+        >>> loss = defense.loss(net, torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))
+        >>> bool(loss > 0)
+        True
+    """
+
+    original: Tensor
+    """The weights of f0; empty before :meth:`prepare`."""
+
+    unit: Tensor
+    """One unit of [0, 1] in normalised units, ``(1, C, 1, 1)``; ones before it is known."""
+
+    def __init__(
+        self,
+        radius: float = 0.2,
+        adv_lr: float = 0.2,
+        adv_steps: int = 5,
+        clean_weight: float = 1.0,
+        adv_weight: float = 0.0,
+        shared_weight: float = 1.0,
+        fool_weight: float = 0.01,
+        divergence_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_number("radius", radius)
+        check_number("adv_lr", adv_lr)
+        check_number("adv_steps", adv_steps, whole=True)
+        check_number("clean_weight", clean_weight)
+        check_number("adv_weight", adv_weight)
+        check_number("shared_weight", shared_weight)
+        check_number("fool_weight", fool_weight)
+        check_number("divergence_weight", divergence_weight)
+        self.radius = radius
+        self.adv_lr = adv_lr
+        self.adv_steps = adv_steps
+        self.clean_weight = clean_weight
+        self.adv_weight = adv_weight
+        self.shared_weight = shared_weight
+        self.fool_weight = fool_weight
+        self.divergence_weight = divergence_weight
+        self.register_buffer("original", torch.empty(0))
+        self.register_buffer("unit", torch.ones(1, 1, 1, 1))
+        self._net: list[nn.Module] = []
+        self._rates: dict[str, Tensor] = {}
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Keep the weights that came in."""
+        self._net, self._rates = [net], {}
+        self.original = snapshot(net)
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Note how the images are normalised."""
+        self.unit = clean.unit.clone()
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss on the images and on shared adversarial examples of them."""
+        moved = images + self.perturb(net, images, labels) * self.unit
+        with torch.no_grad():
+            answer = call_with(net, self.original, moved).argmax(1)
+        logits = net(moved)
+        fooled = answer != labels
+        total = self.shared_weight * unlearning_loss(logits, answer, fooled)
+        if self.clean_weight:
+            total = total + self.clean_weight * functional.cross_entropy(net(images), labels)
+        if self.adv_weight:
+            total = total + self.adv_weight * functional.cross_entropy(logits, labels)
+        shared = fooled & (logits.detach().argmax(1) == answer)
+        self._rates = {"fooled_original": fooled.float().mean(), "shared": shared.float().mean()}
+        return total
+
+    def perturb(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        r"""The perturbation of every image, in units of [0, 1].
+
+        Args:
+            net: the network f.
+            images: ``(N, C, H, W)``, normalised.
+            labels: ``(N,)`` int64.
+
+        Returns:
+            :math:`\delta`, ``(N, C, H, W)``.
+        """
+        delta = torch.full_like(images, self.radius)
+        for _ in range(self.adv_steps):
+            delta.requires_grad_()
+            moved = images + delta * self.unit
+            cost = self.search_loss(net(moved), call_with(net, self.original, moved), labels)
+            (slope,) = torch.autograd.grad(cost, delta)
+            with torch.no_grad():
+                delta = (delta - self.adv_lr * slope.sign()).clamp(-self.radius, self.radius)
+        return delta.detach()
+
+    def search_loss(self, logits: Tensor, original_logits: Tensor, labels: Tensor) -> Tensor:
+        """What the perturbation lowers, as a mean over the batch.
+
+        Args:
+            logits: ``(N, K)`` of f on the moved images.
+            original_logits: ``(N, K)`` of f0 on them.
+            labels: ``(N,)`` int64.
+        """
+        answer, original_answer = logits.argmax(1), original_logits.argmax(1)
+        fools = [
+            functional.cross_entropy(given, labels, reduction="none") * (found == labels)
+            for given, found in ((logits, answer), (original_logits, original_answer))
+        ]
+        shared = (answer == original_answer) & (answer != labels)
+        divergence = jensen_shannon(logits, original_logits) * ~shared
+        cost = self.divergence_weight * divergence - self.fool_weight * (fools[0] + fools[1]) / 2
+        return cost.mean()
+
+    def finish(self) -> None:
+        """Forget the network."""
+        self._net = []
+
+    def always_eval(self) -> Iterator[nn.Module]:
+        """The whole network."""
+        yield from self._net
+
+    def statistics(self) -> dict[str, Tensor]:
+        """The share of the last batch that fooled f0, and that fooled both alike."""
+        return dict(self._rates)
+
+
+def unlearning_loss(logits: Tensor, answer: Tensor, counted: Tensor) -> Tensor:
+    r""":math:`-\frac1n \sum_i \log(1 - p_{\hat y_i})` over the images that count, n of all.
+
+    Args:
+        logits: ``(N, K)``.
+        answer: :math:`\hat y`, ``(N,)`` int64.
+        counted: ``(N,)`` bool.
+
+    Example:
+        >>> logits, answer = torch.zeros(2, 4), torch.tensor([0, 1])
+        >>> loss = unlearning_loss(logits, answer, torch.tensor([True, False]))
+        >>> round(float(loss), 4)  # -log(3/4) / 2
+        0.1438
+    """
+    # A difference of logarithms: 1 - p is 0 in float32 where p is almost 1.
+    logits = logits.float()
+    chosen = functional.one_hot(answer, logits.shape[1]).bool()
+    others = logits.masked_fill(chosen, -torch.inf).logsumexp(1)
+    log_other = others - logits.logsumexp(1)
+    return -(log_other * counted).mean()
+
+
+def jensen_shannon(logits: Tensor, other: Tensor) -> Tensor:
+    r"""The Jensen-Shannon divergence of two softmax distributions, one value an image, in nats.
+
+    .. math:: \tfrac12 \mathrm{KL}(p \,\|\, m) + \tfrac12 \mathrm{KL}(q \,\|\, m), \qquad
+        m = (p + q) / 2
+
+    Example:
+        >>> farthest = jensen_shannon(torch.tensor([[99.0, 0.0]]), torch.tensor([[0.0, 99.0]]))
+        >>> round(float(farthest), 4)  # log(2)
+        0.6931
+    """
+    log_p, log_q = logits.float().log_softmax(1), other.float().log_softmax(1)
+    log_m = torch.stack([log_p, log_q]).logsumexp(0) - math.log(2)
+    return ((log_p.exp() * (log_p - log_m)) + (log_q.exp() * (log_q - log_m))).sum(1) / 2

@@ -1,0 +1,260 @@
+"""Looks at the network before and after a defense, for the report: a bounded, read-only pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.data import BackdoorDataModule, ImageSet
+from fst_lightning.defenses.clean import LabelledImages
+from fst_lightning.defenses.inversion import invert_triggers
+from fst_lightning.modules import ClassifierModule
+from fst_lightning.pipelines.finish import is_first_process
+from fst_lightning.pipelines.parts import head_of
+from fst_lightning.pipelines.run import Run
+from fst_lightning.reports.evidence import (
+    Answers,
+    Evidence,
+    Example,
+    Inversion,
+    Snapshot,
+)
+
+MOST_IMAGES = 1000
+"""So many clean and so many triggered test images are looked at, at most."""
+
+_BATCH = 250
+_EXAMPLES = 6
+
+
+class Witness:
+    """Collects what the report of a run shows; in the first process, where a report is wanted.
+
+    It changes nothing: neither weights nor modes nor the state of the random numbers. Nor does it
+    raise: what went wrong stands in :attr:`trouble`.
+
+    Args:
+        run: its configuration.
+        trainer: whose device and precision are used.
+        module: the network and what comes before it.
+        data: the test images.
+    """
+
+    def __init__(
+        self, run: Run, trainer: L.Trainer, module: ClassifierModule, data: BackdoorDataModule
+    ) -> None:
+        self.run = run
+        self.trainer = trainer
+        self.module = module
+        self.data = data
+        self.trouble: str | None = None
+        self._snapshots: dict[str, Snapshot] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._layers: dict[str, float] = {}
+        self._inversions: dict[str, Inversion] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a report is to be written."""
+        report = self.run.cfg.get("report")
+        return bool(report and report.enabled)
+
+    def look(self) -> None:
+        """Look at the network; the first time that is the one before, the second the one after."""
+        if self.trouble or not (self.wanted and is_first_process()):
+            return
+        when = "after" if "before" in self._snapshots else "before"
+        try:
+            with _untouched(self.trainer, self.module):
+                self._look(when)
+        except Exception as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+
+    def evidence(self) -> Evidence | None:
+        """What was seen; None where nothing was."""
+        before, after = self._snapshots.get("before"), self._snapshots.get("after")
+        if before is None:
+            return None
+        measured = self.data.measured
+        aims = measured.has_trigger and measured.label_map in ("all_to_one", "clean_label")
+        return Evidence(
+            classes=self.data.data.classes,
+            before=before,
+            after=after,
+            target=measured.target_label if aims else None,
+            examples=self._examples(before, after),
+            layers=self._layers,
+            inversions=self._inversions,
+            num_test=len(self.data.data.test),
+            num_triggered=len(self.data.triggered_rows) if measured.has_trigger else 0,
+            projection=self.run.cfg.report.projection,
+        )
+
+    def _look(self, when: str) -> None:
+        net, test = self.module.net, self.data.data.test
+        head = _head(self.run, net, self.data.data.num_classes)
+        clean = self._answers(test, head, triggered=False)
+        stamped = None
+        if self.data.measured.has_trigger:
+            stamped = self._answers(self.data.triggered_rows, head, triggered=True)
+        weight = None if head is None else _array(head.weight)
+        weights = {name: p.detach().float().cpu().clone() for name, p in net.named_parameters()}
+        if when == "after":
+            self._layers = relative_changes(self._weights, weights)
+        self._weights = weights
+        if self.run.cfg.report.inversion:
+            self._inversions[when] = self._invert()
+        self._snapshots[when] = Snapshot(clean, stamped, weight)
+
+    def _answers(self, images: ImageSet, head: nn.Linear | None, triggered: bool) -> Answers:
+        rows = spread(len(images), MOST_IMAGES)
+        device = self.trainer.strategy.root_device
+        features: list[Tensor] = []
+        columns: list[tuple[Tensor, ...]] = []
+        hook = None
+        if head is not None:
+            hook = head.register_forward_pre_hook(
+                lambda _, inputs: features.append(inputs[0].detach().flatten(1).float().cpu())
+            )
+        try:
+            for chunk in torch.split(rows, _BATCH):
+                batch, true = images.images[chunk].to(device), images.labels[chunk].to(device)
+                logits = self.module.net(self.module.inputs(batch, triggered=triggered)).float()
+                sure, said = logits.softmax(1).max(1)
+                aim = self.data.measured.wanted_labels(logits, true) if triggered else true
+                columns.append((true, said, sure, aim))
+        finally:
+            if hook is not None:
+                hook.remove()
+        labels, predictions, confidence, wanted = (
+            _array(torch.cat(parts)) for parts in zip(*columns, strict=True)
+        )
+        kept = torch.cat(features).numpy() if features else None
+        # A head that is called for every patch, or twice, has no one feature an image.
+        kept = None if kept is None or len(kept) != len(rows) else kept
+        return Answers(labels, predictions, confidence, kept, wanted if triggered else None)
+
+    def _examples(self, before: Snapshot, after: Snapshot | None) -> tuple[Example, ...]:
+        """Images of as many classes as possible."""
+        if before.triggered is None:
+            return ()
+        labels = before.triggered.labels
+        first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
+        others = [i for i in range(len(labels)) if i not in set(first)]
+        chosen = [*(first[i] for i in spread(len(first), _EXAMPLES)), *others][:_EXAMPLES]
+        rows = spread(len(self.data.triggered_rows), MOST_IMAGES)[chosen]
+        images = self.data.triggered_rows.images[rows]
+        inputs = self.module.inputs
+        attack = self.data.measured
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            stamped = attack.cpu()(inputs.pixels(images)).clamp(0, 1)
+        stored = images.permute(0, 2, 3, 1).numpy()
+        shown = (stamped * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        answers = None if after is None else after.triggered
+        return tuple(
+            Example(
+                np.ascontiguousarray(stored[i]),
+                np.ascontiguousarray(shown[i]),
+                int(labels[row]),
+                int(before.triggered.predictions[row]),
+                None if answers is None else int(answers.predictions[row]),
+            )
+            for i, row in enumerate(chosen)
+        )
+
+    def _invert(self) -> Inversion:
+        """Look for a trigger of every class, with the images that a defender holds."""
+        data, device = self.data, self.trainer.strategy.root_device
+        rows = spread(len(data.train_rows), MOST_IMAGES)
+        clean = LabelledImages(
+            data.train_rows.images[rows].to(device),
+            data.train_rows.labels[rows].to(device),
+            data.data.mean,
+            data.data.std,
+            torch.get_default_dtype(),
+        )
+        with torch.enable_grad():
+            generator = torch.Generator().manual_seed(self.run.cfg.seed)
+            found = invert_triggers(self.module.net, clean, generator)
+        shown = (found.masks * found.patterns).clamp(0, 1) * 255
+        images = shown.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+        return Inversion(
+            _array(found.index), _array(found.norms), _array(found.rates), tuple(images)
+        )
+
+
+def spread(count: int, most: int) -> Tensor:
+    """Up to so many of the rows 0 to ``count`` - 1, evenly spread, ``(n,)``.
+
+    Example:
+        >>> spread(9, 3).tolist(), spread(2, 3).tolist()
+        ([0, 4, 8], [0, 1])
+    """
+    return torch.linspace(0, max(0, count - 1), min(count, most)).round().long()
+
+
+def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    r"""How far the parameters of every layer moved: :math:`\|\theta - \theta_0\|/\|\theta_0\|`.
+
+    Args:
+        before: parameters by name; weight and bias of a layer count as one vector.
+        after: the same later; those that are missing, or of another shape, are left out.
+
+    Example:
+        >>> one = {"fc.weight": torch.tensor([3.0]), "fc.bias": torch.tensor([4.0])}
+        >>> relative_changes(one, {"fc.weight": torch.tensor([8.0]), "fc.bias": one["fc.bias"]})
+        {'fc': 1.0}
+    """
+    moved: dict[str, float] = {}
+    size: dict[str, float] = {}
+    for name, old in before.items():
+        new = after.get(name)
+        if new is None or new.shape != old.shape:
+            continue
+        layer = name.rpartition(".")[0] or name
+        moved[layer] = moved.get(layer, 0.0) + float((new - old).square().sum())
+        size[layer] = size.get(layer, 0.0) + float(old.square().sum())
+    return {layer: float((moved[layer] / size[layer]) ** 0.5) for layer in moved if size[layer] > 0}
+
+
+@contextmanager
+def _untouched(trainer: L.Trainer, module: ClassifierModule) -> Iterator[None]:
+    """Compute as in a test, on the Trainer's device, and leave everything as it was."""
+    modes = {part: part.training for part in module.modules()}
+    device = trainer.strategy.root_device
+    devices = [device] if device.type == "cuda" else []
+    module.to(device)
+    module.eval()
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            trainer.precision_plugin.forward_context(),
+        ):
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        module.cpu()
+
+
+def _head(run: Run, net: nn.Module, num_classes: int) -> nn.Linear | None:
+    try:
+        head = net.get_submodule(head_of(run, net, num_classes))
+    except ValueError:
+        return None
+    return head if isinstance(head, nn.Linear) else None
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    tensor = tensor.detach()
+    array: np.ndarray[Any, np.dtype[Any]] = (
+        (tensor.float() if tensor.is_floating_point() else tensor).cpu().clone().numpy()
+    )
+    return array

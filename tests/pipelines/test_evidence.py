@@ -1,0 +1,213 @@
+"""What the report of a run is made of, and that making it does no harm."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from safetensors.torch import load_file
+
+from fst_lightning.defenses import invert_triggers
+from fst_lightning.pipelines import evidence as module_of_evidence
+from fst_lightning.pipelines import finish, run_pipeline
+from fst_lightning.pipelines.evidence import Witness
+from fst_lightning.reports import read_results
+from fst_lightning.reports.evidence import Evidence, confusion
+from tests.pipelines.conftest import Results, Start
+from tests.reports.pages import read
+
+ATTACKED = ("attack=badnets", "attack.poison_ratio=0.3", "training.max_epochs=3", "defense=fst")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Evidence | None]:
+    """The evidence that every run comes to."""
+    found: list[Evidence | None] = []
+    render = finish.render_page  # type: ignore[attr-defined]
+
+    def watched(results: Results, evidence: Evidence | None, *more: Any) -> str:
+        found.append(evidence)
+        page: str = render(results, evidence, *more)
+        return page
+
+    monkeypatch.setattr(finish, "render_page", watched)
+    return found
+
+
+def test_evidence_is_what_was_measured(start: Start, seen: list[Evidence | None]) -> None:
+    run = start(*ATTACKED)
+    results = run_pipeline(run)
+    (found,) = seen
+    assert found is not None
+    assert found.after is not None
+    assert (found.target, found.num_test) == (0, 30)
+    for when, snapshot in (("before", found.before), ("after", found.after)):
+        clean, triggered = snapshot.clean, snapshot.triggered
+        assert triggered is not None
+        assert confusion(clean, 3).trace() / 30 == pytest.approx(results[when]["ca"])
+        counts, total = confusion(triggered, 3), results["data"]["num_triggered_test"]
+        assert counts[:, 0].sum() / total == pytest.approx(results[when]["asr"])
+        assert counts.trace() / total == pytest.approx(results[when]["ra"])
+        assert np.all(triggered.wanted == 0)
+        assert clean.features is not None
+        assert ((clean.confidence >= 1 / 3) & (clean.confidence <= 1)).all()
+    page = read((run.folder / "report.html").read_text("utf-8"))
+    assert page.keyed["after.ca"] == f"{100 * results['after']['ca']:.2f} %"
+
+
+def test_weights_and_examples_are_those_of_the_files(
+    start: Start, seen: list[Evidence | None]
+) -> None:
+    run = start(*ATTACKED)
+    results = run_pipeline(run)
+    (found,) = seen
+    assert found is not None
+    assert found.after is not None
+    old, new = (load_file(results["checkpoints"][key]) for key in ("backdoored", "purified"))
+    assert found.before.head is not None
+    assert found.after.head is not None
+    assert np.array_equal(found.before.head, old["fc.weight"].numpy())
+    assert np.array_equal(found.after.head, new["fc.weight"].numpy())
+    parts = [(old[f"fc.{name}"], new[f"fc.{name}"]) for name in ("weight", "bias")]
+    moved = sum(float(((b - a) ** 2).sum()) for a, b in parts)
+    size = sum(float((a**2).sum()) for a, _ in parts)
+    assert found.layers["fc"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
+    # The head on the features it was seen with gives the predictions that were seen.
+    clean = found.after.clean
+    assert clean.features is not None
+    logits = clean.features @ new["fc.weight"].numpy().T + new["fc.bias"].numpy()
+    assert (logits.argmax(1) == clean.predictions).all()
+    assert {example.label for example in found.examples} == {1, 2}
+    changed = found.examples[0].clean != found.examples[0].triggered
+    assert changed.any()
+    assert not changed[:4].any()  # the patch of BadNets is in the lower right corner
+
+
+def test_a_report_changes_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever looking does to modes and random numbers, the run goes on as without it."""
+    really_look = Witness._look
+    look = Witness.look
+
+    def careless(witness: Witness, when: str) -> None:
+        really_look(witness, when)
+        torch.rand(3)
+        witness.module.net.train()
+
+    def watched(witness: Witness) -> None:
+        modes = [part.training for part in witness.module.modules()]
+        state = torch.get_rng_state()
+        look(witness)
+        assert torch.get_rng_state().equal(state)
+        assert [part.training for part in witness.module.modules()] == modes
+        assert witness.trouble is None
+
+    monkeypatch.setattr(Witness, "_look", careless)
+    monkeypatch.setattr(Witness, "look", watched)
+    weights = []
+    for enabled in ("true", "false"):
+        run = start(*ATTACKED, f"report.enabled={enabled}", "data.crop_padding=1")
+        results = run_pipeline(run)
+        assert (run.folder / "report.html").exists() == (enabled == "true")
+        weights.append((load_file(results["checkpoints"]["purified"]), results["after"]))
+    (first, figures), (second, others) = weights
+    assert all(first[name].equal(second[name]) for name in first)
+    assert figures == others
+
+
+@pytest.mark.parametrize("task", ["train", "purify"])
+def test_a_clean_model_has_a_report(start: Start, task: str, seen: list[Evidence | None]) -> None:
+    run = start("attack=none", task=task)
+    run_pipeline(run)
+    (found,) = seen
+    assert found is not None
+    assert found.before.triggered is None
+    assert (found.after is None) == (task == "train")
+    assert (found.target, found.examples) == (None, ())
+    assert "asr" not in (run.folder / "report.html").read_text("utf-8").partition("<pre>")[0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("render", "report.html was not written: KeyError: 'x'"),
+        ("look", "report.html lacks its pictures: KeyError: 'x'"),
+    ],
+)
+def test_a_broken_report_is_one_line(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    says: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("x")
+
+    if broken == "render":
+        monkeypatch.setattr(finish, "render_page", fail)
+    else:
+        monkeypatch.setattr(Witness, "_look", fail)
+    run = start()
+    run_pipeline(run)
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if "report" in line and "written  " not in line][
+        -1
+    ] == f"warning  {says}"
+    results, error = read_results(run.folder / "results.json")
+    assert error is None
+    assert results is not None
+    assert (run.folder / "report.html").exists() == (broken == "look")
+
+
+def test_other_processes_look_at_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    witness = Witness(start(), *3 * [None])  # type: ignore[arg-type]
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    witness.look()
+    assert (witness.trouble, witness.evidence()) == (None, None)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    witness.look()
+    assert witness.trouble is not None
+
+
+def test_another_projection_is_refused_before_work_starts(
+    start: Start, models: Callable[[], set[str]]
+) -> None:
+    with pytest.raises(ValueError, match=r"`report\.projection` to be pca or tsne"):
+        run_pipeline(start("report.projection=umap"))
+    assert models() == set()
+
+
+def test_triggers_are_looked_for_where_that_is_wanted(
+    start: Start, seen: list[Evidence | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = functools.partial(invert_triggers, rounds=1, steps=1)
+    monkeypatch.setattr(module_of_evidence, "invert_triggers", quick)
+    run = start("attack=none", "report.inversion=true")
+    run_pipeline(run)
+    (found,) = seen
+    assert found is not None
+    assert set(found.inversions) == {"before", "after"}
+    inversion = found.inversions["after"]
+    assert inversion.index.shape == inversion.norms.shape == (3,)
+    assert [pattern.shape for pattern in inversion.patterns] == [(8, 8, 3)] * 3
+    assert "Looking for a trigger" in (run.folder / "report.html").read_text("utf-8")
+
+
+def test_curves_are_those_of_the_logger(start: Start, tmp_path: Path) -> None:
+    run = start("logger=csv", "tuning.max_epochs=2")
+    run_pipeline(run)
+    text = (run.folder / "report.html").read_text("utf-8")
+    assert "Purification, epoch by epoch" in text
+    assert "Training, epoch by epoch" in text
+    again = start("logger=csv")
+    stale = again.folder / "curves" / "train" / "metrics.csv"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes((run.folder / "curves" / "train" / "metrics.csv").read_bytes())
+    run_pipeline(again)
+    text = (again.folder / "report.html").read_text("utf-8")
+    assert "Purification, epoch by epoch" in text
+    assert "Training, epoch by epoch" not in text  # the model came from the store

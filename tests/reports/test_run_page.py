@@ -1,0 +1,214 @@
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fst_lightning.reports import Curves, read_curves, render_page, verdict
+from fst_lightning.reports.curves import without_penalty
+from fst_lightning.reports.evidence import Answers, Evidence, Example, Inversion, Snapshot
+from fst_lightning.reports.layout import percent
+from fst_lightning.reports.notes import notes
+from tests.reports.example import example, score
+from tests.reports.pages import read
+
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+CURVES: Curves = {
+    "val/ca": {0: 0.5, 1: 0.9},
+    "val/asr": {0: 1.0, 1: 0.1},
+    "train/loss": {0: 2.0, 1: 1.5},
+    "train/penalty": {0: 1.25, 1: 1.0},
+    "train/head_cosine": {0: 0.0, 1: -0.5},
+}
+
+
+def snapshot(classes: int = 3, triggered: bool = True) -> Snapshot:
+    random = np.random.default_rng(0)
+
+    def answers(wanted: bool) -> Answers:
+        labels = np.arange(12) % classes
+        said, aims = (labels + 1) % classes, np.zeros(12, dtype=int)
+        features = random.normal(size=(12, 5))
+        sure = random.uniform(0.4, 1, 12)
+        return Answers(labels, said, sure, features, aims if wanted else None)
+
+    head = random.normal(size=(classes, 5))
+    return Snapshot(answers(False), answers(True) if triggered else None, head)
+
+
+def evidence(**changes: Any) -> Evidence:
+    image = np.zeros((4, 4, 3), dtype=np.uint8)
+    inversion = Inversion(np.array([3.0, 0.1, -0.5]), np.ones(3), np.ones(3), (image,) * 3)
+    values: dict[str, Any] = {
+        "classes": ("cat", "dog", EVIL),
+        "before": snapshot(),
+        "after": snapshot(),
+        "target": 0,
+        "examples": (Example(image, image + 9, 2, 0, 2),),
+        "layers": {"conv": 0.5, EVIL: 0.25},
+        "inversions": {"before": inversion},
+        "num_test": 12,
+        "num_triggered": 12,
+    }
+    return Evidence(**{**values, **changes})
+
+
+def test_figures_are_those_of_the_results() -> None:
+    results = example()
+    page = read(render_page(results, evidence(), {"purify": CURVES}, "python purify.py"))
+    for when in ("before", "after"):
+        for name in ("ca", "asr", "ra"):
+            assert page.keyed[f"{when}.{name}"] == f"{percent(results[when][name])} %"
+            low, high = results["ci95"][when][name]
+            assert f"{percent(low)} to {percent(high)}" in page.text
+    assert page.keyed["der"] == f"{results['der']:.4f}"
+    raw = re.search(r"<summary>results.json</summary>\n<pre>(.*?)</pre>", _page(results), re.S)
+    assert raw is not None
+    assert json.loads(html.unescape(raw[1])) == results
+
+
+def _page(results: dict[str, Any]) -> str:
+    return render_page(results, evidence(), {"train": CURVES, "purify": CURVES}, "a 'b c'")
+
+
+def test_shows_every_part() -> None:
+    page = read(_page(example()))
+    headings = re.findall(r"<h2>(.*?)</h2>", _page(example()))
+    assert headings == [
+        "Outcome",
+        "What was done",
+        "Training, epoch by epoch",
+        "Purification, epoch by epoch",
+        "The trigger",
+        "Features",
+        "Who is taken for whom",
+        "Clean accuracy by class",
+        "What the defense changed",
+        "Looking for a trigger",
+        "Calibration on clean images",
+        "Time and memory",
+        "Where this comes from",
+    ]
+    assert "a 'b c'" in page.text
+    assert len(page.named("img")) == 3 + 3  # three of an example, three recovered patterns
+    assert "suspicious before: cat" in page.text
+
+
+def test_every_text_is_escaped() -> None:
+    results = example(
+        attack={"name": EVIL, "poison_ratio": 0.05, "target_label": 0, "image": EVIL},
+        defense={"name": EVIL, "findings": {EVIL: [EVIL]}},
+        data={"name": EVIL, "num_classes": 3},
+        model={"name": EVIL, "arguments": {EVIL: EVIL}},
+        environment={"device": EVIL, "versions": {EVIL: EVIL}},
+        checkpoints={"backdoored": EVIL},
+        overrides=[EVIL],
+    )
+    curves: Curves = {f"train/{EVIL}": {0: 1.0}, "val/ca": {0: 1.0}}
+    text = render_page(results, evidence(), {EVIL: curves}, EVIL)
+    page = read(text)
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert page.text.count("<script>alert(1)</script>") > 10
+
+
+def test_a_page_can_do_without_evidence_and_curves() -> None:
+    page = read(render_page(example()))
+    assert "99" not in page.keyed["after.ca"]
+    assert page.named("svg") == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": None},
+        {"after": None},
+        {"examples": ()},
+        {"before": snapshot(triggered=False), "after": snapshot(triggered=False), "examples": ()},
+        {"layers": {}, "inversions": {}},
+        {"projection": "tsne"},
+        {"layers": {f"layer{i}": i / 100 for i in range(200)}},
+        {
+            "before": Snapshot(Answers(*3 * [np.zeros(2, dtype=int)])),
+            "after": Snapshot(Answers(*3 * [np.zeros(2, dtype=int)])),
+        },
+        {"classes": tuple(map(str, range(90))), "before": snapshot(90), "after": snapshot(90)},
+    ],
+)
+def test_any_evidence_makes_a_page(changes: dict[str, Any]) -> None:
+    assert read(render_page(example(), evidence(**changes))).named("svg")
+
+
+def test_a_training_has_no_after() -> None:
+    results = example(task="train", after=None, defense=None)
+    page = read(render_page(results, evidence(after=None)))
+    assert "after.ca" not in page.keyed
+    assert page.keyed["before.asr"] == "93.80 %"
+
+
+def headline(**changes: Any) -> tuple[str, str]:
+    found = verdict(example(**changes))
+    return found.headline, found.tone
+
+
+def test_the_headline_answers() -> None:
+    assert headline() == (
+        "The backdoor is gone; it cost no clean accuracy (0.40 points were won).",
+        "good",
+    )
+    assert headline(after=score(900, 50, 800)) == (
+        "The backdoor is gone; it cost 1.80 points of clean accuracy.",
+        "good",
+    )
+    assert headline(after=score(800, 50, 800)) == (
+        "The backdoor is gone, but it cost 11.80 points of clean accuracy.",
+        "bad",
+    )
+    weak, tone = headline(after=score(918, 51, 800))
+    assert (weak[:37], tone) == ("The backdoor is weakened, not gone: 5", "bad")
+    assert headline(after=score(918, 500, 400))[0].startswith("The backdoor is still there: 50.00")
+    assert headline(after=score(918, 938, 55), defense={"name": "none"})[0] == (
+        "The backdoor is there; nothing was done about it (defense=none)."
+    )
+    assert headline(before=score(918, 300, 55))[0].startswith("There was no backdoor to speak of")
+    assert headline(after=score(110, 0, 0))[0] == "The defense destroyed the network."
+    assert (
+        headline(task="train", after=None)[0] == "The backdoor is in: it opens 93.80 % of the time."
+    )
+
+
+def test_an_unknown_model_is_told_what_is_not_known() -> None:
+    results = example(attack={"name": "none"}, before=score(918), after=score(900))
+    found = verdict(results)
+    assert "Whether it has a backdoor is not known" in found.headline
+    assert "does not prove" in found.caution
+    page = read(render_page(results, evidence(target=None)))
+    assert "after.asr" not in page.keyed
+    assert "Attack success" not in page.text
+
+
+def test_warnings_stand_at_the_top() -> None:
+    results = example(before=score(918, 300, 55))
+    (warning,) = notes(results)
+    assert warning in read(render_page(results)).text
+
+
+def test_reads_what_the_logger_writes(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text(
+        "epoch,step,val/ca,train/loss,train/penalty\n"
+        "0,0,0.1,,\n0,3,0.5,,\n0,3,,2.0,1.25\n1,7,nan,,\n1,7,,1.5,\n,,0.7,,\nx\n"
+    )
+    curves = read_curves(file)
+    assert curves == {
+        "val/ca": {0: 0.5},
+        "train/loss": {0: 2.0, 1: 1.5},
+        "train/penalty": {0: 1.25},
+    }
+    assert without_penalty(curves) == {0: 0.75, 1: 1.5}
+    assert read_curves(tmp_path / "none.csv") == {}
+    file.write_bytes(b"\xff\xfe\x00")
+    assert read_curves(file) == {}
