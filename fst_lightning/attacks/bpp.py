@@ -88,7 +88,7 @@ class Bpp(Attack):
 def quantise(values: Tensor, depth: int) -> Tensor:
     """Round values to the nearest of ``depth`` levels that are evenly spread over [0, 1]."""
     steps = depth - 1
-    return torch.round(values * steps).clamp(0, steps) / steps
+    return torch.round(values * steps) / steps
 
 
 def dither(images: Tensor, depth: int) -> Tensor:

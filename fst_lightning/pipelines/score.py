@@ -13,9 +13,11 @@ from torch import nn
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.modules import ClassifierModule
+from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import head_of, precision_of
 from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import Score
+from fst_lightning.reports.examples import save_examples
 from fst_lightning.version import __version__
 
 
@@ -30,7 +32,19 @@ def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
     block: dict[str, Any] = {"name": run.choices["attack"]}
     if data.attack.has_trigger:
         block |= run.arguments("attack")
+    if data.attack.has_trigger and data.attack.save_examples and data.measured is data.attack:
+        block["trigger"] = trigger_examples(run, data)
     return block
+
+
+@torch.no_grad()
+def trigger_examples(run: Run, data: BackdoorDataModule) -> dict[str, float | None] | None:
+    """Write a picture of eight images without and with the trigger, and measure it."""
+    if not is_first_process():
+        return None
+    clean = data.triggered_rows.images[:8] / 255
+    triggered = data.attack.cpu()(clean)
+    return save_examples(clean, triggered, run.folder / "examples.png")
 
 
 def data_block(run: Run, data: BackdoorDataModule, num_poisoned: int | None) -> dict[str, Any]:

@@ -10,6 +10,8 @@ _BLOCKS = ("attack", "defense", "data", "model")
 # They follow from the choices. Where one of them is overridden, the override counts.
 _NOT_CHOSEN = {
     "attack.implanted",
+    "attack.save_examples",
+    "attack.trigger",
     "defense.auto",
     "defense.findings",
     "model.head",

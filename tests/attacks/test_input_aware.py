@@ -106,13 +106,13 @@ def test_the_loss_is_cross_entropy_and_diversity() -> None:
     poisoned = torch.tensor([1, 0, 0, 1, 0, 0], dtype=torch.bool)
     cover = torch.tensor([0, 1, 0, 0, 0, 0], dtype=torch.bool)
     seen, crossed = attack.trigger(images), attack.cover(images)
-    expected = 0.7 * float(diversity_loss(images, attack.patterns(images)))
+    expected = 0.7 * float(diversity_loss(images, attack.patterns(images)).detach())
     for row in range(6):
         image = seen[row] if poisoned[row] else crossed[row] if cover[row] else images[row]
         label = 0 if poisoned[row] else int(labels[row])
         expected -= float(net(image[None])[0].detach().log_softmax(0)[label]) / 6
     loss = attack.loss(net, images, labels, poisoned, cover, 0.0)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None for p in attack.pattern_net.parameters())
     assert all(p.grad is None for p in attack.mask_net.parameters())
