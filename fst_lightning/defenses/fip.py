@@ -9,6 +9,8 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -21,7 +23,7 @@ from torch.nn.utils import parametrize
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.defense import Defense, freeze
-from fst_lightning.defenses.train import keep_modes
+from fst_lightning.defenses.train import batchnorms, keep_modes
 from fst_lightning.models import find_head
 
 Scope = Literal["all", "head"]
@@ -35,7 +37,9 @@ class FisherPurification(Defense):
         \mathrm{Tr}(F) = \frac1n \sum_i \|\nabla_\theta \log p_\theta(\hat y_i | x_i)\|_2^2
 
     Labels :math:`\hat y_i` are drawn from the network's own answer. The trace is exact for them:
-    one gradient an image, of the network in evaluation mode, and a derivative through it. The
+    one gradient an image, and a derivative through it. BatchNorm normalises by the batch there, as
+    it does in the cross-entropy, but the batch counts as constant: running statistics lag behind
+    the weights, and the trace at the old ones explodes. The
     diagonal :math:`\bar F` is that of the weights :math:`\bar\theta` that came in, on all the
     clean images.
 
@@ -148,9 +152,11 @@ class FisherPurification(Defense):
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, with the trace in every step that ``gap`` lets have it."""
-        total = functional.cross_entropy(net(images), labels)
+        with batch_statistics(net) as statistics:
+            total = functional.cross_entropy(net(images), labels)
         if self.eta_f and int(self.step) % self.gap == 0:
-            trace = fisher_trace(net, self._parameters_by_name, images[: self.trace_images])
+            few = images[: self.trace_images]
+            trace = fisher_trace(net, self._parameters_by_name, few, statistics)
             self._trace = trace.detach()
             total = total + self.eta_f * trace
         self.step += 1
@@ -235,24 +241,68 @@ class SingularValues(nn.Module):
         return weight + ((self.left * self.change) @ self.right).view(weight.shape)
 
 
-def fisher_trace(net: nn.Module, parameters: dict[str, nn.Parameter], images: Tensor) -> Tensor:
+@contextmanager
+def batch_statistics(net: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What BatchNorm layers in training mode normalise by, under their running statistics' names.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(2, affine=False))
+        >>> with batch_statistics(net) as found:
+        ...     _ = net(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
+        >>> {name: values.tolist() for name, values in found.items()}
+        {'0.running_mean': [2.0, 2.0], '0.running_var': [1.0, 4.0]}
+    """
+    found: dict[str, Tensor] = {}
+    handles = []
+
+    def keep(name: str, values: Tensor) -> None:
+        channels = values.detach().transpose(0, 1).flatten(1).float()
+        variance, mean = torch.var_mean(channels, dim=1, correction=0)
+        found[f"{name}.running_mean"], found[f"{name}.running_var"] = mean, variance
+
+    try:
+        for name, norm in batchnorms(net).items():
+            if norm.training and norm.track_running_stats:
+
+                def hook(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                    keep(name, inputs[0])
+
+                handles.append(norm.register_forward_pre_hook(hook))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def fisher_trace(
+    net: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    images: Tensor,
+    constants: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     r"""The trace :math:`\frac1n \sum_i \|\nabla_\theta \log p(\hat y_i | x_i)\|^2`, differentiable.
 
     Args:
         net: the network; evaluated in evaluation mode.
         parameters: :math:`\theta`, by the names that they have in the network.
         images: ``(n, C, H, W)``, normalised; labels are drawn with the global generator.
+        constants: other tensors of the network that take the place of its own, by name.
     """
     with keep_modes(net), torch.no_grad():
         net.eval()
-        drawn = torch.multinomial(net(images).float().softmax(1), 1)[:, 0]
-    gradients = per_sample_gradients(net, parameters, images, drawn)
+        answers = functional_call(net, dict(constants or {}), (images,)).float().softmax(1)
+        drawn = torch.multinomial(answers, 1)[:, 0]
+    gradients = per_sample_gradients(net, parameters, images, drawn, constants)
     norms = [precise(values).square().flatten(1).sum(1) for values in gradients.values()]
     return torch.stack(norms).sum(0).mean()
 
 
 def per_sample_gradients(
-    net: nn.Module, parameters: dict[str, nn.Parameter], images: Tensor, labels: Tensor
+    net: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    images: Tensor,
+    labels: Tensor,
+    constants: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The gradient of the cross-entropy of every image alone, in evaluation mode.
 
@@ -261,6 +311,7 @@ def per_sample_gradients(
         parameters: what to differentiate by, by the names that they have in the network.
         images: ``(n, C, H, W)``, normalised.
         labels: ``(n,)`` int64.
+        constants: other tensors of the network that take the place of its own, by name.
 
     Returns:
         By name, ``(n, ...)``; differentiable once more.
@@ -275,7 +326,7 @@ def per_sample_gradients(
     """
 
     def objective(chosen: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(net, chosen, (image[None],))
+        logits = functional_call(net, {**(constants or {}), **chosen}, (image[None],))
         return functional.cross_entropy(precise(logits), label[None])
 
     # Autocast has no rules for a second derivative through the first one.

@@ -33,7 +33,7 @@ def shorten(text: str, most: int = 26) -> str:
 
     Example:
         >>> shorten("layer4.1.conv2.weight", 11)
-        'layer….weight'
+        'layer…eight'
     """
     if len(text) <= most:
         return text
