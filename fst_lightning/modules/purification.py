@@ -91,6 +91,9 @@ class PurificationModule(ClassifierModule):
     def setup(self, stage: str) -> None:
         """Let the defense prepare the network."""
         if stage == "fit":
+            if self.inputs.attack is not None:
+                # A learned trigger is measured with, not trained: DDP would wait for its gradients.
+                self.inputs.attack.requires_grad_(False)
             self._defense_seed = torch.initial_seed() if self.seed is None else self.seed
             self.defense.prepare(self.net, torch.Generator().manual_seed(self._defense_seed))
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, TensorDataset
 
 from fst_lightning import PurificationModule
+from fst_lightning.attacks import LIRA
 from fst_lightning.defenses import (
     FST,
     CleanData,
@@ -614,3 +615,18 @@ class Masked(Defense):
         for head in self.masked:
             parametrize.remove_parametrizations(head, "weight")
         self.masked = []
+
+
+def test_a_learned_trigger_is_not_trained_by_a_purification(tmp_path: Path) -> None:
+    """DDP would wait for gradients that its parameters never get."""
+    attack = LIRA()
+    attack.prepare(tiny.images(2), tiny.labels(2), tiny.NUM_CLASSES, seed=0)
+    module = PurificationModule(tiny.conv_net(), FineTuning(), attack=attack)
+    data = tiny.rows(16)
+    loader = DataLoader(TensorDataset(data.images, data.labels), batch_size=8)
+    before = [parameter.detach().clone() for parameter in attack.parameters()]
+    tiny.trainer(tmp_path).fit(module, loader)
+    assert before
+    assert not any(parameter.requires_grad for parameter in attack.parameters())
+    pairs = zip(before, attack.parameters(), strict=True)
+    assert all(torch.equal(old, new) for old, new in pairs)
