@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class FisherPurification(Defense):
 
     def __init__(
         self,
-        eta_f: float = 0.01,
+        eta_f: float = 1e-4,
         eta_r: float = 1.0,
         gap: int = 5,
         trace_images: int = 16,
@@ -255,19 +255,17 @@ def batch_statistics(net: nn.Module) -> Iterator[dict[str, Tensor]]:
     found: dict[str, Tensor] = {}
     handles = []
 
-    def keep(name: str, values: Tensor) -> None:
-        channels = values.detach().transpose(0, 1).flatten(1).float()
-        variance, mean = torch.var_mean(channels, dim=1, correction=0)
-        found[f"{name}.running_mean"], found[f"{name}.running_var"] = mean, variance
-
     try:
         for name, norm in batchnorms(net).items():
             if norm.training and norm.track_running_stats:
 
-                def hook(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                    keep(name, inputs[0])
+                def keep(norm: Any, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                    channels = precise(inputs[0].detach().transpose(0, 1).flatten(1))
+                    variance, mean = torch.var_mean(channels, dim=1, correction=0)
+                    found[f"{name}.running_mean"] = mean.to(norm.running_mean.dtype)
+                    found[f"{name}.running_var"] = variance.to(norm.running_var.dtype)
 
-                handles.append(norm.register_forward_pre_hook(hook))
+                handles.append(norm.register_forward_pre_hook(keep))
         yield found
     finally:
         for handle in handles:

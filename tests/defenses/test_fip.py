@@ -61,6 +61,42 @@ def test_the_trace_and_its_gradient_are_those_of_a_loop(which: str) -> None:
         assert torch.allclose(got, wanted, rtol=1e-7, atol=1e-9)
 
 
+def test_the_trace_in_a_step_normalises_by_the_batch_as_by_constants() -> None:
+    net, twin = tiny.conv_net().double(), tiny.conv_net().double()
+    images, labels = next(clean_images().batches(8))
+    images = images.double()
+    inputs: dict[str, Tensor] = {}
+    for name in ("bn1", "bn2"):
+        twin.get_submodule(name).register_forward_pre_hook(
+            lambda _, given, name=name: inputs.update({name: given[0]})
+        )
+    cross_entropy = functional.cross_entropy(twin.train()(images), labels)
+    moved = {name: value.clone() for name, value in twin.named_buffers()}
+    gradients = torch.autograd.grad(cross_entropy, list(twin.parameters()))
+    with torch.no_grad():
+        for name, values in inputs.items():
+            norm = twin.get_submodule(name)
+            assert isinstance(norm, nn.BatchNorm2d)
+            norm.running_mean = values.mean((0, 2, 3))
+            norm.running_var = values.var((0, 2, 3), correction=0)
+    torch.manual_seed(1)
+    trace = slow_trace(twin, list(twin.parameters()), images[:5])
+    more = torch.autograd.grad(trace, list(twin.parameters()))
+    defense = FisherPurification(eta_f=0.5, trace_images=5)
+    defense.prepare(net, seeded())
+    torch.manual_seed(1)
+    loss = defense.loss(net.train(), images, labels)
+    expected = float(cross_entropy.detach()) + 0.5 * float(trace.detach())
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)
+    for got, one, other in zip(
+        torch.autograd.grad(loss, list(net.parameters())), gradients, more, strict=True
+    ):
+        assert torch.allclose(got, one + 0.5 * other, rtol=1e-4, atol=1e-6)
+    # The network remembers the batch as it does without the trace.
+    assert all(torch.equal(value, moved[name]) for name, value in net.named_buffers())
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
 def test_the_trace_of_the_head_in_closed_form() -> None:
     r"""Of a softmax head: the mean of |p - e_y|^2 (|h|^2 + 1)."""
     net = tiny.conv_net()
