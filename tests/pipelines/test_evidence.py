@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from fst_lightning.defenses import invert_triggers
 from fst_lightning.pipelines import evidence as module_of_evidence
 from fst_lightning.pipelines import finish, run_pipeline
 from fst_lightning.pipelines.evidence import Witness
-from fst_lightning.reports import read_results
+from fst_lightning.reports import read_results, render_page
 from fst_lightning.reports.evidence import Evidence, confusion
 from tests.pipelines.conftest import Results, Start
 from tests.reports.pages import read
@@ -27,12 +26,10 @@ ATTACKED = ("attack=badnets", "attack.poison_ratio=0.3", "training.max_epochs=3"
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Evidence | None]:
     """The evidence that every run comes to."""
     found: list[Evidence | None] = []
-    render = finish.render_page  # type: ignore[attr-defined]
 
     def watched(results: Results, evidence: Evidence | None, *more: Any) -> str:
         found.append(evidence)
-        page: str = render(results, evidence, *more)
-        return page
+        return render_page(results, evidence, *more)
 
     monkeypatch.setattr(finish, "render_page", watched)
     return found
@@ -197,7 +194,7 @@ def test_triggers_are_looked_for_where_that_is_wanted(
     assert "Looking for a trigger" in (run.folder / "report.html").read_text("utf-8")
 
 
-def test_curves_are_those_of_the_logger(start: Start, tmp_path: Path) -> None:
+def test_curves_are_those_of_the_logger(start: Start) -> None:
     run = start("logger=csv", "tuning.max_epochs=2")
     run_pipeline(run)
     text = (run.folder / "report.html").read_text("utf-8")

@@ -124,6 +124,7 @@ def test_a_run_leaves_what_it_promises(start: Start, tmp_path: Path) -> None:
     assert files == {
         "config.yaml",
         "results.json",
+        "examples.png",
         "report.html",
         "purified.safetensors",
         "curves/train/metrics.csv",
