@@ -41,7 +41,7 @@ class TriggerGenerator(nn.Module):
         width: channels at half of the resolution, 1 or more; twice as many at a quarter.
 
     Shapes:
-        ``(N, channels, H, W)`` in [0, 1] to the same, for any H and W.
+        ``(N, channels, H, W)`` in [0, 1] to the same; H and W of 3 or more.
 
     Example:
         >>> TriggerGenerator(3, width=4)(torch.rand(2, 3, 9, 12)).shape
