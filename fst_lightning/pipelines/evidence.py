@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from fst_lightning.data import BackdoorDataModule, ImageSet
 from fst_lightning.defenses.clean import LabelledImages
-from fst_lightning.defenses.inversion import invert_triggers
+from fst_lightning.defenses.inversion import Triggers, invert_triggers
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import head_of
@@ -30,6 +31,7 @@ MOST_IMAGES = 1000
 """So many clean and so many triggered test images are looked at, at most."""
 
 _BATCH = 250
+_STAMPED_IMAGES = 200  # for every recovered trigger
 _EXAMPLES = 6
 
 
@@ -58,6 +60,7 @@ class Witness:
         self._weights: dict[str, Tensor] = {}
         self._layers: dict[str, float] = {}
         self._inversions: dict[str, Inversion] = {}
+        self._triggers: Triggers | None = None  # of the network before
 
     @property
     def wanted(self) -> bool:
@@ -96,6 +99,11 @@ class Witness:
             projection=self.run.cfg.report.projection,
         )
 
+    def inversion(self) -> dict[str, Any] | None:
+        """What a search for triggers found, for ``results.json``; None where there was none."""
+        classes = self.data.data.classes
+        return {w: found.to_json(classes) for w, found in self._inversions.items()} or None
+
     def _look(self, when: str) -> None:
         net, test = self.module.net, self.data.data.test
         head = _head(self.run, net, self.data.data.num_classes)
@@ -109,7 +117,7 @@ class Witness:
             self._layers = relative_changes(self._weights, weights)
         self._weights = weights
         if self.run.cfg.report.inversion:
-            self._inversions[when] = self._invert()
+            self._search(when)
         self._snapshots[when] = Snapshot(clean, stamped, weight)
 
     def _answers(self, images: ImageSet, head: nn.Linear | None, triggered: bool) -> Answers:
@@ -168,24 +176,54 @@ class Witness:
             for i, row in enumerate(chosen)
         )
 
-    def _invert(self) -> Inversion:
+    def _search(self, when: str) -> None:
         """Look for a trigger of every class, with the images that a defender holds."""
-        data, device = self.data, self.trainer.strategy.root_device
-        rows = spread(len(data.train_rows), MOST_IMAGES)
-        clean = LabelledImages(
-            data.train_rows.images[rows].to(device),
-            data.train_rows.labels[rows].to(device),
-            data.data.mean,
-            data.data.std,
-            torch.get_default_dtype(),
-        )
+        clean = self._labelled(self.data.train_rows, MOST_IMAGES)
         with torch.enable_grad():
             generator = torch.Generator().manual_seed(self.run.cfg.seed)
             found = invert_triggers(self.module.net, clean, generator)
-        shown = (found.masks * found.patterns).clamp(0, 1) * 255
-        images = shown.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-        return Inversion(
-            _array(found.index), _array(found.norms), _array(found.rates), tuple(images)
+        shown = torch.lerp(torch.full_like(found.patterns, 0.5), found.patterns, found.masks)
+        images = (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        self._inversions[when] = Inversion(
+            _array(found.index),
+            _array(found.norms),
+            _array(found.rates),
+            tuple(images.cpu().contiguous().numpy()),
+            self._hits(found),
+        )
+        if when == "before":
+            self._triggers = found
+        elif self._triggers is not None:
+            self._inversions["before"] = dataclasses.replace(
+                self._inversions["before"], test_rates_after=self._hits(self._triggers)
+            )
+
+    def _hits(self, triggers: Triggers) -> np.ndarray[Any, np.dtype[Any]]:
+        """The share of test images of other classes that each trigger turns into its class."""
+        clean = self._labelled(self.data.data.test, _STAMPED_IMAGES)
+        images = clean.images.float() / 255
+        rates = []
+        for label, (mask, pattern) in enumerate(
+            zip(triggers.masks, triggers.patterns, strict=True)
+        ):
+            others = images[clean.labels != label]
+            stamped = torch.lerp(others, pattern.expand_as(others), mask.expand_as(others))
+            said = [
+                self.module.net(x).argmax(1) for x in torch.split(clean.normalise(stamped), _BATCH)
+            ]
+            rates.append((torch.cat(said) == label).float().mean() if said else torch.tensor(0.0))
+        return _array(torch.stack([rate.cpu() for rate in rates]))
+
+    def _labelled(self, images: ImageSet, most: int) -> LabelledImages:
+        """Up to so many of the images, on the device, and how they are normalised."""
+        rows = spread(len(images), most)
+        device = self.trainer.strategy.root_device
+        return LabelledImages(
+            images.images[rows].to(device),
+            images.labels[rows].to(device),
+            self.data.data.mean,
+            self.data.data.std,
+            torch.get_default_dtype(),
         )
 
 

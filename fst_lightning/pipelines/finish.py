@@ -50,6 +50,9 @@ def finish(run: Run, results: dict[str, Any], witness: Witness | None = None) ->
     """
     if not is_first_process():
         return
+    found = None if witness is None else witness.inversion()
+    if found is not None:
+        results["inversion"] = found
     write_json(run.folder / "results.json", results)
     console = Console()
     report, trouble = None, None

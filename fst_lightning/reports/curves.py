@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 Curves = dict[str, dict[int, float]]
-"""By name, as it was logged, the values by epoch (from 0)."""
+"""By name, as it was logged, the values by epoch (from 0); ``step`` is the last one of an epoch."""
 
 
 def read_curves(file: str | os.PathLike[str]) -> Curves:
@@ -26,7 +26,8 @@ def read_curves(file: str | os.PathLike[str]) -> Curves:
         with Path(file).open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
                 epoch = _number(row.pop("epoch", None))
-                row.pop("step", None)
+                if not any(text for name, text in row.items() if str(name).startswith("train/")):
+                    row.pop("step", None)  # of a test, which makes none
                 for name, text in row.items():
                     value = _number(text)
                     if epoch is not None and value is not None and isinstance(name, str):
@@ -34,6 +35,17 @@ def read_curves(file: str | os.PathLike[str]) -> Curves:
     except (OSError, csv.Error, UnicodeDecodeError):
         return {}
     return curves
+
+
+def steps_per_epoch(curves: Mapping[str, Mapping[int, float]]) -> int | None:
+    """How many steps an epoch has; None where that is not known, or not the same for all.
+
+    Example:
+        >>> steps_per_epoch({"step": {0: 35, 1: 71}})
+        36
+    """
+    lengths = {(step + 1) / (epoch + 1) for epoch, step in curves.get("step", {}).items()}
+    return int(lengths.pop()) if len(lengths) == 1 and min(lengths).is_integer() else None
 
 
 def without_penalty(curves: Mapping[str, Mapping[int, float]]) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -76,13 +76,44 @@ class Inversion:
         index: ``(C,)`` anomaly index, in deviations from the median.
         norms: ``(C,)`` size of the recovered mask, in pixels.
         rates: ``(C,)`` share of the images that the trigger turns into its class, in [0, 1].
-        patterns: per class ``(H, W, 3)`` uint8, mask times pattern.
+        patterns: per class ``(H, W, 3)`` uint8, the pattern where the mask is, else grey.
+        test_rates: ``(C,)`` share of test images of other classes that the trigger turns into its
+            class; None where that was not measured.
+        test_rates_after: the same trigger in the purified network; None likewise.
     """
 
     index: Array
     norms: Array
     rates: Array
     patterns: tuple[Array, ...] = ()
+    test_rates: Array | None = None
+    test_rates_after: Array | None = None
+
+    @property
+    def suspicious(self) -> list[int]:
+        """The classes that stand out, the most suspicious first.
+
+        Their index is above 2, and their trigger works on 90 % of the images: a small mask that
+        does nothing is no trigger.
+        """
+        found = np.flatnonzero((self.index > 2) & (self.rates >= 0.9))
+        return sorted((int(label) for label in found), key=lambda label: -self.index[label])
+
+    def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
+        """As results.json holds it.
+
+        Args:
+            classes: the names of the classes.
+        """
+        rates = {"test_rate": self.test_rates, "test_rate_after": self.test_rates_after}
+        return {
+            "suspicious": self.suspicious,
+            "names": [classes[label] for label in self.suspicious],
+            "index": self.index.tolist(),
+            "pixels": self.norms.tolist(),
+            "rate": self.rates.tolist(),
+            **{name: None if each is None else each.tolist() for name, each in rates.items()},
+        }
 
 
 @dataclass(frozen=True, eq=False)

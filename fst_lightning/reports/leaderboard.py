@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from fst_lightning.reports.files import write_text
 from fst_lightning.reports.layout import NOT_GIVEN
-from fst_lightning.reports.pages import escape, figure, figures, page, section, table
+from fst_lightning.reports.pages import details, escape, figure, figures, page, section, table
 from fst_lightning.reports.svg import Point, Series, heat_map, scatter
 from fst_lightning.reports.sweep import Group, Spread, SweepSummary
 from fst_lightning.reports.sweep_files import table_rows
@@ -40,9 +42,11 @@ def render_leaderboard(summary: SweepSummary) -> str:
     for name, cells in boards.items():
         parts += _board(name if len(boards) > 1 else "", cells)
     head, rows = table_rows(summary)
-    full = table(head, rows, text_columns=len(summary.varying))
+    full = table(head, rows, kind="dense", text_columns=len(summary.varying))
     note = "Mean ± standard deviation over seeds. The same as CSV, Markdown and LaTeX: table.*"
-    parts.append(section("All experiments", [full], note))
+    settings = [[line] for line in shared_lines(summary)]
+    shared = details("Settings that all runs share", table([""], settings, kind="dense"))
+    parts.append(section("All experiments", [full, shared if settings else ""], note))
     failed = [[failure_line(failure)] for failure in summary.failures]
     parts.append(section("What failed", [table([""], failed, kind="plain")]))
     return page("Leaderboard", filter(None, parts))
@@ -107,8 +111,6 @@ def _top(summary: SweepSummary, boards: dict[str, Cells]) -> Iterator[str]:
     counts = f"{len(summary.runs)} runs, {len(summary.groups)} experiments"
     yield f'<p class="kicker">{escape(f"{counts}, {len(summary.failures)} failed")}</p>'
     yield f"<h1>{escape(_headline(boards))}</h1>"
-    for line in shared_lines(summary):
-        yield f'<p class="note">{escape(line)}</p>'
     for note in sweep_notes(summary):
         yield f'<p class="warning">{escape(note)}</p>'
 
@@ -118,7 +120,7 @@ def _headline(boards: dict[str, Cells]) -> str:
     if len(boards) != 1:
         return "Defenses against attacks"
     (cells,) = boards.values()
-    attacks, defenses = _axes(cells)
+    attacks, defenses = _taken(cells), _axes(cells)[1]
     der = {d: _over_attacks(cells, attacks, d, "der") for d in defenses}
     known = {d: value for d, value in der.items() if value is not None}
     if len(known) < 2 or len(known) < len(defenses):
@@ -133,6 +135,15 @@ def _axes(cells: Cells) -> tuple[list[str], list[str]]:
     return attacks, list(dict.fromkeys(defense for _, defense in cells))
 
 
+def _taken(cells: Cells) -> list[str]:
+    """The attacks that took at least once: of the others a defense can't be judged by."""
+    return [
+        attack
+        for attack in _axes(cells)[0]
+        if any(g.not_implanted < g.n for (name, _), g in cells.items() if name == attack)
+    ]
+
+
 def _over_attacks(cells: Cells, attacks: Sequence[str], defense: str, value: str) -> float | None:
     """The mean of a defense over all attacks; None where one of them is missing."""
     means = [
@@ -145,21 +156,25 @@ def _over_attacks(cells: Cells, attacks: Sequence[str], defense: str, value: str
 
 def _board(name: str, cells: Cells) -> Iterator[str]:
     title = f" ({name})" if name else ""
+    worst = [g.values["after.ca"].mean for g in cells.values()]
+    # Accuracies lie close together: the palest cell is the next ten below the worst.
+    least = math.floor(10 * min((ca for ca in worst if ca is not None), default=0.0)) / 10
     maps = [
-        _heat(cells, "after.ca", "before.ca", "Clean accuracy, %", 100, 1, 0),
-        _heat(cells, "after.asr", "before.asr", "Attack success rate, %", 100, 1, 1),
-        _heat(cells, "der", None, "Defense effectiveness rating", 1, 3, 2),
+        _heat(cells, "after.ca", "before.ca", "Clean accuracy, %", 100, 1, 0, (least, 1.0)),
+        _heat(cells, "after.asr", "before.asr", "Attack success rate, %", 100, 1, 1, (0.0, 1.0)),
+        _heat(cells, "der", None, "Defense effectiveness rating", 1, 3, 2, (0.5, 1.0)),
     ]
     note = (
-        "Rows are attacks, columns defenses; mean ± standard deviation over seeds. DER counts "
-        "runs whose attack took; 0.5 is what doing nothing gets."
+        "Rows are attacks, columns defenses; mean ± standard deviation over seeds. The darker, the "
+        f"greater: CA from {100 * least:.0f} to 100 %, ASR from 0 to 100 %, DER from 0.5, which is "
+        "what doing nothing gets, to 1. DER counts runs whose attack took."
     )
     yield section(f"Defense against attack{title}", [figures(maps)], note)
-    asr, ca = ("after.asr", "ASR after, %", 100.0), ("after.ca", "CA after, %", 100.0)
-    seconds, der = ("seconds.purify", "seconds to purify", 1.0), ("der", "DER", 1.0)
+    asr, ca = _Axis("after.asr", "ASR after, %", 100), _Axis("after.ca", "CA after, %", 100)
+    seconds, der = _Axis("seconds.purify", "seconds to purify", 1), _Axis("der", "DER", 1)
     note = (
         "Best is up and to the left. Filled: no other defense is better in one and as good in the "
-        "other (Pareto frontier); rings: one is."
+        "other (Pareto frontier); rings: one is. Lines: standard deviation over seeds."
     )
     yield section(
         f"Clean accuracy against attack success{title}", [figures(_trades(cells, asr, ca))], note
@@ -169,7 +184,14 @@ def _board(name: str, cells: Cells) -> Iterator[str]:
 
 
 def _heat(
-    cells: Cells, value: str, before: str | None, title: str, factor: float, digits: int, style: int
+    cells: Cells,
+    value: str,
+    before: str | None,
+    title: str,
+    factor: float,
+    digits: int,
+    style: int,
+    value_range: Point,
 ) -> str:
     attacks, defenses = _axes(cells)
     columns = ([_BEFORE] if before else []) + defenses
@@ -188,73 +210,109 @@ def _heat(
     ]
     if not any(spread is not None and spread.mean is not None for row in spreads for spread in row):
         return ""
-    widest = max(len(text) for row in texts for text in row)
+    deviates = any(
+        spread is not None and spread.std is not None for row in spreads for spread in row
+    )
     chart = heat_map(
         [[spread.mean if spread else None for spread in row] for row in spreads],
         attacks,
         columns,
         title=title,
         texts=texts,
-        cell=(max(62.0, 7.0 * widest + 10), 30.0),
+        value_range=value_range,
+        cell=(98.0 if deviates else 62.0, 30.0),  # the same in all three maps
         style=style,
     )
     return figure(chart, title)
 
 
-def _trades(
-    cells: Cells,
-    x: tuple[str, str, float],
-    y: tuple[str, str, float],
-    mean_only: bool = False,
-) -> Iterator[str]:
-    """A scatter plot of the means over the attacks, and one for every attack.
+@dataclass(frozen=True)
+class _Axis:
+    """A value of an experiment, its label and the factor to show it with."""
+
+    value: str
+    label: str
+    factor: float
+
+
+def _trades(cells: Cells, x: _Axis, y: _Axis, mean_only: bool = False) -> Iterator[str]:
+    """A scatter plot of the means over the attacks that took, and one for every attack.
 
     Args:
         cells: the experiments.
-        x: the value of which less is better, its label and the factor to show it with.
-        y: the value of which more is better, likewise.
+        x: of which less is better.
+        y: of which more is better.
         mean_only: leave out the single attacks, where there is a mean over them.
     """
-    (x_value, x_label, x_factor), (y_value, y_label, y_factor) = x, y
-    attacks, defenses = _axes(cells)
+    taken = _taken(cells)
+    charts: list[tuple[str, Sequence[str]]] = []
+    if len(taken) > 1:
+        charts.append((f"mean over {len(taken)} attacks", taken))
+    if not (charts and mean_only):
+        charts += [(attack, [attack]) for attack in _axes(cells)[0][:_MOST_ATTACKS]]
+    places = [_places(cells, chosen, x, y) for _, chosen in charts]
+    every = [point for points in places for point, _ in points.values()]
+    # One range for all of them, so that they can be compared.
+    ranges = [_wide([point[axis] for point in every]) for axis in (0, 1)] if every else []
+    for (title, _), points in zip(charts, places, strict=True):
+        if points:
+            yield figure(_trade(points, title, x, y, ranges), title)
 
-    def chart(title: str, chosen: Sequence[str]) -> str:
-        places: dict[str, Point] = {}
-        for defense in defenses:
-            at, height = (
-                _over_attacks(cells, chosen, defense, value) for value in (x_value, y_value)
+
+Placed = dict[str, tuple[Point, tuple[Point | None, Point | None]]]
+"""By defense, where it lies, and between which values in x and y."""
+
+
+def _places(cells: Cells, attacks: Sequence[str], x: _Axis, y: _Axis) -> Placed:
+    """The means over attacks; the intervals where there is a single one."""
+    places: Placed = {}
+    for defense in _axes(cells)[1]:
+        means = [_over_attacks(cells, attacks, defense, axis.value) for axis in (x, y)]
+        if means[0] is None or means[1] is None:
+            continue
+        intervals: list[Point | None] = [None, None]
+        if len(attacks) == 1:
+            group = cells[attacks[0], defense]
+            intervals = [_interval(group.values[axis.value], axis.factor) for axis in (x, y)]
+        point = (x.factor * means[0], y.factor * means[1])
+        places[defense] = (point, (intervals[0], intervals[1]))
+    return places
+
+
+def _interval(spread: Spread, factor: float) -> Point | None:
+    if spread.mean is None or spread.std is None:
+        return None
+    return factor * (spread.mean - spread.std), factor * (spread.mean + spread.std)
+
+
+def _trade(places: Placed, title: str, x: _Axis, y: _Axis, ranges: Sequence[Point]) -> str:
+    names = list(places)
+    points = [point for point, _ in places.values()]
+    front = pareto(points)
+    series = []
+    for kind, style in (("on the frontier", 0), ("beaten", 5)):
+        those = [i for i in range(len(points)) if (i in front) == (style == 0)]
+        if those:
+            series.append(
+                Series(
+                    kind,
+                    [points[i][1] for i in those],
+                    [points[i][0] for i in those],
+                    style,
+                    [names[i] for i in those],
+                    [places[names[i]][1] for i in those],
+                )
             )
-            if at is not None and height is not None:
-                places[defense] = (x_factor * at, y_factor * height)
-        if not places:
-            return ""
-        names, points = list(places), list(places.values())
-        front = pareto(points)
-        series = []
-        for kind, style in (("on the frontier", 0), ("beaten", 5)):
-            those = [i for i in range(len(points)) if (i in front) == (style == 0)]
-            if those:
-                ys, xs = [points[i][1] for i in those], [points[i][0] for i in those]
-                series.append(Series(kind, ys, xs, style, [names[i] for i in those]))
-        frontier = [points[i] for i in front]
-        return figure(
-            scatter(
-                series,
-                title=f"{y_label} against {x_label}, {title}",
-                x_label=x_label,
-                y_label=y_label,
-                x_range=_wide([p[0] for p in points]),
-                y_range=_wide([p[1] for p in points]),
-                frontier=frontier,
-                radius=4.5,
-            ),
-            title,
-        )
-
-    mean = chart("mean over the attacks", attacks) if len(attacks) > 1 else ""
-    yield mean
-    for attack in () if mean and mean_only else attacks[:_MOST_ATTACKS]:
-        yield chart(attack, [attack])
+    return scatter(
+        series,
+        title=f"{y.label} against {x.label}, {title}",
+        x_label=x.label,
+        y_label=y.label,
+        x_range=ranges[0],
+        y_range=ranges[1],
+        frontier=[points[i] for i in front],
+        radius=4.5,
+    )
 
 
 def _wide(values: Sequence[float]) -> Point:

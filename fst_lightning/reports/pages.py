@@ -141,16 +141,17 @@ def picture(pixels: np.ndarray[Any, np.dtype[np.uint8]], text: str, side: int = 
     return f'<img width="{side}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
 
 
-# Colours after Okabe and Ito (2008), which people with any colour vision tell apart; their
-# lightness differs as well. By night lighter ones of the same hue.
+# Hues after Okabe and Ito (2008), in six steps of lightness: any two differ in grey, and for every
+# kind of colour vision (tests/reports/test_palette.py). By night lighter ones of the same hue.
 STYLE = (
     """
 :root{color-scheme:light dark;--paper:#fdfdfc;--card:#fff;--ink:#1d2125;--soft:#5c646c;
---line:#e2e4e6;--good:#00684c;--bad:#a83f00;--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#8a3f74;
---c4:#b98200;--c5:#555b61}
+--line:#e2e4e6;--good:#00684c;--bad:#a83f00;--c0:#193e73;--c1:#a83b1c;--c2:#4da180;--c3:#40193c;
+--c4:#aa7601;--c5:#4b4f51}
 @media (prefers-color-scheme:dark){:root{--paper:#15181b;--card:#1b1f23;--ink:#e6e8ea;
---soft:#a2a9b0;--line:#30363c;--good:#5fcfa9;--bad:#f39b62;--c0:#4ea6dd;--c1:#f08a45;--c2:#3cc79b;
---c3:#d58fbf;--c4:#e3b23c;--c5:#aab1b8}}
+--soft:#a2a9b0;--line:#30363c;--good:#5fcfa9;--bad:#f39b62;--c0:#3e89de;--c1:#ef744e;--c2:#57e1a8;
+--c3:#a45b93;--c4:#fed878;--c5:#abb5c1;
+--h1:#d2603c;--h2:#2f9d70}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -167,7 +168,7 @@ h3{font-size:.9rem;font-weight:600;margin:0 0 .35rem}
 .warning{border-left:3px solid var(--bad);padding:.1em 0 .1em .9em;max-width:52em}
 section{margin-top:44px;padding-top:20px;border-top:1px solid var(--line)}
 .figures{display:flex;flex-wrap:wrap;gap:28px 32px;align-items:flex-start;margin:.6rem 0 1.2rem}
-figure{margin:0;max-width:100%}
+figure{margin:0;max-width:100%}figure:has(>svg){min-width:min(440px,100%)}
 figcaption{max-width:440px;margin-top:.3rem;line-height:1.45}
 .wide{overflow-x:auto;margin:.4rem 0 1rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.925rem}
@@ -177,6 +178,9 @@ th{font-weight:600;color:var(--soft);font-size:.85rem}
 .number{text-align:right;padding:.32em 0 .32em 1.4em;white-space:nowrap}
 .plain{font-size:.84rem}.plain td{overflow-wrap:anywhere;padding:.22em 1em .22em 0}
 .plain td:first-child{color:var(--soft);white-space:nowrap}
+.dense{font-size:.8rem}.dense th{font-size:.76rem;vertical-align:bottom}
+.dense th,.dense td{padding:.3em .9em .3em 0}.dense .number{padding:.3em 0 .3em .9em}
+.dense td.number{white-space:nowrap}.dense th.number{white-space:normal}
 .rates td{font-size:1.15rem;padding-top:.45em;padding-bottom:.45em}
 .rates small{display:block;color:var(--soft);font-size:.78rem}
 .images td,.images th{border:0;padding:.15em .5em .15em 0;vertical-align:middle;font-size:.85rem}
@@ -193,6 +197,7 @@ svg .value{font-variant-numeric:tabular-nums}
 svg .over,svg .beside{paint-order:stroke;stroke:var(--paper);stroke-width:3.5px;
 stroke-linejoin:round}svg .over{font-weight:650}
 .grid{stroke:var(--line)}.axis{stroke:var(--soft);stroke-width:1.2}
+.whisker{fill:none;stroke-width:1.3}
 .under{stroke:var(--paper);stroke-width:3.6}.error{stroke:var(--ink);stroke-width:1.4}
 .frame{fill:none;stroke:var(--line)}
 .frontier{fill:none;stroke:var(--soft);stroke-width:1.5;stroke-dasharray:3 3}
@@ -200,12 +205,16 @@ stroke-linejoin:round}svg .over{font-weight:650}
 """
     + "".join(
         f".c{i}{{stroke:var(--c{i})}}.m{i}{{fill:var(--c{i})}}"
-        f".b{i}{{stroke:var(--c{i});fill:var(--c{i})}}"
+        f".b{i}{{stroke:var(--c{i});fill:var(--c{i})}}.h{i}{{fill:var(--h{i},var(--c{i}))}}"
         for i in range(6)
     )
     + (
         # Of two bars the first is pale, so that they differ in grey, too.
-        "\n.b5{fill-opacity:.16}\n.mark{fill-opacity:.85}\n.ring{stroke-width:1.1;stroke-opacity:.75}\n"
+        "\n.whisker{stroke-opacity:.75}.b5{fill-opacity:.16}\n.mark{fill-opacity:.85}\n.ring{stroke-width:1.1;stroke-opacity:.75}\n"
+        "@media (max-width:600px){main{padding:28px 16px 24px}section{margin-top:32px}"
+        "h1{font-size:1.5rem}.rates td{font-size:1rem}.rates .number{padding-left:.7em}"
+        ".rates small{white-space:normal}.rates th.number{white-space:normal}"
+        ".images img{width:42px}.images th{font-size:.78rem}}\n"
         "@media print{main{max-width:none}section{break-inside:avoid}}\n"
     )
 )

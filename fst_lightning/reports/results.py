@@ -130,6 +130,16 @@ def build_results(
     return results
 
 
+def network_files(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The networks that a run read and wrote: what each is, and its file."""
+    names = {"backdoored": "backdoored network", "purified": "purified network"}
+    if results["attack"]["name"] == "none":  # nobody knows that
+        trained = results["task"] == "train"
+        names["backdoored"] = "trained network" if trained else "incoming network"
+    files = results["checkpoints"]
+    return [(names.get(kind, kind), path) for kind, path in files.items() if path]
+
+
 def plain(value: Any, where: str = "results") -> Any:
     """Copy a value into what JSON can hold.
 

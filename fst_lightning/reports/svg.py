@@ -14,12 +14,13 @@ from typing import TypeGuard
 from fst_lightning.reports.pages import escape, shorten
 
 Point = tuple[float, float]
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 STYLES = 6
 """How many series can be told apart; a seventh looks like the first."""
 
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "1 2")
-_SHADE = 0.62  # The darkest cell of a heat map: text stays readable on it, by day and by night.
+SHADE = 0.6  # The darkest cell of a heat map: text stays readable on it, by day and by night.
 _CHARACTER = 6.4  # About the width of one in the charts' font, in pixels.
 
 
@@ -33,6 +34,8 @@ class Series:
         x: the places, as many; 0, 1, 2 and so on where left out.
         style: the number of its colour, dashes and marker; from 0.
         labels: texts at the points of a scatter plot, or nothing.
+        intervals: from where to where its points may lie, in x and in y, drawn as lines through
+            them in a scatter plot or a dot chart; None for none.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Series:
     x: Sequence[float] = ()
     style: int = 0
     labels: Sequence[str] = ()
+    intervals: Sequence[tuple[Point | None, Point | None]] = ()
 
     def points(self) -> list[Point | None]:
         """The places and values, None where there is a gap."""
@@ -73,6 +77,10 @@ class Scale:
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
         return self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low)
+
+    def inside(self, value: float) -> float:
+        """The pixel of the nearest value that is in the range."""
+        return self(min(self.high, max(self.low, value)))
 
 
 def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
@@ -184,16 +192,23 @@ def scatter(
     if frontier:
         path = " ".join(",".join(map(_number, plot.place(point))) for point in frontier)
         parts.append(f'<polyline class="frontier" points="{path}"/>')
-    taken: list[tuple[float, float, float]] = []
+    marks: list[str] = []
+    labels: list[tuple[float, float, str]] = []
+    taken: list[_Box] = []
     for cloud in series:
         texts = [*cloud.labels, *[""] * (len(cloud.y) - len(cloud.labels))]
-        for point, text in zip(cloud.points(), texts, strict=True):
+        intervals = [*cloud.intervals, *[(None, None)] * (len(cloud.y) - len(cloud.intervals))]
+        for point, text, (across, along) in zip(cloud.points(), texts, intervals, strict=True):
             if point is None:
                 continue
             x, y = plot.place(point)
-            parts.append(marker(cloud.style % STYLES, x, y, radius))
+            parts.append(plot.whiskers(point, across, along, cloud.style % STYLES))
+            marks.append(marker(cloud.style % STYLES, x, y, radius))
             if text:
-                parts.append(_label_at(x, y, text, width, taken))
+                labels.append((x, y, shorten(text)))
+                taken.append((x - radius, y - radius, x + radius, y + radius))
+    parts += marks
+    parts += [_label_at(x, y, text, radius, plot, taken) for x, y, text in labels]
     for point, name in names:
         x, y = plot.place(point)
         parts.append(_text(x, y + 4, shorten(name, 14), "middle", "over", full=name))
@@ -238,11 +253,7 @@ def bar_chart(
     room = 50 if any(any(row) for row in texts) else 14
     scale = Scale(low, high, left, width - room)
     bottom = height - (36 if x_label else 20)
-    parts = []
-    for value in ticks(low, high):
-        x = _number(scale(value))
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_number(top)}" y2="{bottom}"/>')
-        parts.append(_text(scale(value), bottom + 14, _tick(value), "middle", "tick"))
+    parts = _upright(scale, top, bottom)
     for row, name in enumerate(labels):
         middle = top + group * row + (group - 9) / 2 + 4
         parts.append(_text(left - 7, middle + 4, shorten(name), "end", "name", full=name))
@@ -271,6 +282,72 @@ def bar_chart(
     if x_label:
         parts.append(_text((left + width - room) / 2, height - 6, x_label, "middle", "label"))
     parts.append(_legend(series, width, lines=False, bars=True))
+    return _svg(parts, title, width, height)
+
+
+def dot_chart(
+    labels: Sequence[str],
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_range: Point | None = None,
+    x_label: str = "",
+    limit: float | None = None,
+    width: int = 440,
+) -> str:
+    """Draw a row a label, and in it a dot a series with its interval; zero need not be in sight.
+
+    Args:
+        labels: the names of the rows.
+        series: what each row has a dot of; ``y`` are the values, the first of ``intervals`` counts,
+            and ``labels`` stand at the right.
+        title: for screen readers.
+        x_range: of the values; None for those of the data.
+        x_label: under the axis.
+        limit: a value to mark with a dashed line; None for none.
+        width: in pixels.
+    """
+    values = [float(value) for one in series for value in one.y if _finite(value)]
+    ends = [end for one in series for across, _ in one.intervals if across for end in across]
+    ends += [] if limit is None else [limit]
+    low, high = x_range or _span([*values, *ends], margin=0.05)
+    left = min(200.0, 14 + _CHARACTER * max((len(shorten(name)) for name in labels), default=1))
+    step = 12.0
+    group = step * len(series) + 9
+    top = _legend_height(series, width) + 8
+    height = round(top + group * len(labels) + (42 if x_label else 26))
+    bottom = height - (36 if x_label else 20)
+    texts = max((len(text) for one in series for text in one.labels), default=0)
+    scale = Scale(low, high, left, width - 14 - _CHARACTER * texts)
+    parts = _upright(scale, top, bottom)
+    for row, name in enumerate(labels):
+        start = top + group * row + 4
+        middle = start + step * len(series) / 2
+        if row:
+            edge = _number(start - 4.5)
+            ends_of = f'x1="{_number(left)}" x2="{_number(scale.end)}" y1="{edge}" y2="{edge}"'
+            parts.append(f'<line class="grid" {ends_of}/>')
+        parts.append(_text(left - 7, middle + 4, shorten(name), "end", "name", full=name))
+        for i, one in enumerate(series):
+            value = one.y[row]
+            if not _finite(value):
+                continue
+            y = start + step * (i + 0.5)
+            across = one.intervals[row][0] if one.intervals else None
+            if across is not None:
+                a, b = (_number(scale.inside(end)) for end in across)
+                parts.append(
+                    f'<path class="whisker c{one.style % STYLES}" d="M{a} {_number(y)}H{b}"/>'
+                )
+            parts.append(marker(one.style % STYLES, scale(float(value)), y, 3.4))
+            if one.labels:
+                parts.append(_text(width - 4, y + 4, one.labels[row], "end", "tick"))
+    if limit is not None:
+        x = _number(scale.inside(limit))
+        parts.append(f'<path class="frontier" d="M{x} {_number(top)}V{_number(bottom)}"/>')
+    if x_label:
+        parts.append(_text((scale.start + scale.end) / 2, height - 6, x_label, "middle", "label"))
+    parts.append(_legend(series, width, lines=False))
     return _svg(parts, title, width, height)
 
 
@@ -331,9 +408,9 @@ def heat_map(
             x, y = left + wide * j, top + tall * i
             if share > 0:
                 parts.append(
-                    f'<rect class="cell m{style % STYLES}" x="{_number(x)}" y="{_number(y)}" '
+                    f'<rect class="cell h{style % STYLES}" x="{_number(x)}" y="{_number(y)}" '
                     f'width="{_number(wide)}" height="{_number(tall)}" '
-                    f'fill-opacity="{_SHADE * share:.3f}"/>'
+                    f'fill-opacity="{SHADE * share:.3f}"/>'
                 )
             text = texts[i][j] if texts else ""
             if text and len(text) * _CHARACTER <= wide and tall >= 13:
@@ -364,7 +441,7 @@ def minus(text: str) -> str:
 
 
 def marker(style: int, x: float, y: float, radius: float = 3.0) -> str:
-    """Draw the marker of a series: a circle, square, triangle, cross, diamond or ring.
+    """Draw the marker of a series: a circle, cross, triangle, square, diamond or ring.
 
     Args:
         style: the number of the series' look, 0 to 5.
@@ -379,11 +456,11 @@ def marker(style: int, x: float, y: float, radius: float = 3.0) -> str:
     if style == 5:
         ring = f'class="line ring c{style}"'
         return f'<circle {ring} cx="{_number(x)}" cy="{_number(y)}" r="{_number(r)}"/>'
-    if style == 1:
+    if style == 3:
         side = _number(1.8 * r)
         corner = f'x="{_number(x - 0.9 * r)}" y="{_number(y - 0.9 * r)}"'
         return f'<rect {name} {corner} width="{side}" height="{side}"/>'
-    if style == 3:
+    if style == 1:
         d = f"M{_number(x - r)} {_number(y - r)}l{_number(2 * r)} {_number(2 * r)}"
         d += f"m0 {_number(-2 * r)}l{_number(-2 * r)} {_number(2 * r)}"
         return f'<path class="line c{style}" d="{d}"/>'
@@ -428,6 +505,16 @@ class _Plot:
     def place(self, point: Point) -> Point:
         return self.x(point[0]), self.y(point[1])
 
+    def whiskers(self, point: Point, across: Point | None, along: Point | None, style: int) -> str:
+        """Lines through a point, over its intervals, as far as the chart goes."""
+        x, y = map(_number, self.place(point))
+        path = ""
+        if across is not None:
+            path += f"M{_number(self.x.inside(across[0]))} {y}H{_number(self.x.inside(across[1]))}"
+        if along is not None:
+            path += f"M{x} {_number(self.y.inside(along[0]))}V{_number(self.y.inside(along[1]))}"
+        return f'<path class="whisker c{style}" d="{path}"/>' if path else ""
+
     def axes(self, x_label: str, y_label: str, whole: bool = False) -> str:
         left, right, bottom = map(_number, (self.x.start, self.x.end, self.y.start))
         if not self.numbers:
@@ -449,6 +536,17 @@ class _Plot:
         if y_label:
             parts.append(_text(4, self.top - 9, y_label, "start", "label"))
         return "".join(parts)
+
+
+def _upright(scale: Scale, top: float, bottom: float) -> list[str]:
+    """The lines and numbers of an axis whose values go to the right."""
+    parts = []
+    for value in ticks(scale.low, scale.high):
+        x = _number(scale(value))
+        ends = f'y1="{_number(top)}" y2="{_number(bottom)}"'
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" {ends}/>')
+        parts.append(_text(scale(value), bottom + 14, _tick(value), "middle", "tick"))
+    return parts
 
 
 def _span(values: Sequence[float], margin: float) -> Point:
@@ -508,21 +606,32 @@ def _legend(series: Sequence[Series], width: int, *, lines: bool, bars: bool = F
     return "".join(parts)
 
 
-def _label_at(
-    x: float, y: float, text: str, width: int, taken: list[tuple[float, float, float]]
-) -> str:
-    """Write beside a point, on the side where there is room, away from other labels."""
-    text = shorten(text)
-    needed = _CHARACTER * len(text)
-    right = x + 7 + needed < width
-    start = x + 7 if right else x - 7 - needed
-    at = y + 4
-    for _ in range(12):
-        if all(start > b or start + needed < a or abs(at - line) > 11 for a, b, line in taken):
-            break
-        at += 12
-    taken.append((start, start + needed, at))
-    return _text(start, at, text, "start", "beside")
+def _label_at(x: float, y: float, text: str, radius: float, plot: _Plot, taken: list[_Box]) -> str:
+    """Write beside a point, where there is room: away from other points and their labels."""
+    wide, tall, gap = _CHARACTER * len(text), 11.0, radius + 3
+    beside = [(x + gap, y - tall / 2), (x - gap - wide, y - tall / 2)]
+    over = [(x - wide / 2, y - gap - tall), (x - wide / 2, y + gap)]
+    far = [
+        (x + side - (wide if side < 0 else 0), y + drop - tall / 2)
+        for drop in (-12, 12, -22, 22, -33, 33, -44, 44)
+        for side in (gap, -gap)
+    ]
+    places = [(a, b, a + wide, b + tall) for a, b in (*beside, *over, *far)]
+
+    def trouble(box: _Box) -> float:
+        outside = max(0.0, plot.x.start - box[0]) + max(0.0, box[2] - plot.x.end - 10)
+        outside += max(0.0, plot.top - box[1]) + max(0.0, box[3] - plot.y.start)
+        return outside * tall + sum(_shared(box, other) for other in taken)
+
+    box = min(places, key=trouble)  # the first of those with the least
+    taken.append(box)
+    return _text(box[0], box[3] - 2, text, "start", "beside")
+
+
+def _shared(a: _Box, b: _Box) -> float:
+    """The area that two boxes share."""
+    wide, tall = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, wide) * max(0.0, tall)
 
 
 def _text(

@@ -50,13 +50,15 @@ def render_sweep(summary: SweepSummary, console: Console) -> None:
 def sweep_notes(summary: SweepSummary) -> list[str]:
     """List what must be known before the means are believed."""
     found = []
-    for group in summary.groups:
-        if group.not_implanted:
+    for name, groups in _by_network(summary).items():
+        failed, runs = sum(g.not_implanted for g in groups), sum(g.n for g in groups)
+        if failed:
+            others = ", and DER averages the others" if failed < runs else ""
             found.append(
-                f"{group_name(summary, group)}: the attack did not take (ASR < 50 %) in "
-                f"{group.not_implanted} of {group.n} runs; no defense is credited there, and DER "
-                f"averages the others."
+                f"{name}: the attack did not take (ASR < 50 %) in {failed} of {runs} runs; "
+                f"no defense is credited there{others}."
             )
+    for group in summary.groups:
         twice = sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1})
         if twice:
             found.append(
@@ -78,6 +80,16 @@ def shared_lines(summary: SweepSummary) -> list[str]:
 def group_name(summary: SweepSummary, group: Group) -> str:
     """Name a group by what tells it apart: `attack=badnets defense=fst`."""
     return " ".join(f"{name}={group.settings.get(name, NOT_GIVEN)}" for name in summary.varying)
+
+
+def _by_network(summary: SweepSummary) -> dict[str, list[Group]]:
+    """The groups that start from the same backdoored networks, by what tells those apart."""
+    names = [name for name in summary.varying if name.partition(".")[0] != "defense"]
+    networks: dict[str, list[Group]] = {}
+    for group in summary.groups:
+        name = " ".join(f"{name}={group.settings.get(name, NOT_GIVEN)}" for name in names)
+        networks.setdefault(name, []).append(group)
+    return networks
 
 
 def failure_line(failure: Failure) -> str:

@@ -15,7 +15,7 @@ from fst_lightning.reports.layout import (
     signed_points,
 )
 from fst_lightning.reports.notes import notes
-from fst_lightning.reports.results import RATES
+from fst_lightning.reports.results import RATES, network_files
 
 
 def render_run(
@@ -60,9 +60,10 @@ def render_run(
         print_line(console, "time     " + ", ".join(seconds))
     for note in notes(results):
         print_line(console, f"warning  {note}", style="yellow")
-    for kind, path in results["checkpoints"].items():
-        if path:
-            print_line(console, f"{kind + ' network':<18} {path}")
+    for when, search in (results.get("inversion") or {}).items():
+        print_line(console, f"search   {when}: {_suspects(search)}")
+    for name, file in network_files(results):
+        print_line(console, f"{name:<18} {file}")
     for path in (*written, *([] if folder is None else [folder])):
         print_line(console, f"{'written':<18} {os.fspath(path)}")
 
@@ -82,6 +83,16 @@ def _heading(results: Mapping[str, Any]) -> str:
             words.append(f"{block}={choice['name']}" + (f" ({details})" if details else ""))
     words += [f"data={results['data']['name']}", f"model={results['model']['name']}"]
     return "  ".join([*words, f"seed={results['seed']}"])
+
+
+def _suspects(search: Mapping[str, Any]) -> str:
+    """What a search for triggers found, in a line."""
+    found = [
+        f"class {name} (anomaly index {search['index'][label]:.1f}, a patch of "
+        f"{search['pixels'][label]:.1f} pixels)"
+        for label, name in zip(search["suspicious"], search["names"], strict=True)
+    ]
+    return f"{', '.join(found)} looks like a trigger" if found else "no class stands out"
 
 
 def _labels(results: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 from fst_lightning.reports.layout import percent
@@ -54,20 +55,14 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
         lead = f"Clean accuracy fell from {_rate(before['ca'])} to {_rate(after['ca'])}: guessing."
         return Verdict("The defense destroyed the network.", "bad", lead, _OF_THE_TRIGGER)
     if not attacked:
-        return Verdict(
-            f"The network was changed; {cost}. Whether it has a backdoor is not known.",
-            "",
-            f"Clean accuracy: {_rate(before['ca'])} before, {_rate(after['ca'])} after. No trigger "
-            "was given, so no attack success rate could be measured.",
-            _UNKNOWN,
-        )
+        return _unknown(results, cost)
     lead = (
         f"Of the {_count(results)} test images that carry the trigger, the network took "
         f"{_rate(before['asr'])} for the attacker's label before, and takes {_rate(after['asr'])} "
         f"now; {_rate(after['ra'])} get their true class (before: {_rate(before['ra'])}). Clean "
         f"accuracy: {_rate(before['ca'])} before, {_rate(after['ca'])} after."
     )
-    defense = (results["defense"] or {}).get("name")
+    defense = _defense(results)
     if not results["attack"]["implanted"]:
         headline = "There was no backdoor to speak of: the attack did not take."
         return Verdict(headline, "bad", lead, _OF_THE_TRIGGER)
@@ -84,6 +79,64 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     else:
         headline = f"The backdoor is still there: {_rate(asr)} succeed; {cost}."
     return Verdict(headline, "bad", lead, _OF_THE_TRIGGER)
+
+
+def _unknown(results: Mapping[str, Any], cost: str) -> Verdict:
+    """A network of which nobody has told the trigger."""
+    before, after = results["before"]["ca"], results["after"]["ca"]
+    touched = _defense(results) != "none"
+    lead = f"Clean accuracy: {_rate(before)}"
+    lead += f" before, {_rate(after)} after." if touched else "."
+    search = results.get("inversion")
+    if not search:
+        done = f"The network was changed; {cost}" if touched else "The network was only measured"
+        headline = f"{done}. Whether it has a backdoor is not known."
+        lead += " No trigger was given, so no attack success rate could be measured."
+        return Verdict(headline, "", lead, _UNKNOWN)
+    first = search["before"]
+    last = search.get("after", first)
+    lead = f"{_found(first)} {lead}"
+    if not touched:
+        if first["suspicious"]:
+            headline = "What looks like a trigger was found; nothing was done (defense=none)."
+            return Verdict(headline, "bad", lead, _SEARCHED)
+        return Verdict("A search found nothing that looks like a trigger.", "", lead, _SEARCHED)
+    if first["suspicious"] and last["suspicious"]:
+        again = set(first["suspicious"]) & set(last["suspicious"])
+        where = "is found after it, too" if again else "is found in another class after it"
+        headline = f"What looked like a trigger before the defense {where}; {cost}."
+        return Verdict(headline, "bad", lead, _SEARCHED)
+    if first["suspicious"]:
+        headline = f"What looked like a trigger is no longer found; {cost}."
+        return Verdict(headline, "good", lead, _SEARCHED)
+    if last["suspicious"]:
+        headline = f"What looks like a trigger is found only after the defense; {cost}."
+        return Verdict(headline, "bad", lead, _SEARCHED)
+    headline = f"A search found nothing that looks like a trigger, before or after; {cost}."
+    return Verdict(headline, "", lead, _SEARCHED)
+
+
+def _found(search: Mapping[str, Any]) -> str:
+    """The most suspicious class in words."""
+    pixels = sorted(search["pixels"])
+    usual = f"the median class needs {median(pixels):.1f}" if pixels else ""
+    if not search["suspicious"]:
+        return f"No class stands out: {usual} pixels, the least needs {pixels[0]:.1f}."
+    label, name = search["suspicious"][0], search["names"][0]
+    works = search.get("test_rate") or search["rate"]
+    text = (
+        f"A patch of {search['pixels'][label]:.1f} pixels turns {_rate(works[label])} of the test "
+        f"images of other classes into class {name}; {usual} (anomaly index "
+        f"{search['index'][label]:.1f})."
+    )
+    later = search.get("test_rate_after")
+    if later:
+        text += f" In the purified network the same patch turns {_rate(later[label])}."
+    return text
+
+
+def _defense(results: Mapping[str, Any]) -> str | None:
+    return (results["defense"] or {}).get("name")
 
 
 def _trained(results: Mapping[str, Any], attacked: bool) -> Verdict:
@@ -129,5 +182,13 @@ _OF_THE_TRIGGER = (
 _UNKNOWN = (
     "What this proves: how well the network sorts clean images, and how far its weights and "
     "features moved. What it does not prove: that there was a backdoor, or that there is none "
-    "now. For that, measure with the trigger, or look for one (report.inversion=true)."
+    "now. A defense changes a clean network as much as a backdoored one. To learn more, look for a "
+    "trigger in the network itself: report.inversion=true."
+)
+_SEARCHED = (
+    "What this proves: how well the network sorts clean images, and how small a patch moves them "
+    "into each class. What it does not prove: that a class which stands out holds a backdoor (a "
+    "mark that truly belongs to a class looks the same, and one in fifty classes of a clean "
+    "network passes the line by chance), nor that there is none where nothing stands out: triggers "
+    "that cover the whole image, are spread thinly, or depend on the image are often missed."
 )

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
-from fst_lightning.defenses import invert_triggers
+from fst_lightning.defenses import Triggers, invert_triggers
 from fst_lightning.pipelines import evidence as module_of_evidence
 from fst_lightning.pipelines import finish, run_pipeline
 from fst_lightning.pipelines.evidence import Witness
@@ -192,6 +192,40 @@ def test_triggers_are_looked_for_where_that_is_wanted(
     assert inversion.index.shape == inversion.norms.shape == (3,)
     assert [pattern.shape for pattern in inversion.patterns] == [(8, 8, 3)] * 3
     assert "Looking for a trigger" in (run.folder / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("covers", [0.0, 1.0])
+def test_recovered_triggers_are_tried_on_test_images_of_other_classes(
+    start: Start,
+    seen: list[Evidence | None],
+    monkeypatch: pytest.MonkeyPatch,
+    covers: float,
+) -> None:
+    """A mask of zeros changes no answer; under one of ones all images are the pattern."""
+    masks, patterns = torch.full((3, 1, 8, 8), covers), torch.rand(3, 3, 8, 8)
+    known = Triggers(masks, patterns, torch.ones(3))
+    monkeypatch.setattr(module_of_evidence, "invert_triggers", lambda *_: known)
+    run = start("attack=none", "report.inversion=true")
+    results = run_pipeline(run)
+    written, error = read_results(run.folder / "results.json")
+    assert error is None
+    assert written is not None
+    assert written["inversion"] == results["inversion"]
+    (found,) = seen
+    assert found is not None
+    assert found.after is not None
+    for snapshot, key in ((found.before, "test_rate"), (found.after, "test_rate_after")):
+        rates = results["inversion"]["before"][key]
+        if covers:
+            assert set(rates) <= {0.0, 1.0}
+            continue
+        counts = confusion(snapshot.clean, 3)
+        others = counts.sum() - counts.sum(axis=1)
+        assert rates == pytest.approx((counts.sum(axis=0) - counts.diagonal()) / others)
+    shown = found.inversions["before"].patterns[0] / 255
+    expected = patterns[0].permute(1, 2, 0).numpy() if covers else np.full((8, 8, 3), 0.5)
+    assert shown == pytest.approx(expected, abs=0.003)
+    assert results["inversion"]["after"]["test_rate_after"] is None
 
 
 def test_curves_are_those_of_the_logger(start: Start) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from fst_lightning.reports import Curves, read_curves, render_page, verdict
-from fst_lightning.reports.curves import without_penalty
+from fst_lightning.defenses import Triggers
+from fst_lightning.reports import Curves, read_curves, render_page, validate, verdict
+from fst_lightning.reports.curves import steps_per_epoch, without_penalty
 from fst_lightning.reports.evidence import Answers, Evidence, Example, Inversion, Snapshot
 from fst_lightning.reports.layout import percent
 from fst_lightning.reports.notes import notes
@@ -190,24 +192,123 @@ def test_an_unknown_model_is_told_what_is_not_known() -> None:
     assert "Attack success" not in page.text
 
 
+def search(suspicious: bool, after: float | None = None) -> dict[str, Any]:
+    """What a search found among three classes, of which the second may stand out."""
+    index = np.array([0.0, 4.25 if suspicious else 1.0, -0.5])
+    norms = np.array([50.0, 2.5, 60.0])
+    later = None if after is None else np.array([0.0, after, 0.0])
+    found = Inversion(index, norms, np.ones(3), (), np.array([0.9, 0.99, 0.9]), later)
+    return found.to_json(("cat", "dog", "hen"))
+
+
+def unknown(before: bool, after: bool | None, defense: str = "fst") -> dict[str, Any]:
+    values: dict[str, Any] = {"attack": {"name": "none"}, "defense": {"name": defense}}
+    results = example(**values, before=score(918), after=score(900))
+    results["inversion"] = {"before": search(before, None if after is None else 0.031)}
+    if after is not None:
+        results["inversion"]["after"] = search(after)
+    validate(results)
+    return results
+
+
+def test_the_headline_on_an_unknown_model_says_what_a_search_found() -> None:
+    found = verdict(unknown(True, False))
+    assert found.headline == (
+        "What looked like a trigger is no longer found; it cost 1.80 points of clean accuracy."
+    )
+    assert found.tone == "good"
+    assert found.lead == (
+        "A patch of 2.5 pixels turns 99.00 % of the test images of other classes into class dog; "
+        "the median class needs 50.0 (anomaly index 4.2). In the purified network the same patch "
+        "turns 3.10 %. Clean accuracy: 91.80 % before, 90.00 % after."
+    )
+    assert "does not prove" in found.caution
+    heads = {
+        (True, True): ("What looked like a trigger before the defense is found after", "bad"),
+        (False, True): ("What looks like a trigger is found only after the defense", "bad"),
+        (False, False): ("A search found nothing that looks like a trigger, before or", ""),
+    }
+    for (before, after), (head, tone) in heads.items():
+        found = verdict(unknown(before, after))
+        assert found.headline.startswith(head)
+        assert found.tone == tone
+    assert verdict(unknown(False, False)).lead.startswith(
+        "No class stands out: the median class needs 50.0 pixels, the least needs 2.5."
+    )
+    assert "nothing was done" in verdict(unknown(True, None, "none")).headline
+    assert verdict(unknown(False, None, "none")).tone == ""
+
+
+def test_a_network_that_was_only_measured_was_not_changed() -> None:
+    results = example(
+        attack={"name": "none"}, defense={"name": "none"}, before=score(918), after=score(918)
+    )
+    assert verdict(results).headline.startswith("The network was only measured.")
+
+
+def test_the_search_stands_first_where_nothing_else_is_known() -> None:
+    clean = {"before": snapshot(triggered=False), "after": snapshot(triggered=False)}
+    unknown_model = evidence(target=None, examples=(), **clean)
+    for known, place in ((evidence(), 5), (unknown_model, 0)):
+        headings = re.findall(r"<h2>(.*?)</h2>", render_page(example(), known))[2:]
+        assert headings[place] == "Looking for a trigger"
+
+
+def test_suspicious_is_what_the_search_itself_flags() -> None:
+    random = torch.Generator().manual_seed(0)
+    sizes = 1 + 0.2 * torch.rand(40, generator=random)
+    sizes[:4] = 0.2
+    found = Triggers(sizes[:, None, None, None], torch.zeros(40, 3, 1, 1), torch.ones(40))
+    found.rates[2] = 0.89
+    inversion = Inversion(found.index.numpy(), found.norms.numpy(), found.rates.numpy())
+    assert sorted(inversion.suspicious) == found.flagged().tolist()
+    assert inversion.suspicious
+
+
 def test_warnings_stand_at_the_top() -> None:
     results = example(before=score(918, 300, 55))
     (warning,) = notes(results)
     assert warning in read(render_page(results)).text
 
 
+def test_curves_start_with_the_network_that_came_in() -> None:
+    results = example()
+    charts = [
+        re.findall(r'<svg role="img" aria-label="rates by epoch".*?</svg>', page)[0]
+        for page in (render_page(results, None, {stage: CURVES}) for stage in ("train", "purify"))
+    ]
+    lines = [re.findall(r'class="line c\d" points="([^"]*)"', chart) for chart in charts]
+    assert [len(line.split()) for line in lines[0]] == [2, 2]
+    assert [len(line.split()) for line in lines[1]] == [3, 3]
+    place = [float(pair.split(",")[1]) for pair in lines[1][1].split()]  # of the ASR: 1, 1, 0.1
+    assert place[0] == pytest.approx(
+        place[1] + (1 - results["before"]["asr"]) / 0.9 * (place[2] - place[1]), abs=0.05
+    )
+
+
+def test_what_stays_the_same_is_a_sentence_and_no_chart() -> None:
+    flat = {"train/head_norm": {0: 7.5, 1: 7.5}, "train/loss": {0: 1.0, 1: 1.0}}
+    page = render_page(example(), None, {"purify": flat})
+    assert "The same in every epoch: Norm of the head: 7.5." in read(page).text
+    assert page.count("<svg") == 1
+
+
 def test_reads_what_the_logger_writes(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     file.write_text(
         "epoch,step,val/ca,train/loss,train/penalty\n"
-        "0,0,0.1,,\n0,3,0.5,,\n0,3,,2.0,1.25\n1,7,nan,,\n1,7,,1.5,\n,,0.7,,\nx\n"
+        "0,0,0.1,,\n0,3,0.5,,\n0,3,,2.0,1.25\n1,7,nan,,\n1,7,,1.5,\n,,0.7,,\nx\n2,9,,,\n"
     )
     curves = read_curves(file)
     assert curves == {
         "val/ca": {0: 0.5},
         "train/loss": {0: 2.0, 1: 1.5},
         "train/penalty": {0: 1.25},
+        "step": {0: 3, 1: 7},
     }
+    assert steps_per_epoch(curves) == 4
+    assert steps_per_epoch({"step": {0: 3, 1: 8}}) is None
+    assert steps_per_epoch({}) is None
     assert without_penalty(curves) == {0: 0.75, 1: 1.5}
     assert read_curves(tmp_path / "none.csv") == {}
     file.write_bytes(b"\xff\xfe\x00")

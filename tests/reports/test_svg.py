@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fst_lightning.reports.svg import (
+    SHADE,
     Scale,
     Series,
     bar_chart,
+    dot_chart,
     heat_map,
     line_chart,
     marker,
@@ -104,7 +106,7 @@ def test_cells_are_as_dark_as_their_values() -> None:
     texts = [["0", "5"], ["", "10"]]
     svg = heat_map([[0.0, 0.5], [None, 1.0]], ["a", "b"], ["c", "d"], title="t", texts=texts)
     cells = parts(svg, "rect", "cell")
-    assert [float(cell.get("fill-opacity", "")) for cell in cells] == [0.31, 0.62]
+    assert [float(cell.get("fill-opacity", "")) for cell in cells] == [SHADE / 2, SHADE]
     (_, _, width, _), (x, y, _, height) = (numbers(c, "x", "y", "width", "height") for c in cells)
     assert (width, height) == (34, 34)
     values = {e.text: numbers(e, "x", "y") for e in parts(svg, "text", "value")}
@@ -137,19 +139,67 @@ def test_points_names_and_frontier_lie_on_one_another() -> None:
     assert numbers(parts(svg, "text", "over")[0], "x", "y") == [426, 10]
 
 
-def test_labels_of_close_points_do_not_overlap() -> None:
-    svg = scatter([Series("", [1.0] * 4, [1.0] * 4, 0, ["a", "b", "c", "d"])], title="t")
-    heights = sorted(numbers(e, "y")[0] for e in parts(svg, "text", "beside"))
-    assert all(b - a >= 11 for a, b in itertools.pairwise(heights))
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=6))
+def test_labels_overlap_neither_each_other_nor_points(places: list[tuple[int, int]]) -> None:
+    xs, ys = [float(x) for x, _ in places], [float(y) for _, y in places]
+    svg = scatter(
+        [Series("", ys, xs, 0, ["word"] * len(places))],
+        title="t",
+        x_range=(-2, 14),
+        y_range=(-2, 14),
+    )
+    dots = [numbers(e, "cx", "cy", "r") for e in parts(svg, "circle")]
+    boxes = [(x - r, y - r, x + r, y + r) for x, y, r in dots]
+    for x, y in (numbers(e, "x", "y") for e in parts(svg, "text", "beside")):
+        label = (x, y - 8, x + 4 * 5.5, y)
+        for a, b, c, d in boxes:
+            assert label[0] >= c or label[2] <= a or label[1] >= d or label[3] <= b
+        boxes.append(label)
+        assert label[0] >= 0
+        assert label[2] <= 440
 
 
-@pytest.mark.parametrize("chart", ["line", "bar", "heat", "scatter"])
+def test_whiskers_reach_over_the_intervals_and_stay_inside() -> None:
+    whole = Series("", [0.5], [0.5], intervals=[((0.25, 0.75), (-9.0, 0.9))])
+    (whisker,) = parts(
+        scatter([whole], title="t", x_range=(0, 1), y_range=(0, 1)), "path", "whisker"
+    )
+    (dot,) = parts(scatter([whole], title="t", x_range=(0, 1), y_range=(0, 1)), "circle")
+    x, y = numbers(dot, "cx", "cy")
+    found = [float(n) for n in re.findall(r"-?[\d.]+", whisker.get("d", ""))]
+    left, right, bottom, top = 54, 440 - 14, 320 - 38, 6  # of the chart without labels
+    expected = [left + (right - left) / 4, y, left + 3 * (right - left) / 4]
+    expected += [x, bottom, bottom + 0.9 * (top - bottom)]
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_dots_lie_where_their_values_are() -> None:
+    series = [
+        Series("before", [90.0, 80.0], style=5, intervals=[((85.0, 95.0), None)] * 2),
+        Series("after", [95.0, math.nan], labels=["95.0", ""]),
+    ]
+    svg = dot_chart(["cat", "dog"], series, title="t", x_range=(70, 100), x_label="x")
+    row = [e for e in parts(svg, "circle") if float(e.get("cy", "0")) > 30]  # not the legend's
+    places = sorted(numbers(e, "cx", "cy") for e in row)
+    ticks_at = {e.text: float(e.get("x", "nan")) for e in parts(svg, "text", "tick")}
+    unit = (ticks_at["100"] - ticks_at["80"]) / 20
+    assert [x for x, _ in places] == pytest.approx(
+        [ticks_at["80"] + unit * d for d in (0, 10, 15)], abs=0.03
+    )
+    ends = [float(n) for n in re.findall(r"[\d.]+", parts(svg, "path", "whisker")[0].get("d", ""))]
+    assert ends[2] - ends[0] == pytest.approx(10 * unit, abs=0.03)
+    assert places[1][1] < places[2][1] < places[0][1]  # before above after; cat above dog
+    assert len({y for _, y in places}) == 3
+
+
+@pytest.mark.parametrize("chart", ["line", "bar", "dot", "heat", "scatter"])
 def test_names_are_text(chart: str) -> None:
     evil = '</text><script>alert("1")</script>&\u202e\x00'
     series = [Series(evil, [1.0], labels=[evil])]
     svg = {
         "line": lambda: line_chart(series, title=evil, x_label=evil, y_label=evil),
         "bar": lambda: bar_chart([evil], series, title=evil, texts=[[evil]], x_label=evil),
+        "dot": lambda: dot_chart([evil], series, title=evil, x_label=evil),
         "heat": lambda: heat_map([[1.0]], [evil], [evil], title=evil, texts=[[evil]]),
         "scatter": lambda: scatter(series, title=evil, names=[((0, 1), evil)]),
     }[chart]()

@@ -122,3 +122,18 @@ def test_names_cannot_format_or_break_the_output() -> None:
     text = rendered(example(attack={"name": "[red]x[/red]\x1b[31m\n:smile:"}))
     assert "attack=[red]x[/red] [31m :smile:" in text
     assert "\x1b" not in text
+
+
+def test_a_search_for_triggers_is_a_line_a_network() -> None:
+    results = example(attack={"name": "none"}, before=score(918), after=score(900))
+    stands_out = {"suspicious": [1], "names": ["dog"], "index": [0, 3.44], "pixels": [50, 2.1]}
+    nothing = {"suspicious": [], "names": [], "index": [0, 1], "pixels": [50, 40]}
+    rate = {"rate": [1, 1]}
+    results["inversion"] = {"before": stands_out | rate, "after": nothing | rate}
+    lines = rendered(results).splitlines()
+    assert (
+        "search   before: class dog (anomaly index 3.4, a patch of 2.1 pixels) looks like a trigger"
+        in lines
+    )
+    assert "search   after: no class stands out" in lines
+    assert "incoming network   store/a.ckpt" in lines
