@@ -41,6 +41,7 @@ from fst_lightning.pipelines.backdoored import (
 )
 from fst_lightning.pipelines.delivered import delivered_set
 from fst_lightning.pipelines.evidence import Witness
+from fst_lightning.pipelines.export_model import check_formats, export_model
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
 from fst_lightning.pipelines.known import adopt_card
 from fst_lightning.pipelines.parts import (
@@ -65,6 +66,7 @@ from fst_lightning.reports import build_results
 from fst_lightning.seeds import derived_seed
 
 _CLEAN_RATIO = 0.02
+_COMPARED = 64  # test images on which an exported network must give the same logits
 
 
 def run_purify(run: Run) -> dict[str, Any]:
@@ -73,6 +75,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     Returns:
         What ``results.json`` holds.
     """
+    formats = check_formats(run.cfg.export_model)
     path = None if run.cfg.checkpoint is None else Path(run.cfg.checkpoint)
     checkpoint = None if path is None else read_checkpoint(path)
     if checkpoint is not None:
@@ -148,8 +151,18 @@ def run_purify(run: Run) -> dict[str, Any]:
         findings |= detection_rates(defense.suspected, truth)
 
     purified = run.folder / "purified.safetensors"
+    exported: dict[str, dict[str, Any]] = {}
     if is_first_process():
         write_state(purified, net.state_dict(), key_map=backdoored.keys, card=card)
+        exported = export_model(
+            net,
+            data.data.test.images[:_COMPARED].float() / 255,
+            run.folder,
+            formats,
+            mean=data.data.mean,
+            std=data.data.std,
+            card=card.to_json(),
+        )
         store.clear_work(key)
     results = build_results(
         task="purify",
@@ -173,6 +186,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         environment=environment(run, trainer),
         checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},
         overrides=run.overrides,
+        exported=exported,
     )
     finish(run, results, witness)
     return results

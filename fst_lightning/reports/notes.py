@@ -40,6 +40,9 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"After the defense, {_guessing(after['ca'], classes)} The defense has destroyed "
             "the network: try a smaller learning rate, or a weaker penalty."
         )
+    for name, each in (results.get("exported") or {}).items():
+        if "error" in each:
+            found.append(f"The purified network was not written as {name}: {each['error']}")
     return found
 
 

@@ -71,6 +71,7 @@ def build_results(
     environment: Mapping[str, object] | None = None,
     checkpoints: Mapping[str, str | os.PathLike[str] | None] | None = None,
     overrides: Sequence[str] = (),
+    exported: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Put a run's results together, as results.json holds them.
 
@@ -93,6 +94,7 @@ def build_results(
         environment: `precision`, `device`, `versions`.
         checkpoints: the files `backdoored` and `purified`.
         overrides: what the command line changed, as `key=value`.
+        exported: by format, where the purified network was written to, or why not.
 
     Returns:
         Plain, validated values for `write_json`. Numbers that are not finite become None.
@@ -124,7 +126,7 @@ def build_results(
         | dict(environment or {}),
         "checkpoints": blank(("backdoored", "purified")) | dict(checkpoints or {}),
         "overrides": list(overrides),
-    }
+    } | ({"exported": exported} if exported else {})
     results: dict[str, Any] = plain(content)
     validate(results)
     return results
@@ -137,7 +139,9 @@ def network_files(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         trained = results["task"] == "train"
         names["backdoored"] = "trained network" if trained else "incoming network"
     files = results["checkpoints"]
-    return [(names.get(kind, kind), path) for kind, path in files.items() if path]
+    known = [(names.get(kind, kind), path) for kind, path in files.items() if path]
+    others = (results.get("exported") or {}).items()
+    return known + [(f"as {name}", each["file"]) for name, each in others if "file" in each]
 
 
 def plain(value: Any, where: str = "results") -> Any:

@@ -1,0 +1,223 @@
+"""Hands the purified network over to programs that know nothing of this one."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMATS = {"onnx": "purified.onnx", "torch_export": "purified.pt2"}
+"""What can be asked for, and the file it makes."""
+
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
+_CARD_KEY = "fst_lightning"
+_TOLERANCE = 1e-3
+_SIZES = (1, 2, 7)
+
+
+class ImagesToLogits(nn.Module):
+    r"""A network with its normalisation: :math:`f((x - \mu) / \sigma)`.
+
+    Args:
+        net: the classifier; it stays as it is.
+        mean: per channel, of images in [0, 1]; None for a network that takes images as they are.
+        std: per channel, greater than 0; None likewise.
+
+    Example:
+        >>> net = ImagesToLogits(nn.Flatten(), mean=[0.5], std=[0.25])
+        >>> net(torch.ones(1, 1, 1, 1)).tolist()
+        [[2.0]]
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).cpu().float().to(memory_format=torch.contiguous_format).eval()
+        self.requires_grad_(False)
+        shift, scale = (0.0,) if mean is None else mean, (1.0,) if std is None else std
+        self.register_buffer("mean", torch.tensor(shift).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(scale).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, classes)``."""
+        logits: Tensor = self.net((images - self.mean) / self.std)
+        return logits
+
+
+def check_formats(formats: object) -> tuple[str, ...]:
+    """Refuse what can't be exported, before anything is trained.
+
+    Args:
+        formats: the value of ``export_model``.
+
+    Returns:
+        The formats, each once.
+
+    Raises:
+        ValueError: for another format.
+        ImportError: where a package is missing; with the command that installs it.
+    """
+    names = [formats] if isinstance(formats, str) else formats
+    if not isinstance(names, Sequence) or not all(name in FORMATS for name in names):
+        raise ValueError(
+            f"Expected `export_model` to be a list of {', '.join(FORMATS)}, but got {formats!r}."
+        )
+    for name in names:
+        missing = [p for p in PACKAGES[name] if importlib.util.find_spec(p) is None]
+        if missing:
+            raise ImportError(
+                f"export_model={name} needs {', '.join(missing)}: pip install 'fst-lightning[onnx]'"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def export_model(
+    net: nn.Module,
+    images: Tensor,
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    card: str,
+) -> dict[str, dict[str, Any]]:
+    """Write a network in other formats, and try each file on images.
+
+    The graph takes any number of float32 images in [0, 1], ``(N, C, H, W)``, normalises them
+    itself and gives logits. A file stays only where its logits, read back, are those of the
+    network, for batches of several sizes; whatever goes wrong is told, not raised.
+
+    Args:
+        net: the purified network.
+        images: ``(N, C, H, W)`` in [0, 1], one or more, to compare on.
+        folder: where to write.
+        formats: of :data:`FORMATS`.
+        mean: per channel, of images in [0, 1]; None for images that are not normalised.
+        std: per channel; None likewise.
+        card: what the network is, as JSON, for the file's metadata.
+
+    Returns:
+        By format: ``file``, ``bytes`` and ``max_difference`` (of logits, in units of the greatest
+        one), or the ``error`` in one line.
+    """
+    ready = ImagesToLogits(net, mean, std)
+    found: dict[str, dict[str, Any]] = {}
+    for name in formats:
+        path = folder / FORMATS[name]
+        draft = path.with_name(f"draft-{path.name}")
+        try:
+            with _quiet(), torch.no_grad():
+                read = _WRITERS[name](ready, images, draft, {_CARD_KEY: card, **_TOLD})
+                difference = _largest_difference(ready, read, images)
+            draft.replace(path)
+            size = path.stat().st_size
+            found[name] = {"file": str(path), "bytes": size, "max_difference": difference}
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            found[name] = {"error": f"{type(error).__name__}: {lines[0]}"[:300]}
+        finally:
+            draft.unlink(missing_ok=True)
+    return found
+
+
+_TOLD = {
+    "input": json.dumps(
+        {"name": "images", "type": "float32", "shape": "N, C, H, W", "range": [0, 1]}
+    ),
+    "normalisation": "inside",
+    "output": json.dumps({"name": "logits", "type": "float32", "shape": "N, classes"}),
+}
+
+Reader = Callable[[Tensor], Tensor]
+
+
+def _program(ready: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    # From two images: one would be taken for a constant.
+    example = images[:1].expand(2, -1, -1, -1).contiguous()
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(ready, (example,), dynamic_shapes={"images": {0: batch}})
+
+
+def _write_torch_export(
+    ready: nn.Module, images: Tensor, path: Path, told: Mapping[str, str]
+) -> Reader:
+    # PyTorch insists on the ending.
+    torch.export.save(_program(ready, images), path, extra_files=dict(told))
+    read = torch.export.load(path).module()
+    return lambda batch: read(batch)
+
+
+def _write_onnx(ready: nn.Module, images: Tensor, path: Path, told: Mapping[str, str]) -> Reader:
+    import onnxruntime
+
+    program = torch.onnx.export(
+        _program(ready, images),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+    )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave nothing")
+    program.model.metadata_props.update(told)
+    program.save(path, external_data=False)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
+
+
+_WRITERS: dict[str, Callable[[nn.Module, Tensor, Path, Mapping[str, str]], Reader]] = {
+    "onnx": _write_onnx,
+    "torch_export": _write_torch_export,
+}
+
+
+def _largest_difference(ready: nn.Module, read: Reader, images: Tensor) -> float:
+    """Compare on all images, and on batches of several sizes.
+
+    Raises:
+        ValueError: where the file gives other logits than the network.
+    """
+    worst = 0.0
+    for size in (*_SIZES, len(images)):
+        batch = images[torch.arange(size) % len(images)].contiguous()
+        expected, got = ready(batch), read(batch)
+        if got.shape != expected.shape:
+            raise ValueError(f"its logits are {tuple(got.shape)}, not {tuple(expected.shape)}")
+        scale = max(1.0, float(expected.abs().max()))
+        difference = float((got - expected).abs().max()) / scale
+        # Written this way round so that NaN, which compares with nothing, is refused too.
+        if not difference <= _TOLERANCE:
+            raise ValueError(f"its logits differ from the network's by {difference:.2g}")
+        worst = max(worst, difference)
+    return worst
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what exporters say of themselves, and the random numbers as they were."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
