@@ -235,6 +235,18 @@ def test_later_recipes_win_over_earlier_ones() -> None:
     assert composed("purify", ["tuning.max_epochs=7"]).tuning.scheduler.T_max == 7
 
 
+@pytest.mark.parametrize("option", groups()["training"])
+def test_a_recipe_trains(option: str, tmp_path: Path) -> None:
+    """Also one that leaves the number of its steps open."""
+    model = "airbench" if option.startswith("airbench") else "small_resnet"
+    chosen = [f"model={model}", "model.width=2", f"training={option}", "training.max_epochs=2"]
+    run = make_run("train", tmp_path / "run", *chosen, store=tmp_path / "store")
+    results = run_pipeline(run)
+    assert 0 <= results["before"]["ca"] <= 1
+    weights = load_file(results["checkpoints"]["backdoored"])
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
 MAY_FIND_NOTHING = {"anp", "bnp", "clp", "ep", "fp", "nc", "rnp"}
 """Defenses that leave a network as it is where they see nothing wrong with it."""
 

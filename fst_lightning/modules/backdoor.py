@@ -17,7 +17,7 @@ from fst_lightning.modules.classifier import (
     OptimizerFactory,
     SchedulerFactory,
 )
-from fst_lightning.modules.inputs import InputPipeline
+from fst_lightning.modules.inputs import CropFill, InputPipeline
 
 
 class BackdoorModule(ClassifierModule):
@@ -38,6 +38,8 @@ class BackdoorModule(ClassifierModule):
         std: per channel.
         crop_padding: pixels of padding for random crops; 0 for none.
         horizontal_flip: mirror half of the training images.
+        crop_fill: what the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
+        alternate_flips: mirror the two halves of the images in turn, epoch after epoch.
         label_smoothing: 0 to 1.
         seed: makes the random numbers of every epoch reproducible.
         card: JSON text that says what the network is, kept in checkpoints.
@@ -62,11 +64,15 @@ class BackdoorModule(ClassifierModule):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
+        crop_fill: CropFill = "zeros",
+        alternate_flips: bool = False,
         label_smoothing: float = 0.0,
         seed: int | None = None,
         card: str | None = None,
     ) -> None:
-        inputs = InputPipeline(attack, mean, std, crop_padding, horizontal_flip)
+        inputs = InputPipeline(
+            attack, mean, std, crop_padding, horizontal_flip, crop_fill, alternate_flips
+        )
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card)
         self.attack = attack
         self.label_smoothing = label_smoothing

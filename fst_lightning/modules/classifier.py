@@ -137,6 +137,7 @@ class ClassifierModule(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed the epoch and switch to training mode."""
         self._seed_epoch()
+        self.inputs.epoch = self.current_epoch
         self.net.train()
         self._sums, self._num_batches = {}, 0
 

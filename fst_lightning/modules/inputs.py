@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks import Attack, full_precision
+
+CropFill = Literal["zeros", "reflect"]
 
 
 class InputPipeline(nn.Module):
@@ -22,11 +25,18 @@ class InputPipeline(nn.Module):
         attack: whose trigger to use; None where there is none.
         mean: per channel, of images in [0, 1]; None leaves images as they are.
         std: per channel, greater than 0.
-        crop_padding: pixels of zero padding for random crops while training; 0 for no crops.
+        crop_padding: pixels of padding for random crops while training; 0 for no crops.
         horizontal_flip: mirror half of the training images.
+        crop_fill: what the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
+        alternate_flips: mirror one half of the images in even epochs and the other half in odd
+            ones, instead of a new draw in every epoch (Jordan, 2024, arXiv 2404.00498).
+
+    Attributes:
+        epoch: of the training, which alternating flips go by.
 
     Raises:
-        ValueError: where only one of mean and std is given, or a std is not positive.
+        ValueError: where only one of mean and std is given, a std is not positive, or the padding
+            is negative or of an unknown kind.
     """
 
     mean: Tensor
@@ -39,6 +49,8 @@ class InputPipeline(nn.Module):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
+        crop_fill: CropFill = "zeros",
+        alternate_flips: bool = False,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -49,10 +61,16 @@ class InputPipeline(nn.Module):
             raise ValueError(f"Expected `std` to be positive, but got {list(std)}.")
         if crop_padding < 0:
             raise ValueError(f"Expected `crop_padding` to be 0 or more, but got {crop_padding}.")
+        if crop_fill not in get_args(CropFill):
+            valid = ", ".join(get_args(CropFill))
+            raise ValueError(f"Expected `crop_fill` to be one of {valid}, but got {crop_fill!r}.")
         self.attack = attack
         self.normalises = mean is not None
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
+        self.crop_fill: CropFill = crop_fill
+        self.alternate_flips = alternate_flips
+        self.epoch = 0
         # Not persistent: they are data configuration, recorded with it, and no weights.
         self.register_buffer("mean", _per_channel(mean), persistent=False)
         self.register_buffer("std", _per_channel(std), persistent=False)
@@ -94,26 +112,34 @@ class InputPipeline(nn.Module):
         return pixels
 
     def _augment(self, images: Tensor) -> Tensor:
+        turn = self._turn(images) if self.alternate_flips else None
         if self.crop_padding:
-            images = random_crop(images, self.crop_padding)
+            images = random_crop(images, self.crop_padding, self.crop_fill)
         if self.horizontal_flip:
-            mirrored = torch.rand(len(images), device=images.device) < 0.5
+            mirrored = torch.rand(len(images), device=images.device) < 0.5 if turn is None else turn
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
 
+    def _turn(self, images: Tensor) -> Tensor:
+        # An image does not know its row, but the sum of its pixels is even or odd by chance.
+        sums = (images * 255).round().sum((1, 2, 3), dtype=torch.float64)
+        return (sums + self.epoch) % 2 == 1
 
-def random_crop(images: Tensor, padding: int) -> Tensor:
-    """Pad with zeros and cut every image out again at a place of its own.
+
+def random_crop(images: Tensor, padding: int, fill: CropFill = "zeros") -> Tensor:
+    """Pad, and cut every image out again at a place of its own.
 
     Args:
         images: ``(N, C, H, W)``.
-        padding: pixels on every side, 1 or more.
+        padding: pixels on every side, 1 or more; for ``reflect`` less than the image has.
+        fill: what the padding holds.
 
     Returns:
         Images of the same shape.
     """
     count, _, height, width = images.shape
-    windows = functional.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    padded = functional.pad(images, [padding] * 4, "constant" if fill == "zeros" else fill)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     top, left = torch.randint(2 * padding + 1, (2, count), device=images.device)
     return windows[torch.arange(count, device=images.device), :, top, left]
 

@@ -42,6 +42,8 @@ def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
         value = config[name]
         if OmegaConf.is_dict(value):
             continue
+        if value is None and name == "total_steps" and config.get("_partial_"):
+            continue  # A recipe may leave it open: it is filled in when the training begins.
         if value != parameters[str(name)].default and not _fits(value, hints[str(name)]):
             raise ValueError(
                 f"Expected `{config._get_full_key(name)}` to be {_described(hints[str(name)])}, "

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fst_lightning.data.protocol import CleanSource
+from fst_lightning.modules import CropFill
 from fst_lightning.modules.classifier import Interval, total_steps_of, with_total_steps
 from fst_lightning.pipelines.arguments import check_arguments
 from fst_lightning.pipelines.parts import make_optimizer, precision_of
@@ -43,18 +44,22 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
             f"Expected `{name}.scheduler_interval` to be one of {', '.join(get_args(Interval))}, "
             f"but got {recipe.scheduler_interval!r}."
         )
-    if not isinstance(recipe.get("augment", True), bool):
+    for key in ("augment", "balanced", "alternate_flips"):
+        if not isinstance(recipe.get(key, False), bool):
+            raise ValueError(
+                f"Expected `{name}.{key}` to be true or false, but got {recipe[key]!r}."
+            )
+    if recipe.get("crop_padding") is not None:
+        _check_whole(f"{name}.crop_padding", recipe.crop_padding, 0)
+    if recipe.get("crop_fill", "zeros") not in get_args(CropFill):
         raise ValueError(
-            f"Expected `{name}.augment` to be true or false, but got {recipe.augment!r}."
+            f"Expected `{name}.crop_fill` to be one of {', '.join(get_args(CropFill))}, "
+            f"but got {recipe.crop_fill!r}."
         )
     if recipe.get("clean_source", "train") not in get_args(CleanSource):
         raise ValueError(
             f"Expected `{name}.clean_source` to be one of {', '.join(get_args(CleanSource))}, "
             f"but got {recipe.clean_source!r}."
-        )
-    if not isinstance(recipe.get("balanced", False), bool):
-        raise ValueError(
-            f"Expected `{name}.balanced` to be true or false, but got {recipe.balanced!r}."
         )
     optimizer, scheduler = make_optimizer(recipe)
     if total_steps_of(optimizer) is None:

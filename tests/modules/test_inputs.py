@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -197,6 +199,82 @@ def test_half_of_the_images_are_mirrored() -> None:
     mirrored = (results == unit.flip(3)).flatten(1).all(dim=1)
     assert bool((kept ^ mirrored).all())
     assert int(mirrored.sum()) == pytest.approx(200, abs=50)
+
+
+def test_alternating_flips_show_every_image_from_both_sides_in_two_epochs() -> None:
+    images = tiny.images(400)
+    unit = images.float() / 255
+    pipeline = InputPipeline(horizontal_flip=True, alternate_flips=True)
+    odd = images.long().sum((1, 2, 3)) % 2 == 1
+    assert 150 < int(odd.sum()) < 250
+    for epoch in range(4):
+        pipeline.epoch = epoch
+        results = pipeline(images, augment=True)
+        for image, result, is_odd in zip(unit, results, odd.tolist(), strict=True):
+            mirrored = is_odd != (epoch % 2 == 1)
+            assert torch.equal(result, image.flip(2) if mirrored else image)
+
+
+def test_the_module_tells_the_epoch_to_alternating_flips(tmp_path: Path) -> None:
+    net, rows = Peek(), tiny.rows(20)
+    module = BackdoorModule(net, NoAttack(), horizontal_flip=True, alternate_flips=True)
+    poisoned = torch.zeros(20, dtype=torch.bool)
+    loader: DataLoader[Any] = DataLoader(
+        Rows(rows, poisoned), batch_size=20, collate_fn=as_gathered
+    )
+    tiny.trainer(tmp_path, max_epochs=2).fit(module, loader)
+    first, second = net.seen[True]
+    assert torch.equal(first, second.flip(3))
+
+
+@pytest.mark.parametrize("padding", [1, 3])
+def test_reflected_crops_are_windows_of_the_reflected_image(padding: int) -> None:
+    images = torch.rand(40, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    crops = random_crop(images, padding, "reflect")
+    for image, crop in zip(images, crops, strict=True):
+        edges = [(0, 0), (padding, padding), (padding, padding)]
+        padded = torch.from_numpy(np.pad(image.numpy(), edges, mode="reflect"))
+        places = [
+            torch.equal(crop, padded[:, top : top + 5, left : left + 6])
+            for top in range(2 * padding + 1)
+            for left in range(2 * padding + 1)
+        ]
+        assert sum(places) == 1
+
+
+def test_the_fast_path_equals_one_image_at_a_time() -> None:
+    """Trigger, crop, flip and normalisation of a batch, against NumPy and PIL image by image."""
+    count, size, padding = 64, 12, 3
+    images = torch.randint(
+        0,
+        256,
+        (count, 3, size, size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
+    )
+    triggered = torch.arange(count) % 3 == 0
+    attack = Blended(blend_alpha=1 / 3)  # no value is half-way between two grey levels
+    attack.prepare(images, torch.zeros(count, dtype=torch.int64), 10, 0)
+    pipeline = InputPipeline(attack, MEAN, STD, padding, horizontal_flip=True)
+    torch.manual_seed(4)
+    results = pipeline(images, triggered, augment=True)
+    # The same draws, in the order in which they are made.
+    torch.manual_seed(4)
+    tops, lefts = torch.randint(2 * padding + 1, (2, count)).tolist()
+    mirrored = (torch.rand(count) < 0.5).tolist()
+    noise = attack.pattern.reshape(3, size, size).permute(1, 2, 0).double().numpy()
+    for row in range(count):
+        pixels = images[row].permute(1, 2, 0).numpy()
+        if triggered[row]:
+            pixels = np.rint((2 * pixels.astype(int) + 255 * noise) / 3).astype(np.uint8)
+        box = (lefts[row] - padding, tops[row] - padding)
+        picture = Image.fromarray(pixels).crop((*box, box[0] + size, box[1] + size))
+        if mirrored[row]:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        expected = (np.asarray(picture) / 255 - np.array(MEAN)) / np.array(STD)
+        found = results[row].permute(1, 2, 0).numpy()
+        assert np.abs(found - expected).max() < 1e-5
 
 
 def test_the_seed_makes_it_reproducible() -> None:
