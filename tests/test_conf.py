@@ -149,13 +149,17 @@ def test_builds_the_trainer(option: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", groups()["logger"])
-def test_builds_the_logger(option: str, tmp_path: Path) -> None:
-    if option in ("tensorboard", "wandb"):
+def test_builds_the_logger(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if option in ("tensorboard", "wandb", "mlflow"):
         pytest.importorskip(option)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     run = make_run("train", tmp_path, f"logger={option}", store=tmp_path)
     trainer = make_trainer(run, "train", 1, tmp_path)
     assert len(trainer.loggers) == len(content("logger", option))
-    assert all(str(tmp_path) in str(logger.save_dir) for logger in trainer.loggers)
+    for logger in trainer.loggers:
+        assert option == "mlflow" or str(tmp_path) in str(logger.save_dir)
+    assert option != "mlflow" or (tmp_path / "mlflow.db").is_file()
 
 
 def exported(module: Any, kind: type) -> set[str]:

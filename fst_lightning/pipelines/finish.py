@@ -10,6 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from fst_lightning.pipelines.loggers import log_report
 from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import print_line, read_curves, render_page, render_run, write_json
 from fst_lightning.reports.evidence import check_projection
@@ -58,9 +59,12 @@ def finish(run: Run, results: dict[str, Any], witness: Witness | None = None) ->
     report, trouble = None, None
     if witness is not None and witness.wanted:
         report, trouble = _write_report(run, results, witness)
+    troubles = [trouble] if trouble else []
+    if witness is not None:
+        troubles += log_report(witness.trainer, results, run.folder / "report.html")
     render_run(results, console, [report] if report else [], folder=run.folder)
-    if trouble:
-        print_line(console, f"warning  {trouble}", style="yellow")
+    for line in troubles:
+        print_line(console, f"warning  {line}", style="yellow")
 
 
 def _write_report(

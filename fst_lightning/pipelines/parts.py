@@ -1,4 +1,4 @@
-"""The parts of a run, made from its configuration; the one place that instantiates."""
+"""The parts of a run, made from its configuration."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -24,39 +20,10 @@ from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.models import find_head
 from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
-from fst_lightning.pipelines.arguments import check_arguments
+from fst_lightning.pipelines.instantiate import make
+from fst_lightning.pipelines.loggers import make_loggers
 from fst_lightning.pipelines.precision import resolve_precision
 from fst_lightning.pipelines.run import Run
-
-Part = TypeVar("Part")
-
-
-def make(config: DictConfig, kind: type[Part] | None, **more: Any) -> Part:
-    """Instantiate a part of the configuration, and unwrap the error of its constructor.
-
-    Args:
-        config: with a ``_target_``.
-        kind: what it has to be; None for anything.
-        more: further arguments.
-
-    Raises:
-        ValueError: where the target can't be found or is of another kind; else whatever its
-            constructor raises.
-    """
-    try:
-        check_arguments(config, given=more)
-        part = instantiate(config, _convert_="all", **more)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError | OSError | ImportError):
-            raise cause from None
-        raise ValueError(f"{config._target_}: {cause or error}") from error
-    if kind is not None and not isinstance(part, kind):
-        raise ValueError(
-            f"Expected {config._target_} to make a {kind.__name__}, "
-            f"but it made a {type(part).__name__}."
-        )
-    return part  # type: ignore[no-any-return]
 
 
 def make_attack(run: Run) -> Attack:
@@ -181,7 +148,7 @@ def make_trainer(
     if not quiet:
         callbacks += [make(callback, L.Callback) for callback in run.cfg.callbacks.values()]
         callbacks.append(progress_callback(title))
-    loggers = [] if quiet else [make_logger(logger, title) for logger in run.cfg.logger.values()]
+    loggers = [] if quiet else make_loggers(run, title)
     return make(
         OmegaConf.create({"_target_": run.cfg.trainer._target_}),
         L.Trainer,
@@ -192,12 +159,6 @@ def make_trainer(
         enable_progress_bar=not quiet,
         **options,
     )
-
-
-def make_logger(config: DictConfig, title: str) -> Logger:
-    """A logger; one that writes files gets a folder of its own, for the next would empty it."""
-    folder = {"save_dir": str(Path(config.save_dir) / title)} if "save_dir" in config else {}
-    return make(config, Logger, **folder)
 
 
 def precision_of(run: Run) -> str:

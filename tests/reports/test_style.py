@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fst_lightning.reports.pages import STYLE
+from fst_lightning.reports.style import DAY, NIGHT
 from fst_lightning.reports.svg import SHADE, STYLES, Series, line_chart, marker
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -71,12 +71,7 @@ def contrast(one: Vector, two: Vector) -> float:
 
 def themes() -> list[Any]:
     """The colours by day and by night."""
-    day, night = STYLE.split("@media (prefers-color-scheme:dark)", 1)
-    texts = {"day": day, "night": night.partition("}}")[0]}
-    return [
-        pytest.param(dict(re.findall(r"--(\w+):(#\w+)", text)), id=name)
-        for name, text in texts.items()
-    ]
+    return [pytest.param(DAY, id="day"), pytest.param(NIGHT, id="night")]
 
 
 def series(theme: dict[str, str]) -> list[Vector]:
