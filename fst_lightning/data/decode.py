@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,9 +29,12 @@ _GREY_16_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _CHUNK = 64
 # More would wait for the interpreter lock, and each may hold an image of `MAX_PIXELS`.
 _MAX_THREADS = 16
+_REPORT_SECONDS = 5.0
 
 
-def decode_images(paths: Sequence[Path], image_size: int) -> Tensor:
+def decode_images(
+    paths: Sequence[Path], image_size: int, into: Tensor | None = None, *, report: bool = False
+) -> Tensor:
     """Decode files in parallel threads.
 
     The centre square of each image is resized, bilinear with antialiasing (that is: the shorter
@@ -41,6 +45,8 @@ def decode_images(paths: Sequence[Path], image_size: int) -> Tensor:
     Args:
         paths: the files.
         image_size: height and width of the result in pixels.
+        into: what to write the result to, of its shape; None makes a tensor in memory.
+        report: say every few seconds how far it is.
 
     Returns:
         uint8 of shape (N, 3, image_size, image_size), in the order of the paths.
@@ -48,7 +54,8 @@ def decode_images(paths: Sequence[Path], image_size: int) -> Tensor:
     Raises:
         ValueError: naming the first file that cannot be read, and why.
     """
-    images = torch.empty(len(paths), 3, image_size, image_size, dtype=torch.uint8)
+    shape = (len(paths), 3, image_size, image_size)
+    images = torch.empty(shape, dtype=torch.uint8) if into is None else into
     pixels = images.numpy()
 
     def decode_chunk(start: int) -> None:
@@ -57,8 +64,12 @@ def decode_images(paths: Sequence[Path], image_size: int) -> Tensor:
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
         # Iterating raises the first error in order and cancels the chunks that have not started.
-        for _ in pool.map(decode_chunk, range(0, len(paths), _CHUNK)):
-            pass
+        starts = range(0, len(paths), _CHUNK)
+        shown = time.monotonic()
+        for start, _ in zip(starts, pool.map(decode_chunk, starts), strict=True):
+            if report and time.monotonic() - shown > _REPORT_SECONDS:
+                shown = time.monotonic()
+                print(f"decode: {start:,} of {len(paths):,} images, once", flush=True)
     return images
 
 

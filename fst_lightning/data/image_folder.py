@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from fst_lightning.data.cache import MIN_FILES, Cache, cached_images
 from fst_lightning.data.class_folders import ClassFolders, choose_classes
 from fst_lightning.data.decode import decode_images
 from fst_lightning.data.images import ImageSet, check_memory
@@ -41,6 +43,9 @@ class ImageFolder(Source):
             folder.
         split_seed: of the draw of the held-out images.
         follow_symlinks: whether symbolic links may lead out of `root`.
+        cache: ``auto`` keeps the decoded images of large folders in `cache_folder`, where later
+            runs find them; ``off`` decodes in every run.
+        cache_folder: None for no cache.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -61,6 +66,8 @@ class ImageFolder(Source):
         test_fraction: float = 0.2,
         split_seed: int = 0,
         follow_symlinks: bool = False,
+        cache: Cache = "auto",
+        cache_folder: str | Path | None = None,
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -76,6 +83,10 @@ class ImageFolder(Source):
         if isinstance(classes, str):
             raise ValueError(f"Expected `classes` to be a list of names, but got {classes!r}.")
         check_at_least("split_seed", split_seed, 0)
+        if cache not in get_args(Cache):
+            raise ValueError(
+                f"Expected `cache` to be one of {', '.join(get_args(Cache))}, but got {cache!r}."
+            )
         self._size = image_size
         self.root = Path(root).expanduser()
         # YAML reads the name of a folder like 3 as a number.
@@ -83,6 +94,9 @@ class ImageFolder(Source):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.follow_symlinks = follow_symlinks
+        self.cache_folder = (
+            None if cache == "off" or cache_folder is None else Path(cache_folder).expanduser()
+        )
 
     def _load(self) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
         folders = ClassFolders(self.root, follow_symlinks=self.follow_symlinks)
@@ -107,7 +121,7 @@ class ImageFolder(Source):
                 f"No image to test of the classes {', '.join(names[i] for i in sorted(missing))}.",
                 stacklevel=2,
             )
-        check_memory(len(train) + len(test), self._size)
+        check_memory(sum(len(f) for f in (train, test) if not self._cache_of(f)), self._size)
         return self._decode(train), self._decode(test), tuple(names)
 
     def _test_folders(
@@ -124,8 +138,16 @@ class ImageFolder(Source):
             raise ValueError(f"{test_root} has no class in common with {self.root / _TRAIN}.")
         return found
 
+    def _cache_of(self, files: _Files) -> Path | None:
+        return self.cache_folder if len(files) >= MIN_FILES else None
+
     def _decode(self, files: _Files) -> ImageSet:
-        images = decode_images([path for path, _ in files], self._size)
+        paths, cache = [path for path, _ in files], self._cache_of(files)
+        images = (
+            decode_images(paths, self._size)
+            if cache is None
+            else cached_images(paths, self._size, cache)
+        )
         return ImageSet(images, torch.tensor([label for _, label in files], dtype=torch.int64))
 
 

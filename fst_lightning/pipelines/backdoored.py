@@ -228,8 +228,9 @@ def load_attack(attack: Attack, beside: Path) -> bool:
 def describe(run: Run, data: ImageData) -> dict[str, Any]:
     """Everything that makes one backdoored model another than the next: the store's key."""
     settings = run.arguments("data")
-    settings.pop("root", None)  # What is in the folder counts, not where it lies.
-    settings.pop("triggered_root", None)  # To measure with.
+    # What is in the folder counts, not where it lies; triggered images are to measure with.
+    for key in ("root", "triggered_root", "cache", "cache_folder"):
+        settings.pop(key, None)
     return {
         "schema": _SCHEMA,
         "data": {"name": run.choices["data"], **settings, "content": fingerprint(data)},

@@ -38,5 +38,8 @@ def test_every_argument_with_its_default(name: str, kind: type[Source]) -> None:
     if "root" in defaults:
         assert defaults.pop("root") is inspect.Parameter.empty
         assert config.pop("root") in ("???", "${paths.data}")
+    if "cache_folder" in defaults:  # A run has a place for it, Python code has none.
+        assert defaults.pop("cache_folder") is None
+        assert config.pop("cache_folder") == "${paths.store}/images"
     for key, default in defaults.items():
         assert config[key] == (list(default) if isinstance(default, tuple) else default)

@@ -185,8 +185,9 @@ def test_a_path_aware_step_uses_the_gradient_at_the_moved_weights() -> None:
     torch.autograd.backward(defense.loss(net, images, labels))
     defense.after_backward()
     moved = (now + 0.7 * (came_in - now) / (came_in - now).norm()).requires_grad_()
-    logits = images.flatten(1) @ moved[: -len(net[1].bias)].view(net[1].weight.shape).T
-    loss = functional.cross_entropy(logits + moved[-len(net[1].bias) :], labels)
+    weight, bias = (p.shape for p in net.parameters())
+    matrix, offset = moved.split([weight.numel(), bias.numel()])
+    loss = functional.cross_entropy(images.flatten(1) @ matrix.view(weight).T + offset, labels)
     (expected,) = torch.autograd.grad(loss, moved)
     gradient = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
     assert torch.allclose(gradient, expected, atol=1e-6)
@@ -209,4 +210,4 @@ def test_with_no_way_to_go_and_nothing_triggered_it_is_fine_tuning() -> None:
 @pytest.mark.parametrize("argument", ["rho", "rounds", "generator_lr", "image_bound", "batch_size"])
 def test_arguments_out_of_range_are_refused(argument: str) -> None:
     with pytest.raises(ValueError, match=f"Expected `{argument}`"):
-        PathAwareMinimization(**{argument: -1})
+        PathAwareMinimization(**{argument: -1})  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""Decoded images, kept in a memory-mapped file beside a fingerprint of what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from fst_lightning.data.decode import decode_images
+
+Cache = Literal["auto", "off"]
+
+MIN_FILES = 5000
+"""Fewer files are decoded again in every run: that takes about a second."""
+
+_FORMAT = 1
+_CHANNELS = 3
+_SAMPLES = 512
+_SAMPLE_BYTES = 4096
+_MOST_JSON = 10_000
+
+
+def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tensor:
+    """Decode files once; later runs map the result into memory, and read what they use of it.
+
+    The fingerprint is over names, sizes and times of change of the files, the image size and the
+    format. What another set of files made has another name, and what was torn by a crash or a full
+    disk is found by its length and by samples of its content, and made again.
+
+    Args:
+        paths: the files.
+        image_size: height and width of the result in pixels.
+        folder: where the decoded images are kept; made where it is missing.
+
+    Returns:
+        uint8 of shape (N, 3, image_size, image_size), in the order of the paths. Writing to it
+        does not change the file.
+
+    Raises:
+        ValueError: naming the first file that cannot be read, or where the disk is too small.
+    """
+    name = fingerprint(paths, image_size)
+    shape = (len(paths), _CHANNELS, image_size, image_size)
+    size = int(np.prod(shape))
+    target, about = folder / f"{name}.images", folder / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    # One process decodes, the others wait for it.
+    with FileLock(folder / f"{name}.lock"):
+        if not _is_whole(target, about, size):
+            _check_disk(folder, size, len(paths))
+            _make(paths, image_size, target, about, size)
+    return torch.from_file(str(target), shared=False, size=size, dtype=torch.uint8).view(shape)
+
+
+def fingerprint(paths: Sequence[Path], image_size: int) -> str:
+    """A digest of what decides over the decoded images: 32 hexadecimal digits.
+
+    Args:
+        paths: the files, which exist.
+        image_size: that they are resized to.
+
+    Raises:
+        ValueError: for a file that is not there any more.
+    """
+    digest = hashlib.sha256(f"{_FORMAT} {image_size}".encode())
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ValueError(
+                f"Could not read the image {path}: {error.strerror}. Replace or delete the file."
+            ) from error
+        digest.update(os.fsencode(path.absolute()))
+        digest.update(f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+def _make(paths: Sequence[Path], image_size: int, target: Path, about: Path, size: int) -> None:
+    unfinished = target.with_suffix(".unfinished")
+    about.unlink(missing_ok=True)
+    try:
+        with unfinished.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                # Blocks are claimed now: a mapped write to a full disk would kill the process.
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        images = torch.from_file(str(unfinished), shared=True, size=size, dtype=torch.uint8)
+        decode_images(
+            paths, image_size, into=images.view(-1, _CHANNELS, image_size, image_size), report=True
+        )
+        del images
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    draft = about.with_suffix(".json.unfinished")
+    draft.write_text(json.dumps({"bytes": size, "samples": _samples(target, size)}))
+    draft.replace(about)
+
+
+def _is_whole(target: Path, about: Path, size: int) -> bool:
+    try:
+        if about.stat().st_size > _MOST_JSON or target.stat().st_size != size:
+            return False
+        known = json.loads(about.read_text(encoding="utf-8"))
+        return bool(known == {"bytes": size, "samples": _samples(target, size)})
+    except (OSError, ValueError):
+        return False
+
+
+def _samples(target: Path, size: int) -> str:
+    """A digest of some hundred places of the file, the last one included."""
+    digest = hashlib.sha256()
+    with target.open("rb") as file:
+        for place in np.linspace(0, max(0, size - _SAMPLE_BYTES), _SAMPLES).astype(int).tolist():
+            file.seek(place)
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _check_disk(folder: Path, size: int, count: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(
+            f"{count:,} decoded images need {size / 2**30:.1f} GiB in {folder}, and its disk has "
+            f"{free / 2**30:.1f} GiB left. Lower `data.image_size`, name a folder on another disk "
+            "with data.cache_folder=DIR, or keep them in memory with data.cache=off."
+        )

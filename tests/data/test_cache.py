@@ -1,0 +1,158 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fst_lightning.data import ImageFolder, cache
+from fst_lightning.data.cache import cached_images, fingerprint
+from fst_lightning.data.decode import decode_images
+
+SIZE = 8
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    return [write(folder / f"{row}.png", row) for row in range(7)]
+
+
+def write(path: Path, seed: int) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (11, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many files each decoding took."""
+    counts: list[int] = []
+
+    def counting(paths: list[Path], size: int, into: Tensor, *, report: bool) -> Tensor:
+        counts.append(len(paths))
+        return decode_images(paths, size, into, report=report)
+
+    monkeypatch.setattr(cache, "decode_images", counting)
+    return counts
+
+
+def names(folder: Path, suffix: str) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix == suffix)
+
+
+def test_a_second_call_decodes_nothing(
+    files: list[Path], tmp_path: Path, decoded: list[int]
+) -> None:
+    expected = decode_images(files, SIZE)
+    for _ in range(3):
+        assert torch.equal(cached_images(files, SIZE, tmp_path / "kept"), expected)
+    assert decoded == [7]
+
+
+def test_writing_to_the_images_leaves_the_file(files: list[Path], tmp_path: Path) -> None:
+    images = cached_images(files, SIZE, tmp_path / "kept")
+    before = images.clone()
+    images.zero_()
+    assert torch.equal(cached_images(files, SIZE, tmp_path / "kept"), before)
+
+
+def test_changed_files_are_decoded_again(
+    files: list[Path], tmp_path: Path, decoded: list[int]
+) -> None:
+    kept = tmp_path / "kept"
+    cached_images(files, SIZE, kept)
+    write(files[2], seed=100)
+    assert torch.equal(cached_images(files, SIZE, kept), decode_images(files, SIZE))
+    cached_images(files[:-1], SIZE, kept)
+    cached_images(files, SIZE + 1, kept)
+    cached_images(files[::-1], SIZE, kept)
+    assert decoded == [7, 7, 6, 7, 7]
+    status = files[0].stat()
+    os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    cached_images(files, SIZE, kept)
+    assert decoded[-1] == 7
+    assert len(decoded) == 6
+
+
+@pytest.mark.parametrize("harm", ["shorter", "longer", "other", "last", "no_json", "half_json"])
+def test_a_torn_file_is_made_again(
+    harm: str, files: list[Path], tmp_path: Path, decoded: list[int]
+) -> None:
+    kept = tmp_path / "kept"
+    cached_images(files, SIZE, kept)
+    (images,), (about,) = kept.glob("*.images"), kept.glob("*.json")
+    content = images.read_bytes()
+    if harm == "shorter":
+        images.write_bytes(content[:-1])
+    elif harm == "longer":
+        images.write_bytes(content + b"\0")
+    elif harm == "other":
+        images.write_bytes(bytes(len(content)))
+    elif harm == "last":
+        images.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "no_json":
+        about.unlink()
+    else:
+        about.write_text(about.read_text()[:10])
+    assert torch.equal(cached_images(files, SIZE, kept), decode_images(files, SIZE))
+    assert decoded == [7, 7]
+
+
+def test_a_damaged_picture_leaves_nothing_behind(files: list[Path], tmp_path: Path) -> None:
+    files[3].write_bytes(files[3].read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"Could not read the image .*3\.png"):
+        cached_images(files, SIZE, tmp_path / "kept")
+    assert {path.suffix for path in (tmp_path / "kept").iterdir()} <= {".lock"}
+
+
+def test_a_full_disk_is_refused_before_the_work(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
+) -> None:
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"7 decoded images need .*data\.cache_folder=DIR"):
+        cached_images(files, SIZE, tmp_path / "kept")
+    assert not decoded
+
+
+def test_the_fingerprint_names_a_file_that_is_gone(files: list[Path]) -> None:
+    files[1].unlink()
+    with pytest.raises(ValueError, match=r"Could not read the image .*1\.png: No such file"):
+        fingerprint(files, SIZE)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("auto", True), ("off", False)])
+def test_a_folder_of_many_images_is_kept(
+    mode: cache.Cache, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    for part, count in (("train", 6), ("test", 2)):
+        for label in ("cat", "dog"):
+            (root / part / label).mkdir(parents=True)
+            for row in range(count):
+                write(root / part / label / f"{row}.png", row)
+    monkeypatch.setattr("fst_lightning.data.image_folder.MIN_FILES", 10)
+    options: dict[str, Any] = {"root": root, "image_size": SIZE}
+    plain = ImageFolder(**options).load()
+    source = ImageFolder(**options, cache=mode, cache_folder=tmp_path / "kept")
+    data = source.load()
+    for found, expected in ((data.train, plain.train), (data.test, plain.test)):
+        assert torch.equal(found.images, expected.images)
+        assert torch.equal(found.labels, expected.labels)
+    # The test images are too few.
+    assert (tmp_path / "kept").exists() == kept
+    if kept:
+        assert len(names(tmp_path / "kept", ".images")) == 1
+        (about,) = (tmp_path / "kept").glob("*.json")
+        assert json.loads(about.read_text())["bytes"] == 12 * 3 * SIZE * SIZE
+
+
+def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Expected `cache` to be one of auto, off, but got 'on'"):
+        ImageFolder(root=tmp_path, cache="on")  # type: ignore[arg-type]
