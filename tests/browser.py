@@ -36,7 +36,8 @@ class Visit:
 
     Attributes:
         complaints: what stands in the console: errors, warnings, violations of the policy.
-        requests: every address that was asked for, but the page itself and what lies inside it.
+        requests: every address that was asked for, but the page itself and what lies inside it;
+            what the page's own policy stopped was not.
         results: values of the expressions that were evaluated.
         picture: PNG, where one was wanted.
     """
@@ -140,8 +141,15 @@ class Browser:
             )
             visit.picture = base64.b64decode(shot["data"])
         self._ask("Target.disposeBrowserContext", browserContextId=context)
+        stopped = {
+            event["params"]["requestId"]
+            for event in self._events
+            if event.get("method") == "Network.loadingFailed"
+            and event["params"].get("blockedReason") == "csp"
+        }
         for event in self._events:
-            _note(visit, event, address)
+            if event.get("params", {}).get("requestId") not in stopped:
+                _note(visit, event, address)
         return visit
 
     def _ask(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from fst_lightning.reports.sweep_files import table_rows
 from fst_lightning.reports.sweep_table import failure_line, shared_lines, spread_text, sweep_notes
 
 _BEFORE = "(before)"
+_UNDECIDED = "Defenses against attacks"
 _MOST_ATTACKS = 8
+_MOST_FOLLOWERS = 6
 
 
 def write_leaderboard(summary: SweepSummary, folder: str | os.PathLike[str]) -> Path:
@@ -110,24 +112,51 @@ def _named(summary: SweepSummary, group: Group, owner: str) -> str:
 def _top(summary: SweepSummary, boards: dict[str, Cells]) -> Iterator[str]:
     counts = f"{len(summary.runs)} runs, {len(summary.groups)} experiments"
     yield f'<p class="kicker">{escape(f"{counts}, {len(summary.failures)} failed")}</p>'
-    yield f"<h1>{escape(_headline(boards))}</h1>"
+    headline, lead = _headline(boards)
+    yield f"<h1>{escape(headline)}</h1>"
+    if lead:
+        yield f'<p class="lead">{escape(lead)}</p>'
     for note in sweep_notes(summary):
         yield f'<p class="warning">{escape(note)}</p>'
 
 
-def _headline(boards: dict[str, Cells]) -> str:
-    """Name the defense with the best mean DER, where all can be compared."""
+def _headline(boards: dict[str, Cells]) -> tuple[str, str]:
+    """Name the defense with the best mean DER, where all can be compared, and the others."""
     if len(boards) != 1:
-        return "Defenses against attacks"
+        return _UNDECIDED, ""
     (cells,) = boards.values()
     attacks, defenses = _taken(cells), _axes(cells)[1]
     der = {d: _over_attacks(cells, attacks, d, "der") for d in defenses}
     known = {d: value for d, value in der.items() if value is not None}
     if len(known) < 2 or len(known) < len(defenses):
-        return "Defenses against attacks"
-    best = max(known, key=lambda d: known[d])
+        return _UNDECIDED, ""
+    ranked = sorted(known, key=lambda d: -known[d])
+    best, second = ranked[:2]
     many = f", averaged over {len(attacks)} attacks" if len(attacks) > 1 else f" on {attacks[0]}"
-    return f"{best} rates best: DER {known[best]:.4f}{many}."
+    followers = ", ".join(f"{d} {known[d]:.4f}" for d in ranked[1:_MOST_FOLLOWERS])
+    lead = f"Then {followers}{', ...' if len(ranked) > _MOST_FOLLOWERS else ''}."
+    spread = _deviation(cells, attacks, (best, second))
+    if spread is not None and known[best] - known[second] < spread:
+        lead += (
+            f" The first two differ by {known[best] - known[second]:.4f}, less than the standard "
+            f"error over seeds, {spread:.4f}: this sweep does not tell which is better."
+        )
+    return f"{best} rates best: DER {known[best]:.4f}{many}.", lead
+
+
+def _deviation(cells: Cells, attacks: Sequence[str], pair: tuple[str, str]) -> float | None:
+    r"""The standard error of the difference of two means over attacks, from the seeds' deviations.
+
+    .. math:: \frac{1}{A} \sqrt{\sum_{a, d} s_{a,d}^2 / n_{a,d}}
+    """
+    variances = []
+    for attack in attacks:
+        for defense in pair:
+            spread = cells[attack, defense].values["der"]
+            if spread.std is None:
+                return None
+            variances.append(spread.std**2 / spread.n)
+    return math.sqrt(sum(variances)) / len(attacks)
 
 
 def _axes(cells: Cells) -> tuple[list[str], list[str]]:

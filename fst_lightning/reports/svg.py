@@ -209,9 +209,7 @@ def scatter(
                 taken.append((x - radius, y - radius, x + radius, y + radius))
     parts += marks
     parts += [_label_at(x, y, text, radius, plot, taken) for x, y, text in labels]
-    for point, name in names:
-        x, y = plot.place(point)
-        parts.append(_text(x, y + 4, shorten(name, 14), "middle", "over", full=name))
+    parts += _names(plot, names)
     parts.append(_legend(series, width, lines=False))
     return _svg(parts, title, width, height)
 
@@ -626,6 +624,22 @@ def _label_at(x: float, y: float, text: str, radius: float, plot: _Plot, taken: 
     box = min(places, key=trouble)  # the first of those with the least
     taken.append(box)
     return _text(box[0], box[3] - 2, text, "start", "beside")
+
+
+def _names(plot: _Plot, names: Sequence[tuple[Point, str]]) -> list[str]:
+    """Write every name on its place, or a little above or below where another one stands."""
+    parts: list[str] = []
+    taken: list[_Box] = []
+    for point, name in names:
+        x, y = plot.place(point)
+        text = shorten(name, 14)
+        half = _CHARACTER * len(text) / 2
+        x = min(max(x, plot.x.start + half), plot.x.end - half)
+        boxes = [(x - half, y + d - 6, x + half, y + d + 5) for d in (0, -11, 11, -22, 22)]
+        box = min(boxes, key=lambda box: sum(_shared(box, other) for other in taken))
+        taken.append(box)
+        parts.append(_text(x, box[3] - 1, text, "middle", "over", full=name))
+    return parts
 
 
 def _shared(a: _Box, b: _Box) -> float:

@@ -69,6 +69,37 @@ def test_the_headline_names_the_best_mean_rating(folder: Path) -> None:
     assert f"<h1>{expected}</h1>" in text
 
 
+def test_a_difference_below_the_standard_error_is_said_to_decide_nothing(tmp_path: Path) -> None:
+    """The error is worked out from the runs: of each defense the mean of four, in two strata."""
+    after = {
+        ("badnets", "fst"): [20, 60],
+        ("badnets", "ft"): [10, 70],
+        ("blended", "fst"): [30, 30],
+        ("blended", "ft"): [32, 40],
+    }
+    for (attack, defense), rates in after.items():
+        for seed, rate in enumerate(rates):
+            results = example(
+                seed=seed,
+                attack={"name": attack},
+                defense={"name": defense},
+                after=score(918, rate, 0),
+            )
+            write_json(tmp_path / f"{attack}{defense}{seed}" / "results.json", results)
+    lead = read(render_leaderboard(summarise_sweep(tmp_path))).text
+    # DER = 1 - (asr_after + (1 - asr_before)) / 2 here: half the differences of the ASR.
+    gap = (sum(after["badnets", "ft"] + after["blended", "ft"]) - 140) / 4 / 2 / 1000
+    deviations = [(b - a) / 2**0.5 / 2 / 1000 for a, b in after.values()]
+    error = (sum(s**2 / 2 for s in deviations)) ** 0.5 / 2
+    assert gap < error
+    assert f"The first two differ by {gap:.4f}, less than the standard error" in lead
+    assert f"over seeds, {error:.4f}:" in lead
+    assert f"fst rates best: DER {(0.938 - 0.035 + 1) / 2:.4f}" in lead
+    for path in tmp_path.glob("*ft0/results.json"):
+        path.unlink()
+    assert "less than" not in read(render_leaderboard(summarise_sweep(tmp_path))).text
+
+
 def test_hostile_names_stay_text(folder: Path, tmp_path: Path) -> None:
     write_json(
         folder / "20" / "results.json",

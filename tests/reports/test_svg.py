@@ -131,12 +131,14 @@ def test_points_names_and_frontier_lie_on_one_another() -> None:
         x_range=(0, 1),
         y_range=(0, 1),
         frontier=[(0.0, 0.0), (1.0, 1.0)],
-        names=[((1.0, 1.0), "here")],
+        names=[((0.5, 1.0), "here"), ((1.0, 0.0), "edge")],
     )
     ends = [(54.0, 282.0), (426.0, 6.0)]
     assert [tuple(numbers(c, "cx", "cy")) for c in parts(svg, "circle")] == ends
     assert path(parts(svg, "polyline", "frontier")[0]) == ends
-    assert numbers(parts(svg, "text", "over")[0], "x", "y") == [426, 10]
+    here, edge = (numbers(e, "x", "y") for e in parts(svg, "text", "over"))
+    assert here == [240, 10]
+    assert edge[0] < 426 - 2 * 5  # not cut
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=6))
@@ -157,6 +159,15 @@ def test_labels_overlap_neither_each_other_nor_points(places: list[tuple[int, in
         boxes.append(label)
         assert label[0] >= 0
         assert label[2] <= 440
+
+
+def test_names_on_one_place_step_aside() -> None:
+    names = [((0.5, 0.5), "cat"), ((0.5, 0.5), "dog"), ((0.5, 0.5), "hen"), ((0.0, 0.9), "owl")]
+    svg = scatter([], title="t", names=names, x_range=(0, 1), y_range=(0, 1))
+    heights = {e.text: float(e.get("y", "nan")) for e in parts(svg, "text", "over")}
+    apart = sorted(heights[name] for name in ("cat", "dog", "hen"))
+    assert all(b - a >= 11 for a, b in itertools.pairwise(apart))
+    assert heights["cat"] == apart[1]  # the first one stays where it is
 
 
 def test_whiskers_reach_over_the_intervals_and_stay_inside() -> None:
