@@ -1,6 +1,6 @@
 """Opens a page in headless Chromium, over the DevTools protocol on a pipe; no further package.
 
-``python -m tests.browser report.html picture.png --width 1100 --dark`` takes a picture of it.
+``python -m tests.browser report.html picture.webp --width 1100 --dark`` takes a picture of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Visit:
         requests: every address that was asked for, but the page itself and what lies inside it;
             what the page's own policy stopped was not.
         results: values of the expressions that were evaluated.
-        picture: PNG, where one was wanted.
+        picture: the file's content, where one was wanted.
     """
 
     complaints: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Browser:
         dark: bool = False,
         vision: str = "none",
         evaluate: tuple[str, ...] = (),
-        picture: bool = False,
+        picture: str | None = None,
         scale: float = 1.0,
         clip: tuple[int, int] | None = None,
     ) -> Visit:
@@ -109,7 +109,7 @@ class Browser:
             dark: as a reader whose system is dark sees it.
             vision: ``none``, or e.g. ``achromatopsia`` or ``deuteranopia``, simulated.
             evaluate: expressions in JavaScript.
-            picture: take one of the whole page.
+            picture: take one of the whole page: ``png`` or ``webp``.
             scale: pixels of the picture for a pixel of the page.
             clip: from where to where, downwards, the picture goes; None: all.
         """
@@ -136,9 +136,9 @@ class Browser:
             metrics = self._ask("Page.getLayoutMetrics", session)["cssContentSize"]
             top, bottom = clip or (0, int(metrics["height"]))
             box = {"x": 0, "y": top, "width": width, "height": bottom - top, "scale": 1}
-            shot = self._ask(
-                "Page.captureScreenshot", session, clip=box, captureBeyondViewport=True
-            )
+            how = {"clip": box, "captureBeyondViewport": True, "format": picture}
+            how |= {"quality": 85} if picture == "webp" else {}
+            shot = self._ask("Page.captureScreenshot", session, **how)
             visit.picture = base64.b64decode(shot["data"])
         self._ask("Target.disposeBrowserContext", browserContextId=context)
         stopped = {
@@ -232,7 +232,7 @@ def _main() -> None:
             told.width,
             dark=told.dark,
             vision=told.vision,
-            picture=True,
+            picture=told.picture.suffix[1:],
             scale=told.scale,
             clip=tuple(told.clip) if told.clip else None,
         )

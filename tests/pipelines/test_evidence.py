@@ -14,7 +14,7 @@ from fst_lightning.defenses import Triggers, invert_triggers
 from fst_lightning.pipelines import evidence as module_of_evidence
 from fst_lightning.pipelines import finish, run_pipeline
 from fst_lightning.pipelines.evidence import Witness
-from fst_lightning.reports import read_results, render_page
+from fst_lightning.reports import pictures, read_results, render_page
 from fst_lightning.reports.evidence import Evidence, confusion
 from tests.pipelines.conftest import Results, Start
 from tests.reports.pages import read
@@ -131,6 +131,7 @@ def test_a_clean_model_has_a_report(start: Start, task: str, seen: list[Evidence
     ("broken", "says"),
     [
         ("render", "report.html was not written: KeyError: 'x'"),
+        ("draw", "report.html was not written: KeyError: 'x'"),
         ("look", "report.html lacks its pictures: KeyError: 'x'"),
     ],
 )
@@ -141,11 +142,13 @@ def test_a_broken_report_is_one_line(
     broken: str,
     says: str,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyError("x")
 
     if broken == "render":
         monkeypatch.setattr(finish, "render_page", fail)
+    elif broken == "draw":
+        monkeypatch.setattr(pictures, "heat_map", fail)
     else:
         monkeypatch.setattr(Witness, "_look", fail)
     run = start()

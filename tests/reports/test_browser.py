@@ -146,7 +146,7 @@ def test_a_picture_is_taken_by_day_and_by_night(opened: Browser, tmp_path: Path)
     page = tmp_path / "page.html"
     page.write_text(render_page(example()), encoding="utf-8")
     for dark, corner in ((False, (253, 253, 252)), (True, (21, 24, 27))):
-        shot = opened.visit(page, 500, dark=dark, picture=True, scale=2, clip=(0, 100))
+        shot = opened.visit(page, 500, dark=dark, picture="png", scale=2, clip=(0, 100))
         picture = Image.open(io.BytesIO(shot.picture)).convert("RGB")
         assert picture.size == (1000, 200)
         assert picture.getpixel((1, 1)) == corner

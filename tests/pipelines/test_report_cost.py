@@ -1,0 +1,42 @@
+"""What a report costs: ``pytest -m slow -s tests/pipelines/test_report_cost.py``."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fst_lightning.pipelines import finish, run_pipeline
+from fst_lightning.pipelines.evidence import Witness
+from tests.pipelines.conftest import Start
+
+# The data and the network of the default; what a report costs does not depend on the epochs.
+DEFAULT = ("data=digits", "model=small_resnet", "attack=blended", "defense=fst", "logger=csv")
+
+
+@pytest.mark.slow
+def test_a_report_of_the_default_run_takes_seconds(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: Counter[str] = Counter()
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timer(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*arguments)
+            finally:
+                spent[name] += time.perf_counter() - started  # type: ignore[assignment]
+
+        return timer
+
+    monkeypatch.setattr(Witness, "look", timed("look, twice", Witness.look))
+    monkeypatch.setattr(finish, "_write_report", timed("draw and write", finish._write_report))
+    run = start(*DEFAULT)
+    run_pipeline(run)
+    size = (run.folder / "report.html").stat().st_size
+    print("\n", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in spent.items()), size)
+    assert set(spent) == {"look, twice", "draw and write"}
+    assert sum(spent.values()) <= 10
+    assert size < 1_000_000
