@@ -16,6 +16,7 @@ from fst_lightning.reports.layout import (
 )
 from fst_lightning.reports.notes import notes
 from fst_lightning.reports.results import RATES, network_files
+from fst_lightning.reports.verdict import strong
 
 
 def render_run(
@@ -92,7 +93,8 @@ def _suspects(search: Mapping[str, Any]) -> str:
         f"{search['pixels'][label]:.1f} pixels)"
         for label, name in zip(search["suspicious"], search["names"], strict=True)
     ]
-    return f"{', '.join(found)} looks like a trigger" if found else "no class stands out"
+    sign = "looks like a trigger" if strong(search) else "stands out: a weak sign of a trigger"
+    return f"{', '.join(found)} {sign}" if found else "no class stands out"
 
 
 def _labels(results: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -16,6 +16,9 @@ GONE_BELOW = 0.05
 THERE_FROM = 0.5
 """The attack success rate from which it counts as still there."""
 
+STRONG_BELOW = 0.25
+"""The share of the median patch below which a suspicious one is more than a weak sign."""
+
 Tone = Literal["good", "bad", ""]
 
 
@@ -97,23 +100,43 @@ def _unknown(results: Mapping[str, Any], cost: str) -> Verdict:
     last = search.get("after", first)
     lead = f"{_found(first)} {lead}"
     if not touched:
-        if first["suspicious"]:
-            headline = "What looks like a trigger was found; nothing was done (defense=none)."
-            return Verdict(headline, "bad", lead, _SEARCHED)
-        return Verdict("A search found nothing that looks like a trigger.", "", lead, _SEARCHED)
+        headline = f"{_sign(first)} was found; nothing was done (defense=none)."
+        if not first["suspicious"]:
+            headline = "A search found nothing that looks like a trigger."
+        return Verdict(headline, "bad" if strong(first) else "", lead, _SEARCHED)
     if first["suspicious"] and last["suspicious"]:
         again = set(first["suspicious"]) & set(last["suspicious"])
-        where = "is found after it, too" if again else "is found in another class after it"
-        headline = f"What looked like a trigger before the defense {where}; {cost}."
-        return Verdict(headline, "bad", lead, _SEARCHED)
+        where = "is found after it, too" if again else "is followed by one in another class"
+        headline = f"{_sign(first)} before the defense {where}; {cost}."
+        return Verdict(headline, "bad" if strong(last) else "", lead, _SEARCHED)
     if first["suspicious"]:
-        headline = f"What looked like a trigger is no longer found; {cost}."
-        return Verdict(headline, "good", lead, _SEARCHED)
+        headline = f"{_sign(first)} is no longer found; {cost}."
+        return Verdict(headline, "good" if strong(first) else "", lead, _SEARCHED)
     if last["suspicious"]:
-        headline = f"What looks like a trigger is found only after the defense; {cost}."
-        return Verdict(headline, "bad", lead, _SEARCHED)
+        headline = f"{_sign(last)} is found only after the defense; {cost}."
+        return Verdict(headline, "bad" if strong(last) else "", lead, _SEARCHED)
     headline = f"A search found nothing that looks like a trigger, before or after; {cost}."
     return Verdict(headline, "", lead, _SEARCHED)
+
+
+def strong(search: Mapping[str, Any]) -> bool:
+    """Whether a search for triggers found one that chance hardly gives.
+
+    Args:
+        search: ``inversion.before`` or ``.after`` of a results.json.
+    """
+    share = _share(search)
+    return share is not None and share < STRONG_BELOW
+
+
+def _sign(search: Mapping[str, Any]) -> str:
+    return "What looks like a trigger" if strong(search) else "A weak sign of a trigger"
+
+
+def _share(search: Mapping[str, Any]) -> float | None:
+    """The patch of the most suspicious class as a share of the median one."""
+    usual = median(search["pixels"]) if search["suspicious"] else 0.0
+    return float(search["pixels"][search["suspicious"][0]] / usual) if usual else None
 
 
 def _found(search: Mapping[str, Any]) -> str:
@@ -127,7 +150,12 @@ def _found(search: Mapping[str, Any]) -> str:
     text = (
         f"A patch of {search['pixels'][label]:.1f} pixels turns {_rate(works[label])} of the test "
         f"images of other classes into class {name}; {usual} (anomaly index "
-        f"{search['index'][label]:.1f})."
+        f"{search['index'][label]:.1f}). "
+    )
+    text += (
+        "So small a patch is hardly chance."
+        if strong(search)
+        else "Patches that much smaller than the usual are found in clean networks, too."
     )
     later = search.get("test_rate_after")
     if later:
@@ -188,7 +216,8 @@ _UNKNOWN = (
 _SEARCHED = (
     "What this proves: how well the network sorts clean images, and how small a patch moves them "
     "into each class. What it does not prove: that a class which stands out holds a backdoor (a "
-    "mark that truly belongs to a class looks the same, and one in fifty classes of a clean "
-    "network passes the line by chance), nor that there is none where nothing stands out: triggers "
-    "that cover the whole image, are spread thinly, or depend on the image are often missed."
+    "mark that truly belongs to a class looks the same, and of ten classes of a clean network one "
+    "passes the line by chance up to one time in three), nor that there is none where nothing "
+    "stands out: triggers that cover the whole image, are spread thinly, or depend on the image "
+    "are often missed."
 )

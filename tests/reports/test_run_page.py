@@ -214,17 +214,21 @@ def unknown(before: bool, after: bool | None, defense: str = "fst") -> dict[str,
 def test_the_headline_on_an_unknown_model_says_what_a_search_found() -> None:
     found = verdict(unknown(True, False))
     assert found.headline == (
-        "What looked like a trigger is no longer found; it cost 1.80 points of clean accuracy."
+        "What looks like a trigger is no longer found; it cost 1.80 points of clean accuracy."
     )
     assert found.tone == "good"
     assert found.lead == (
         "A patch of 2.5 pixels turns 99.00 % of the test images of other classes into class dog; "
-        "the median class needs 50.0 (anomaly index 4.2). In the purified network the same patch "
-        "turns 3.10 %. Clean accuracy: 91.80 % before, 90.00 % after."
+        "the median class needs 50.0 (anomaly index 4.2). So small a patch is hardly chance. "
+        "In the purified network the same patch turns 3.10 %. "
+        "Clean accuracy: 91.80 % before, 90.00 % after."
     )
     assert "does not prove" in found.caution
     heads = {
-        (True, True): ("What looked like a trigger before the defense is found after", "bad"),
+        (True, True): (
+            "What looks like a trigger before the defense is found after it, too",
+            "bad",
+        ),
         (False, True): ("What looks like a trigger is found only after the defense", "bad"),
         (False, False): ("A search found nothing that looks like a trigger, before or", ""),
     }
@@ -236,6 +240,13 @@ def test_the_headline_on_an_unknown_model_says_what_a_search_found() -> None:
         "No class stands out: the median class needs 50.0 pixels, the least needs 2.5."
     )
     assert "nothing was done" in verdict(unknown(True, None, "none")).headline
+    weak = unknown(True, False)
+    weak["inversion"]["before"]["pixels"] = [50.0, 13.0, 60.0]
+    assert verdict(weak).headline.startswith("A weak sign of a trigger is no longer found;")
+    assert verdict(weak).tone == ""
+    assert "found in clean networks, too" in verdict(weak).lead
+    weak["inversion"]["before"]["pixels"][1] = 12.0  # a quarter of the median is 12.5
+    assert verdict(weak).tone == "good"
     assert verdict(unknown(False, None, "none")).tone == ""
 
 
