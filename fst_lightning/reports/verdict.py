@@ -107,10 +107,10 @@ def _unknown(results: Mapping[str, Any], cost: str) -> Verdict:
     if first["suspicious"] and last["suspicious"]:
         again = set(first["suspicious"]) & set(last["suspicious"])
         where = "is found after it, too" if again else "is followed by one in another class"
-        headline = f"{_sign(first)} before the defense {where}; {cost}."
+        headline = f"{_sign(first, 'looked')} before the defense {where}; {cost}."
         return Verdict(headline, "bad" if strong(last) else "", lead, _SEARCHED)
     if first["suspicious"]:
-        headline = f"{_sign(first)} is no longer found; {cost}."
+        headline = f"{_sign(first, 'looked')} is no longer found; {cost}."
         return Verdict(headline, "good" if strong(first) else "", lead, _SEARCHED)
     if last["suspicious"]:
         headline = f"{_sign(last)} is found only after the defense; {cost}."
@@ -129,8 +129,8 @@ def strong(search: Mapping[str, Any]) -> bool:
     return share is not None and share < STRONG_BELOW
 
 
-def _sign(search: Mapping[str, Any]) -> str:
-    return "What looks like a trigger" if strong(search) else "A weak sign of a trigger"
+def _sign(search: Mapping[str, Any], verb: str = "looks") -> str:
+    return f"What {verb} like a trigger" if strong(search) else "A weak sign of a trigger"
 
 
 def _share(search: Mapping[str, Any]) -> float | None:

@@ -214,7 +214,7 @@ def unknown(before: bool, after: bool | None, defense: str = "fst") -> dict[str,
 def test_the_headline_on_an_unknown_model_says_what_a_search_found() -> None:
     found = verdict(unknown(True, False))
     assert found.headline == (
-        "What looks like a trigger is no longer found; it cost 1.80 points of clean accuracy."
+        "What looked like a trigger is no longer found; it cost 1.80 points of clean accuracy."
     )
     assert found.tone == "good"
     assert found.lead == (
@@ -226,7 +226,7 @@ def test_the_headline_on_an_unknown_model_says_what_a_search_found() -> None:
     assert "does not prove" in found.caution
     heads = {
         (True, True): (
-            "What looks like a trigger before the defense is found after it, too",
+            "What looked like a trigger before the defense is found after it, too",
             "bad",
         ),
         (False, True): ("What looks like a trigger is found only after the defense", "bad"),
