@@ -252,7 +252,8 @@ def _heat(
         cell=(98.0 if deviates else 62.0, 30.0),  # the same in all three maps
         style=style,
     )
-    return figure(chart, title)
+    # On a telephone it is scrolled: shrunk to the window its numbers could not be read.
+    return figure(f'<div class="wide">{chart}</div>', title)
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,6 @@ def _classes(evidence: Evidence) -> str:
         title="clean accuracy by class",
         x_range=(10.0 * (max(0.0, least - 1) // 10), 100.0),
         x_label="clean accuracy, %",
-        width=560,
     )
     return section("Clean accuracy by class", [chart], note)
 

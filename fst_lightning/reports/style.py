@@ -82,7 +82,7 @@ section{margin-top:44px;padding-top:20px;border-top:1px solid var(--line)}
 .figures{display:flex;flex-wrap:wrap;gap:28px 32px;align-items:flex-start;margin:.6rem 0 1.2rem}
 figure{margin:0;max-width:100%}figure:has(>svg){min-width:min(440px,100%)}
 figcaption{max-width:440px;margin-top:.3rem;line-height:1.45}
-.wide{overflow-x:auto;margin:.4rem 0 1rem}
+.wide{overflow-x:auto;margin:.4rem 0 1rem}.wide svg{max-width:none}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.925rem}
 th,td{padding:.32em 1.4em .32em 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line)}
