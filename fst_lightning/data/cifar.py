@@ -11,6 +11,7 @@ from torchvision import datasets
 
 from fst_lightning.data.download import explain_missing
 from fst_lightning.data.images import ImageSet, check_memory
+from fst_lightning.data.placement import Placement
 from fst_lightning.data.resize import resize_images
 from fst_lightning.data.source import Source
 
@@ -33,6 +34,7 @@ class _Cifar(Source):
         std: Sequence[float] | None,
         crop_padding: int,
         horizontal_flip: bool,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -41,6 +43,7 @@ class _Cifar(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            placement=placement,
             triggered_root=triggered_root,
         )
         check_memory(_NUM_IMAGES, image_size)
@@ -84,6 +87,8 @@ class CIFAR10(_Cifar):
         std: per channel, above 0; None is computed from the training images.
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
+        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+            a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -105,6 +110,7 @@ class CIFAR10(_Cifar):
         std: Sequence[float] | None = (0.247, 0.243, 0.261),
         crop_padding: int = 4,
         horizontal_flip: bool = True,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -115,6 +121,7 @@ class CIFAR10(_Cifar):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            placement=placement,
             triggered_root=triggered_root,
         )
 
@@ -136,6 +143,8 @@ class CIFAR100(_Cifar):
         std: per channel, above 0; None is computed from the training images.
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
+        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+            a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -157,6 +166,7 @@ class CIFAR100(_Cifar):
         std: Sequence[float] | None = (0.2673, 0.2564, 0.2762),
         crop_padding: int = 4,
         horizontal_flip: bool = True,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -167,6 +177,7 @@ class CIFAR100(_Cifar):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            placement=placement,
             triggered_root=triggered_root,
         )
 

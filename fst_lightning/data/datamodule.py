@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from fst_lightning.attacks import Attack, NoAttack, PoisonPlan
 from fst_lightning.attacks.recorded import RecordedTrigger
 from fst_lightning.data.images import ImageData, ImageSet
+from fst_lightning.data.placement import on_device
 from fst_lightning.data.protocol import clean_rows
 from fst_lightning.data.rows import Batch, Chunks, EpochShuffle, Rows, training_loader
 from fst_lightning.data.source import Source
@@ -36,7 +37,8 @@ class BackdoorDataModule(L.LightningDataModule):
         attack: which rows are poisoned, and which test rows count; None for no attack.
         purpose: ``backdoor`` or ``purify``.
         batch_size: images a training step, 1 or more.
-        eval_batch_size: images an evaluation step, 1 or more.
+        eval_batch_size: images an evaluation step, 1 or more; None: 250 on a CPU, whose caches hold
+            what they need, and 1,000 elsewhere.
         clean_ratio: share of the training set that the defender holds, 0 to 1, drawn from all rows;
             what was poisoned is held as it was before.
         balanced: draw as many of every class.
@@ -64,7 +66,7 @@ class BackdoorDataModule(L.LightningDataModule):
         *,
         purpose: Purpose = "backdoor",
         batch_size: int = 128,
-        eval_batch_size: int = 500,
+        eval_batch_size: int | None = None,
         clean_ratio: float = 0.02,
         balanced: bool = False,
         reserved: ImageSet | None = None,
@@ -75,7 +77,7 @@ class BackdoorDataModule(L.LightningDataModule):
         super().__init__()
         if purpose not in get_args(Purpose):
             raise ValueError(f"Expected `purpose` to be backdoor or purify, but got {purpose!r}.")
-        if batch_size < 1 or eval_batch_size < 1:
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise ValueError(
                 "Expected `batch_size` and `eval_batch_size` to be 1 or more, "
                 f"but got {batch_size} and {eval_batch_size}."
@@ -101,6 +103,7 @@ class BackdoorDataModule(L.LightningDataModule):
         self.train_rows: ImageSet
         self.held_out_rows: ImageSet | None = None
         self.triggered_rows: ImageSet
+        self._placed: dict[str, ImageSet] = {}
         self._crafted: Tensor | None = None
         self._crafted_rows: Tensor | None = None
 
@@ -200,7 +203,7 @@ class BackdoorDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of ``(images, labels, poisoned)``; with cover rows, of those as well."""
-        rows = self.train_rows
+        rows = self._place("train", self.train_rows)
         cover = self.plan.cover if bool(self.plan.cover.any()) else None
         order = EpochShuffle(len(rows), self.seed)
         if self.trainer is not None:
@@ -213,14 +216,16 @@ class BackdoorDataModule(L.LightningDataModule):
             order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self._on_cuda(),
+            pin_memory=self._pins(rows),
         )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """The ``clean`` loader, and the ``triggered`` one where there is a trigger."""
-        loaders = [self._evaluation_loader(self.data.test, triggered=False)]
+        clean = self._place("clean", self.data.test)
+        loaders = [self._evaluation_loader(clean, triggered=False)]
         if self.measured.has_trigger:
-            loaders.append(self._evaluation_loader(self.triggered_rows, triggered=True))
+            triggered = self._place("triggered", self.triggered_rows)
+            loaders.append(self._evaluation_loader(triggered, triggered=True))
         return loaders
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
@@ -230,13 +235,32 @@ class BackdoorDataModule(L.LightningDataModule):
     def _evaluation_loader(self, rows: ImageSet, triggered: bool) -> DataLoader[Batch]:
         trainer = self.trainer
         num_processes = 1 if trainer is None else trainer.world_size
-        chunks = Chunks(rows, triggered, self.eval_batch_size, num_processes)
+        batch_size = self.eval_batch_size or (250 if self._device.type == "cpu" else 1000)
+        chunks = Chunks(rows, triggered, batch_size, num_processes)
         options: dict[str, Any] = {}
         if trainer is not None and num_processes > 1:
             options["sampler"] = DistributedSampler(
                 chunks, num_processes, trainer.global_rank, shuffle=False
             )
-        return DataLoader(chunks, batch_size=None, pin_memory=self._on_cuda(), **options)
+        return DataLoader(chunks, batch_size=None, pin_memory=self._pins(rows), **options)
 
-    def _on_cuda(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+    def teardown(self, stage: str | None = None) -> None:
+        """Give back the memory of the device."""
+        self._placed.clear()
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def _place(self, name: str, rows: ImageSet) -> ImageSet:
+        """The rows where batches are to be gathered, moved there once."""
+        device = self._device
+        # Processes that load batches beside can't share the memory of a GPU.
+        if self.num_workers or not on_device(self.source.placement, rows.images.nbytes, device):
+            return rows
+        if name not in self._placed:
+            self._placed[name] = ImageSet(rows.images.to(device), rows.labels.to(device))
+        return self._placed[name]
+
+    def _pins(self, rows: ImageSet) -> bool:
+        return self._device.type == "cuda" and rows.images.device.type == "cpu"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fst_lightning.data.images import ImageSet, check_memory
+from fst_lightning.data.placement import Placement
 from fst_lightning.data.resize import interpolate
 from fst_lightning.data.source import Source, check_at_least
 from fst_lightning.data.split import stratified_split
@@ -30,6 +31,8 @@ class Digits(Source):
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
         split_seed: of the draw of the test images.
+        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+            a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -51,6 +54,7 @@ class Digits(Source):
         crop_padding: int = 2,
         horizontal_flip: bool = False,
         split_seed: int = 0,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -59,6 +63,7 @@ class Digits(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            placement=placement,
             triggered_root=triggered_root,
         )
         check_at_least("split_seed", split_seed, 0)

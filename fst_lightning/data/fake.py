@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fst_lightning.data.images import ImageSet, check_memory
+from fst_lightning.data.placement import Placement
 from fst_lightning.data.source import Source, check_at_least
 
 _PATTERN_SIZE = 4
@@ -34,6 +35,8 @@ class Fake(Source):
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
         seed: of patterns, noise and labels; the same seed gives the same images.
+        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+            a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -58,6 +61,7 @@ class Fake(Source):
         crop_padding: int = 0,
         horizontal_flip: bool = False,
         seed: int = 0,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -66,6 +70,7 @@ class Fake(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            placement=placement,
             triggered_root=triggered_root,
         )
         check_at_least("num_classes", num_classes, 2)

@@ -14,6 +14,7 @@ from torchvision import datasets
 
 from fst_lightning.data.download import explain_missing
 from fst_lightning.data.images import ImageSet, check_memory
+from fst_lightning.data.placement import Placement
 from fst_lightning.data.source import Source
 
 _NUM_CLASSES = 43
@@ -40,6 +41,8 @@ class GTSRB(Source):
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images; a mirrored sign can mean
             something else.
+        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+            a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -57,6 +60,7 @@ class GTSRB(Source):
         std: Sequence[float] | None = (1.0, 1.0, 1.0),
         crop_padding: int = 4,
         horizontal_flip: bool = False,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -65,6 +69,7 @@ class GTSRB(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            placement=placement,
             triggered_root=triggered_root,
         )
         check_memory(sum(_NUM_IMAGES.values()), image_size)

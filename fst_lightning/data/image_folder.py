@@ -13,6 +13,7 @@ from fst_lightning.data.cache import MIN_FILES, Cache, cached_images
 from fst_lightning.data.class_folders import ClassFolders, choose_classes
 from fst_lightning.data.decode import decode_images
 from fst_lightning.data.images import ImageSet, check_memory
+from fst_lightning.data.placement import Placement
 from fst_lightning.data.source import Source, check_at_least
 from fst_lightning.data.split import stratified_split
 
@@ -46,6 +47,8 @@ class ImageFolder(Source):
         cache: ``auto`` keeps the decoded images of large folders in `cache_folder`, where later
             runs find them; ``off`` decodes in every run.
         cache_folder: None for no cache.
+        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+            a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -68,6 +71,7 @@ class ImageFolder(Source):
         follow_symlinks: bool = False,
         cache: Cache = "auto",
         cache_folder: str | Path | None = None,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -76,6 +80,7 @@ class ImageFolder(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            placement=placement,
             triggered_root=triggered_root,
         )
         if not 0 < test_fraction < 1:

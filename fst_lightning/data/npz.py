@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fst_lightning.data.archive import read_arrays
 from fst_lightning.data.images import ImageSet, check_memory
+from fst_lightning.data.placement import Placement
 from fst_lightning.data.resize import resize_images
 from fst_lightning.data.source import Source
 
@@ -34,6 +35,8 @@ class Npz(Source):
         std: per channel, above 0; None is computed from the training images.
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
+        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+            a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -51,6 +54,7 @@ class Npz(Source):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         super().__init__(
@@ -59,6 +63,7 @@ class Npz(Source):
             std=std,
             crop_padding=crop_padding,
             horizontal_flip=horizontal_flip,
+            placement=placement,
             triggered_root=triggered_root,
         )
         if isinstance(classes, str):

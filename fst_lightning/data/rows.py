@@ -39,12 +39,15 @@ class Rows(Dataset[Batch]):
         crafted: Tensor | None = None,
         crafted_rows: Tensor | None = None,
     ) -> None:
+        device = data.images.device
         self.data = data
-        self.columns = (data.labels, poisoned) if cover is None else (data.labels, poisoned, cover)
-        self.crafted = crafted
-        self._place = torch.full((0 if crafted is None else len(data),), -1)
+        columns = (poisoned,) if cover is None else (poisoned, cover)
+        self.columns = (data.labels, *(column.to(device) for column in columns))
+        self.crafted = None if crafted is None else crafted.to(device)
+        place = torch.full((0 if crafted is None else len(data),), -1)
         if crafted_rows is not None:
-            self._place[crafted_rows] = torch.arange(len(crafted_rows))
+            place[crafted_rows] = torch.arange(len(crafted_rows))
+        self._place = place.to(device)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -54,12 +57,13 @@ class Rows(Dataset[Batch]):
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         """Gather a whole batch; the DataLoader calls this instead of one call per row."""
-        index = torch.as_tensor(rows)
+        index = torch.as_tensor(rows).to(self.data.images.device, non_blocking=True)
         images = self.data.images[index]
         if self.crafted is not None:
             place = self._place[index]
-            replaced = place >= 0
-            images[replaced] = self.crafted[place[replaced]]
+            # `where` on whole batches: picking rows would make the host wait for the device.
+            crafted = self.crafted[place.clamp(min=0)]
+            images = torch.where((place >= 0)[:, None, None, None], crafted, images)
         return images, *(column[index] for column in self.columns)
 
 
@@ -95,8 +99,10 @@ class Chunks(Dataset[Batch]):
 
     def __getitem__(self, chunk: int) -> Batch:
         rows = self._rows[chunk]
-        poisoned = torch.full((len(rows),), self.triggered)
-        return self.data.images[rows], self.data.labels[rows], poisoned
+        # Rows of a chunk stand side by side: a slice copies nothing.
+        chosen = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+        images, labels = self.data.images[chosen], self.data.labels[chosen]
+        return images, labels, torch.full((len(rows),), self.triggered, device=images.device)
 
 
 class EpochShuffle(Sampler[int]):

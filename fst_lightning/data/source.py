@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from fst_lightning.data.images import ImageData, ImageSet, channel_statistics, check_channels
+from fst_lightning.data.placement import Placement
 from fst_lightning.data.triggered import read_triggered
 
 
@@ -22,6 +24,8 @@ class Source(ABC):
         std: per channel, above 0; None is computed from the training images.
         crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: whether training mirrors half of the images.
+        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+            a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -37,16 +41,23 @@ class Source(ABC):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
+        placement: Placement = "auto",
         triggered_root: str | Path | None = None,
     ) -> None:
         if image_size is not None:
             check_at_least("image_size", image_size, 1)
         check_at_least("crop_padding", crop_padding, 0)
+        if placement not in get_args(Placement):
+            raise ValueError(
+                f"Expected `placement` to be one of {', '.join(get_args(Placement))}, "
+                f"but got {placement!r}."
+            )
         self.image_size = image_size
         self.mean = _channels("mean", mean)
         self.std = _channels("std", std, positive=True)
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
+        self.placement: Placement = placement
         self.triggered_root = None if triggered_root is None else Path(triggered_root).expanduser()
         if self.triggered_root is not None and not self.triggered_root.is_dir():
             raise FileNotFoundError(

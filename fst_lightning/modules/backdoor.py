@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class BackdoorModule(ClassifierModule):
         crop_fill: what the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
         alternate_flips: mirror the two halves of the images in turn, epoch after epoch.
         label_smoothing: 0 to 1.
+        compile_network: train with ``torch.compile``, which takes a minute and a C++ compiler. The
+            network itself stays as it is: its keys, and what is measured with it.
         seed: makes the random numbers of every epoch reproducible.
         card: JSON text that says what the network is, kept in checkpoints.
 
@@ -67,6 +70,7 @@ class BackdoorModule(ClassifierModule):
         crop_fill: CropFill = "zeros",
         alternate_flips: bool = False,
         label_smoothing: float = 0.0,
+        compile_network: bool = False,
         seed: int | None = None,
         card: str | None = None,
     ) -> None:
@@ -76,6 +80,10 @@ class BackdoorModule(ClassifierModule):
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card)
         self.attack = attack
         self.label_smoothing = label_smoothing
+        # A function, no module: a compiled module would be a second owner of the weights. Batches
+        # come in two sizes at most, so that shapes may be taken for constants.
+        answer = functools.partial(_answer, net)
+        self._answer = torch.compile(answer, dynamic=False) if compile_network else answer
 
     def setup(self, stage: str) -> None:
         """Let the attack look at the network, and keep its networks out of DDP's hands.
@@ -144,5 +152,10 @@ class BackdoorModule(ClassifierModule):
     def _classify(self, pixels: Tensor) -> Tensor:
         inputs = self.inputs.from_pixels(pixels, augment=True)
         # In bf16-true or 64-true the weights are of the default type.
-        logits: Tensor = self.net(inputs.to(torch.get_default_dtype()))
+        logits: Tensor = self._answer(inputs.to(torch.get_default_dtype()))
         return logits
+
+
+def _answer(net: nn.Module, inputs: Tensor) -> Tensor:
+    logits: Tensor = net(inputs)
+    return logits

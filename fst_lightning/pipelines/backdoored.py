@@ -26,7 +26,13 @@ from fst_lightning.checkpoints import (
 from fst_lightning.data import BackdoorDataModule, ImageData, Source
 from fst_lightning.modules import BackdoorModule, InputPipeline
 from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.parts import head_of, make_optimizer, make_trainer, precision_of
+from fst_lightning.pipelines.parts import (
+    head_of,
+    make_optimizer,
+    make_trainer,
+    network_arguments,
+    precision_of,
+)
 from fst_lightning.pipelines.processes import agreed
 from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.run import Run
@@ -138,6 +144,7 @@ def train_backdoored(
         crop_fill=recipe.crop_fill,
         alternate_flips=recipe.alternate_flips,
         label_smoothing=recipe.label_smoothing,
+        compile_network=run.cfg.model.get("compile", False),
         seed=run.cfg.seed,
         card=card.to_json(),
     )
@@ -229,7 +236,7 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
     """Everything that makes one backdoored model another than the next: the store's key."""
     settings = run.arguments("data")
     # What is in the folder counts, not where it lies; triggered images are to measure with.
-    for key in ("root", "triggered_root", "cache", "cache_folder"):
+    for key in ("root", "triggered_root", "placement", "cache", "cache_folder"):
         settings.pop(key, None)
     return {
         "schema": _SCHEMA,
@@ -268,7 +275,7 @@ def make_card(run: Run, net: nn.Module, source: Source, attack: Attack) -> Model
     """What the network is, for the files that it is kept in."""
     data = source.load()
     return ModelCard(
-        model={"name": run.choices["model"], "arguments": run.arguments("model")},
+        model={"name": run.choices["model"], "arguments": network_arguments(run)},
         num_classes=data.num_classes,
         classes=data.classes,
         image_size=data.image_shape[-1],

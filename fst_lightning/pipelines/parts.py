@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -45,8 +46,15 @@ def make_source(run: Run) -> Source:
 def make_network(run: Run, num_classes: int) -> nn.Module:
     """The network, in the memory layout that convolutions are fastest in."""
     torch.manual_seed(run.cfg.seed)
-    net = make(run.cfg.model, nn.Module, num_classes=num_classes)
+    config = OmegaConf.create({"_target_": run.cfg.model._target_, **network_arguments(run)})
+    config._set_parent(run.cfg)
+    net = make(config, nn.Module, num_classes=num_classes)
     return net.to(memory_format=torch.channels_last)
+
+
+def network_arguments(run: Run) -> dict[str, Any]:
+    """What the network is built with; whether it is compiled for its training is no part of it."""
+    return {name: value for name, value in run.arguments("model").items() if name != "compile"}
 
 
 def head_of(run: Run, net: nn.Module, num_classes: int) -> str:

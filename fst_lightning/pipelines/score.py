@@ -14,7 +14,7 @@ from torch import nn
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.parts import head_of, precision_of
+from fst_lightning.pipelines.parts import head_of, network_arguments, precision_of
 from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import Score
 from fst_lightning.reports.examples import save_examples
@@ -69,7 +69,7 @@ def model_block(run: Run, net: nn.Module, num_classes: int) -> dict[str, Any]:
         "name": run.choices["model"],
         "head": head_of(run, net, num_classes),
         "num_parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "arguments": run.arguments("model"),
+        "arguments": network_arguments(run),
     }
 
 

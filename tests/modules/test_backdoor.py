@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,30 @@ def test_the_trigger_is_saved_with_the_network(tmp_path: Path) -> None:
     images = tiny.images(3)
     assert torch.equal(loaded.inputs(images, triggered=True), module.inputs(images, triggered=True))
     assert torch.equal(loaded.eval()(images), module.eval()(images))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_a_compiled_training_is_the_same_training_under_the_same_names(tmp_path: Path) -> None:
+    def run(compiled: bool, *, epochs: int, ckpt_path: Path | None = None) -> BackdoorModule:
+        torch.manual_seed(0)
+        module = BackdoorModule(
+            tiny.conv_net(),
+            prepared(BadNets()),
+            compile_network=compiled,
+            horizontal_flip=True,
+            seed=0,
+        )
+        data = BackdoorDataModule(tiny.source(), module.attack, batch_size=16)
+        trainer = tiny.trainer(tmp_path, max_epochs=epochs)
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"{compiled}-{epochs}.ckpt")
+        return module
+
+    plain, compiled = run(False, epochs=2), run(True, epochs=2)
+    run(True, epochs=1)
+    resumed = run(False, epochs=2, ckpt_path=tmp_path / "True-1.ckpt")
+    assert set(plain.state_dict()) == set(compiled.state_dict())
+    for other in (compiled, resumed):
+        for name, value in plain.state_dict().items():
+            assert torch.allclose(value, other.state_dict()[name], atol=1e-4), name
