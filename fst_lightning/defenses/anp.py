@@ -97,6 +97,10 @@ class AdversarialNeuronPruning(MaskDefense):
         self.max_ca_drop = max_ca_drop
         self._perturbed: list[PerturbedMask | PerturbedShift] = []
 
+    def alpha_range(self, net: nn.Module) -> tuple[float, float]:
+        """From 1, where nothing is perturbed, to 0.01."""
+        return 1.0, 0.01
+
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Put masks on the scales, and make scales and shifts ready to be perturbed."""
         super().prepare(net, generator)

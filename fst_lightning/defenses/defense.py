@@ -153,6 +153,19 @@ class Defense(nn.Module):
         """Whether the class writes this method itself."""
         return getattr(type(self), place) is not getattr(Defense, place)
 
+    def alpha_range(self, net: nn.Module) -> tuple[float, float]:
+        """Between which values of ``alpha`` the right one is searched, for ``alpha=auto``.
+
+        For a defense that has an alpha; both above 0.
+
+        Args:
+            net: the network that came in.
+
+        Returns:
+            The weakest and the strongest setting: the former changes clean accuracy least.
+        """
+        return 1e-3, 1.0
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:

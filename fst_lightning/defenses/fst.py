@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.head import HeadDefense, Reinit
+from fst_lightning.models import find_head
 
 
 class FST(HeadDefense):
@@ -35,9 +37,11 @@ class FST(HeadDefense):
         reinit: ``orthogonal``, ``uniform`` or ``none``.
         project_norm: project after every step.
         head: dotted name of the linear head; None finds it.
+        max_ca_drop: what a chosen alpha (``defense.alpha=auto``) may cost in clean accuracy, in
+            [0, 1]; a number for alpha leaves it unused.
 
     Raises:
-        ValueError: for a negative alpha or an unknown re-initialisation.
+        ValueError: for a negative alpha, an unknown re-initialisation or a drop outside [0, 1].
 
     Example:
         >>> import torch
@@ -55,13 +59,31 @@ class FST(HeadDefense):
         reinit: Reinit = "orthogonal",
         project_norm: bool = True,
         head: str | None = None,
+        max_ca_drop: float = 0.02,
     ) -> None:
         super().__init__(reinit=reinit, project_norm=project_norm, head=head)
         # True is an int in Python, and a slip in a configuration.
         number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
         if not (number and math.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"Expected `alpha` to be a number of 0 or more, but got {alpha!r}.")
+        check_number("max_ca_drop", max_ca_drop, high=1)
         self.alpha = alpha
+        self.max_ca_drop = max_ca_drop
+
+    def alpha_range(self, net: nn.Module) -> tuple[float, float]:
+        r"""From :math:`\alpha \|W_0\|^2 = 0.01` to 100, in units of the cross-entropy.
+
+        On the sphere the penalty is :math:`\alpha \|W_0\|^2 \cos(W, W_0)`, so that this product,
+        and not alpha, means the same on networks whose heads differ in norm.
+        """
+        _, linear = find_head(net, self.head)
+        square = float(linear.weight.detach().float().square().sum())
+        if square == 0:
+            raise ValueError(
+                "Expected a head with a norm for alpha=auto, but its weight is all zeros; is this "
+                "a trained network?"
+            )
+        return 0.01 / square, 100 / square
 
     def penalty(self) -> Tensor | None:
         r""":math:`\alpha \sum_{ij} W_{ij} W_{0,ij}`, a scalar; None where alpha is 0."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -19,6 +18,7 @@ from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import head_of
 from fst_lightning.pipelines.run import Run
+from fst_lightning.pipelines.score import untouched
 from fst_lightning.reports.evidence import (
     Answers,
     Evidence,
@@ -74,7 +74,7 @@ class Witness:
             return
         when = "after" if "before" in self._snapshots else "before"
         try:
-            with _untouched(self.trainer, self.module):
+            with untouched(self.trainer, self.module):
                 self._look(when)
         except Exception as error:
             self.trouble = f"{type(error).__name__}: {error}"
@@ -259,27 +259,6 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
         moved[layer] = moved.get(layer, 0.0) + float((new - old).square().sum())
         size[layer] = size.get(layer, 0.0) + float(old.square().sum())
     return {layer: float((moved[layer] / size[layer]) ** 0.5) for layer in moved if size[layer] > 0}
-
-
-@contextmanager
-def _untouched(trainer: L.Trainer, module: ClassifierModule) -> Iterator[None]:
-    """Compute as in a test, on the Trainer's device, and leave everything as it was."""
-    modes = {part: part.training for part in module.modules()}
-    device = trainer.strategy.root_device
-    devices = [device] if device.type == "cuda" else []
-    module.to(device)
-    module.eval()
-    try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            trainer.precision_plugin.forward_context(),
-        ):
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
-        module.cpu()
 
 
 def _head(run: Run, net: nn.Module, num_classes: int) -> nn.Linear | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import warnings
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.utils import get_object
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -33,9 +35,26 @@ def make_attack(run: Run) -> Attack:
 
 
 def make_defense(run: Run) -> Defense:
-    """The defense; ``alpha=auto`` counts as 0 until the pipeline has chosen a number."""
-    automatic = {"alpha": 0.0} if run.cfg.defense.get("alpha") == "auto" else {}
-    return make(run.cfg.defense, Defense, **automatic)
+    """The defense; where ``alpha=auto`` is still to be chosen, with the alpha of its constructor.
+
+    Raises:
+        ValueError: where it has no alpha to be chosen, or whatever its constructor raises.
+    """
+    config = run.cfg.defense
+    parameters = inspect.signature(get_object(config._target_)).parameters
+    if is_automatic(run) and "alpha" not in parameters:
+        raise ValueError(
+            f"Expected a defense with an `alpha` for defense.alpha=auto, such as fst, but "
+            f"{run.choices['defense']} has none."
+        )
+    if is_automatic(run):
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "alpha"])
+    return make(config, Defense)
+
+
+def is_automatic(run: Run) -> bool:
+    """Whether the weight of the defense's penalty is to be chosen by the run."""
+    return bool(run.cfg.defense.get("alpha") == "auto")
 
 
 def make_source(run: Run) -> Source:

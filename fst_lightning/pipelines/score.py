@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -25,6 +27,27 @@ def score(trainer: L.Trainer, module: ClassifierModule, data: BackdoorDataModule
     """Measure CA, ASR and RA on the test set."""
     trainer.test(module, data, verbose=False)
     return Score.from_counts(module.counts)
+
+
+@contextmanager
+def untouched(trainer: L.Trainer, module: ClassifierModule) -> Iterator[None]:
+    """Compute as in a test, on the Trainer's device, and leave everything as it was."""
+    modes = {part: part.training for part in module.modules()}
+    device = trainer.strategy.root_device
+    devices = [device] if device.type == "cuda" else []
+    module.to(device)
+    module.eval()
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            trainer.precision_plugin.forward_context(),
+        ):
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        module.cpu()
 
 
 def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
