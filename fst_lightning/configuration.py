@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 
 def conf_folder() -> Path:
     """The folder of the YAML files: inside an installed package, beside it in a checkout.
@@ -29,3 +31,15 @@ def groups() -> dict[str, list[str]]:
         for folder in sorted(root.iterdir())
         if folder.is_dir() and folder.name != "hydra" and any(folder.glob("*.yaml"))
     }
+
+
+def groups_of(task: str) -> list[str]:
+    """The groups that a task chooses from, in the order of its defaults.
+
+    Args:
+        task: ``train`` or ``purify``.
+    """
+    defaults = OmegaConf.load(conf_folder() / f"{task}.yaml").defaults
+    named = [str(name) for entry in defaults if OmegaConf.is_dict(entry) for name in entry]
+    known = groups()
+    return [name for name in named if name in known]

@@ -1,8 +1,10 @@
 """Makes tiny runs inside the test process, as the command line would."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -24,6 +26,17 @@ TINY = (
     "logger=none",
 )
 TINY_TUNING = ("tuning.max_epochs=1", "tuning.clean_ratio=0.5")
+
+
+PACKAGES = {"flare": ("umap", "hdbscan")}
+"""What an option needs that the package itself does not bring."""
+
+
+def skip_without_packages(option: str) -> None:
+    """Skip a test where a package is missing; without importing it, which may take seconds."""
+    missing = [name for name in PACKAGES.get(option, ()) if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{option} needs {', '.join(missing)}")
 
 
 def tiny(task: str, overrides: Sequence[str] = ()) -> list[str]:

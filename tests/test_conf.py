@@ -14,13 +14,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file
 
 from fst_lightning import attacks, data, defenses
-from fst_lightning.configuration import conf_folder, groups
+from fst_lightning.configuration import conf_folder, groups, groups_of
 from fst_lightning.models import MODELS
 from fst_lightning.pipelines import run_pipeline
 from fst_lightning.pipelines.parts import make_attack, make_defense, make_network, make_trainer
 from fst_lightning.pipelines.parts import make_source as make_source_of
 from fst_lightning.reports import read_results
-from tests.runs import composed, make_run
+from tests.runs import composed, make_run, skip_without_packages
 
 CONF = conf_folder()
 PARTS = ("attack", "defense", "data", "model")
@@ -45,12 +45,7 @@ def forget_hydra() -> Iterator[None]:
 
 @functools.cache
 def tasks(group: str) -> list[str]:
-    return [task for task in ("train", "purify") if group in default(task).hydra.runtime.choices]
-
-
-@functools.cache
-def default(task: str) -> DictConfig:
-    return composed(task)
+    return [task for task in ("train", "purify") if group in groups_of(task)]
 
 
 def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
@@ -105,6 +100,7 @@ def test_has_the_target_first_and_then_every_argument(group: str, option: str) -
     if group == "model":  # How it is trained, and nothing that it is built with.
         assert keys.pop() == "compile"
     assert keys[1:] == parameters
+    assert group != "defense" or "alpha" not in keys or "max_ca_drop" in keys  # for alpha=auto
 
 
 @pytest.mark.parametrize(("group", "option"), options(*PARTS))
@@ -121,6 +117,7 @@ def test_builds_the_attack(option: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", groups()["defense"])
 def test_builds_the_defense(option: str, tmp_path: Path) -> None:
+    skip_without_packages(option)
     run = make_run("purify", tmp_path, f"defense={option}", store=tmp_path)
     assert type(make_defense(run)).__module__.startswith("fst_lightning.defenses.")
 
@@ -253,7 +250,7 @@ def test_a_recipe_trains(option: str, tmp_path: Path) -> None:
     assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
-MAY_FIND_NOTHING = {"anp", "bnp", "clp", "ep", "fp", "nc", "rnp"}
+MAY_FIND_NOTHING = {"ac", "anp", "bnp", "clp", "ep", "flare", "fp", "nc", "rnp"}
 """Defenses that leave a network as it is where they see nothing wrong with it."""
 
 
@@ -276,6 +273,7 @@ def small_budgets(group: str, option: str) -> list[str]:
 def test_runs_end_to_end(
     attack: str, defense: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    skip_without_packages(defense)
     store = tmp_path_factory.getbasetemp() / "conf_store"  # badnets is trained once for all
     small = [*small_budgets("attack", attack), *small_budgets("defense", defense)]
     chosen = [f"attack={attack}", f"defense={defense}", *small]

@@ -18,6 +18,7 @@ from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.models import small_resnet
 from fst_lightning.reports.results import plain
 from tests.defenses.drive import drive
+from tests.runs import skip_without_packages
 
 SIZE, CLASSES = 12, 4
 
@@ -142,6 +143,7 @@ def test_target_labels_are_classes_and_asr_leaves_free_successes_out(attack: Att
 
 @pytest.fixture(params=groups()["defense"])
 def defense(request: pytest.FixtureRequest) -> Defense:
+    skip_without_packages(request.param)
     config = small_budgets(OmegaConf.load(conf_folder() / "defense" / f"{request.param}.yaml"))
     made = instantiate(config, _convert_="all")
     assert isinstance(made, Defense)

@@ -1,16 +1,20 @@
 """How a network is purified; plain PyTorch, one defense a file."""
 
+from fst_lightning.defenses.abl import AntiBackdoorLearning
+from fst_lightning.defenses.ac import ActivationClustering
 from fst_lightning.defenses.anp import AdversarialNeuronPruning
 from fst_lightning.defenses.bnp import BatchNormPruning
 from fst_lightning.defenses.bti_dbf import BTIDBF
 from fst_lightning.defenses.clean import CleanData, PoisonedData
 from fst_lightning.defenses.clp import ChannelLipschitzPruning
 from fst_lightning.defenses.dataset import DatasetDefense
+from fst_lightning.defenses.dbd import DecouplingDefense
 from fst_lightning.defenses.defense import Defense, apply
 from fst_lightning.defenses.ep import EntropyPruning
 from fst_lightning.defenses.fe_tuning import FeatureExtractorTuning
 from fst_lightning.defenses.fine_tuning import FineTuning
 from fst_lightning.defenses.fip import FisherPurification
+from fst_lightning.defenses.flare import FLARE
 from fst_lightning.defenses.fp import FinePruning
 from fst_lightning.defenses.fst import FST
 from fst_lightning.defenses.ft_init import FineTuningInit
@@ -29,15 +33,20 @@ from fst_lightning.defenses.npd import NeuralPolarizer
 from fst_lightning.defenses.pam import PathAwareMinimization
 from fst_lightning.defenses.rnp import ReconstructiveNeuronPruning
 from fst_lightning.defenses.sau import SharedAdversarialUnlearning
+from fst_lightning.defenses.spectral import SpectralSignatures
 
 __all__ = [
     "BTIDBF",
+    "FLARE",
     "FST",
+    "ActivationClustering",
     "AdversarialNeuronPruning",
+    "AntiBackdoorLearning",
     "BatchNormPruning",
     "ChannelLipschitzPruning",
     "CleanData",
     "DatasetDefense",
+    "DecouplingDefense",
     "Defense",
     "EntropyPruning",
     "FeatureExtractorTuning",
@@ -61,6 +70,7 @@ __all__ = [
     "ReconstructiveNeuronPruning",
     "Reinit",
     "SharedAdversarialUnlearning",
+    "SpectralSignatures",
     "Triggers",
     "anomaly_index",
     "apply",

@@ -11,8 +11,6 @@ decoupling benign features", ICLR 2024.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from torch.nn import functional
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import CleanData, LabelledImages
 from fst_lightning.defenses.defense import Defense
+from fst_lightning.defenses.features import features_of, head_inputs
 from fst_lightning.defenses.inversion import value_range
 from fst_lightning.defenses.nc import stamped_images
 from fst_lightning.defenses.snapshot import flat
@@ -82,42 +81,6 @@ def _layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 def _resized(maps: Tensor, like: Tensor) -> Tensor:
     return functional.interpolate(maps, like.shape[2:], mode="bilinear")
-
-
-@contextmanager
-def head_inputs(head: nn.Linear) -> Iterator[list[Tensor]]:
-    """Collect what a network hands to its head, a tensor a call.
-
-    Example:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-        >>> with head_inputs(net[1]) as features: _ = net(torch.zeros(3, 3, 2, 2))
-        >>> [part.shape for part in features]
-        [torch.Size([3, 12])]
-    """
-    collected: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0]))
-    try:
-        yield collected
-    finally:
-        handle.remove()
-
-
-def features_of(net: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:
-    """The features ``(N, d)`` that a network hands to its head.
-
-    Raises:
-        ValueError: where the head is not called exactly once with one vector an image.
-    """
-    with head_inputs(head) as collected:
-        net(images)
-    shapes = [tuple(part.shape) for part in collected]
-    if len(collected) != 1 or collected[0].dim() != 2 or len(collected[0]) != len(images):
-        raise ValueError(
-            f"Expected the head to be called once with features (N, d) of N = {len(images)} "
-            f"images, but it got {shapes}. Name another layer with defense.head, or use a defense "
-            "that does not split features, such as fst."
-        )
-    return collected[0]
 
 
 def benign_mask(

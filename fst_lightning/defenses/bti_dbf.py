@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.bti import InvertingDefense, head_inputs
+from fst_lightning.defenses.bti import InvertingDefense
 from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.features import head_inputs
 
 
 class BTIDBF(InvertingDefense):

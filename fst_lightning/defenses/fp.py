@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import CleanData, LabelledImages
+from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.defense import Defense
+from fst_lightning.defenses.features import all_features
 from fst_lightning.models import find_head
 
 
@@ -83,10 +84,10 @@ class FinePruning(Defense):
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Rank the features on the clean images, prune while the held-out ones allow it."""
         linear = self._linear[0]
-        features, _ = _head_inputs(net, linear, clean)
+        features = all_features(net, linear, clean)
         order = features.mean(0).argsort(stable=True)
         judges = clean if clean.held_out is None else clean.held_out
-        features, labels = _head_inputs(net, linear, judges)
+        features, labels = all_features(net, linear, judges), judges.labels
 
         def accuracy(pruned: Tensor) -> float:
             logits = linear(features * ~pruned)
@@ -119,25 +120,3 @@ class FinePruning(Defense):
             "held_out_ca": [round(value, 6) for value in self.held_out_ca.tolist()],
             "pruned": self.pruned.nonzero().flatten().tolist(),
         }
-
-
-def _head_inputs(
-    net: nn.Module, linear: nn.Linear, images: LabelledImages
-) -> tuple[Tensor, Tensor]:
-    """What the head gets for every image, ``(N, d)``, and the labels ``(N,)``."""
-    features: list[Tensor] = []
-    labels: list[Tensor] = []
-    handle = linear.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
-    try:
-        for batch, targets in images.batches(500):
-            net(batch)
-            labels.append(targets)
-    finally:
-        handle.remove()
-    found = torch.cat(features)
-    if found.shape != (len(images), linear.in_features):
-        raise ValueError(
-            f"Expected the head to get one row of {linear.in_features} features an image, but it "
-            f"got {tuple(found.shape)} for {len(images)} images. Name another layer in `head`."
-        )
-    return found, torch.cat(labels)

@@ -31,6 +31,20 @@ def snapshot(net: nn.Module) -> Tensor:
     return flat(_floats(net).values())
 
 
+@torch.no_grad()
+def restore(net: nn.Module, weights: Tensor) -> None:
+    """Put the values of a :func:`snapshot` back into a network of the same kind.
+
+    Example:
+        >>> net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+        >>> restore(other, snapshot(net))
+        >>> torch.equal(other.weight, net.weight)
+        True
+    """
+    for value, part in _parts(net, weights):
+        value.copy_(part)
+
+
 def call_with(net: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
     """The logits of a network in evaluation mode with the weights of a :func:`snapshot`.
 
@@ -49,16 +63,21 @@ def call_with(net: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
         >>> torch.equal(call_with(net, kept, inputs), expected)
         True
     """
-    own = _floats(net)
-    parts = torch.split(weights, [value.numel() for value in own.values()])
-    values = {
-        name: part.reshape(value.shape).to(value.dtype)
-        for (name, value), part in zip(own.items(), parts, strict=True)
-    }
+    values = dict(zip(_floats(net), (part for _, part in _parts(net, weights)), strict=True))
     with keep_modes(net):
         net.eval()
         logits: Tensor = functional_call(net, values, (images,))
     return logits
+
+
+def _parts(net: nn.Module, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of a network, and the values of a snapshot in their shapes and types."""
+    own = list(_floats(net).values())
+    parts = torch.split(weights, [value.numel() for value in own])
+    return [
+        (value, part.reshape(value.shape).to(value.dtype))
+        for value, part in zip(own, parts, strict=True)
+    ]
 
 
 def _floats(net: nn.Module) -> dict[str, Tensor]:

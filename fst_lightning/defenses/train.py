@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ def tune(
     loss: Loss | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     weight_decay: float = 0.0,
+    decay: bool = True,
 ) -> None:
     r"""Train a network in place: SGD with momentum 0.9, the rate on a cosine to zero over epochs.
 
@@ -42,6 +44,7 @@ def tune(
         loss: ``(net, images, labels)`` to a scalar; None for cross-entropy.
         parameters: what to train; None for everything in the network that asks for gradients.
         weight_decay: 0 or more.
+        decay: False for a constant rate.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -62,7 +65,8 @@ def tune(
                 optimizer.zero_grad()
                 torch.autograd.backward(compute(net, images, labels))
                 optimizer.step()
-            schedule.step()
+            if decay:
+                schedule.step()
         optimizer.zero_grad()
 
 
@@ -81,6 +85,28 @@ def accuracy(net: nn.Module, clean: LabelledImages, batch_size: int = 500) -> fl
             for images, labels in clean.batches(batch_size)
         ]
     return sum(hits) / len(clean)
+
+
+def fresh_copy(net: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy of a network with weights like those that its layers start with.
+
+    Args:
+        net: stays as it is; what has no ``reset_parameters`` is copied with its values.
+        generator: a CPU generator; one number is drawn.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> torch.equal(fresh_copy(net, torch.Generator().manual_seed(0)).weight, net.weight)
+        False
+    """
+    fresh = copy.deepcopy(net)
+    with seeded(generator, torch.device("cpu")):
+        for module in fresh.cpu().modules():  # the same numbers on every device
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    devices = {parameter.device for parameter in net.parameters()}
+    return fresh.to(devices.pop()) if len(devices) == 1 else fresh
 
 
 def batchnorms(net: nn.Module) -> dict[str, _BatchNorm]:

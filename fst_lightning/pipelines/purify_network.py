@@ -20,6 +20,7 @@ from fst_lightning.defenses import (
     PoisonedData,
     apply,
 )
+from fst_lightning.defenses.train import fresh_copy
 from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
 from fst_lightning.pipelines.parts import quiet_lightning
@@ -119,15 +120,17 @@ def purify(
     if clean is None:
         clean = CleanData.gather(loader)
     device = L.Trainer(max_epochs=0, **options).strategy.root_device
-    apply(defense, net.to(device), clean.to(device), torch.Generator().manual_seed(start))
+    clean = clean.to(device)
+    apply(defense, net.to(device), clean, torch.Generator().manual_seed(start))
     if isinstance(defense, DatasetDefense) and clean.poisoned is not None:
+        weights = torch.Generator().manual_seed(derived_seed(start, "weights"))
 
         def train(fresh: nn.Module, rows: PoisonedData) -> nn.Module:
             fit(fresh, Defense(), _shuffled(rows, _batch_size(poisoned_loader), start), None)
             return fresh
 
         found = defense.retrain(
-            functools.partial(_fresh, net.cpu(), derived_seed(start, "weights")),
+            lambda: fresh_copy(net.cpu(), weights),
             clean.poisoned,
             defense.suspected.cpu(),
             torch.Generator().manual_seed(derived_seed(start, "retrain")),
@@ -169,15 +172,3 @@ def _batch_size(loader: Iterable[Any] | None) -> int:
     """The batches of a loader, as far as it says."""
     size = getattr(loader, "batch_size", None)
     return size if isinstance(size, int) else _BATCH_SIZE
-
-
-def _fresh(net: nn.Module, seed: int) -> nn.Module:
-    """A copy of a network with the weights that its layers start with."""
-    fresh = copy.deepcopy(net)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in fresh.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    return fresh

@@ -1,5 +1,6 @@
 """An interrupted run goes on as if nothing had happened."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fst_lightning.defenses import SpectralSignatures
 from fst_lightning.pipelines import Run, run_pipeline
 from tests.pipelines.conftest import Start
 from tests.runs import make_run
@@ -181,3 +183,34 @@ def test_the_same_file_with_another_attack_is_another_run(start: Start, tmp_path
     interrupt(start, "tune", path, "attack=badnets")
     results = run_pipeline(start(*LINES, *TUNING, path, "attack=blended", "resume=true"))
     assert results["attack"]["name"] == "blended"
+
+
+def test_rows_that_were_found_are_not_looked_for_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training without them is what breaks off, and what goes on."""
+    purify_pipeline = importlib.import_module("fst_lightning.pipelines.purify")
+    defense = "defense=spectral"
+    whole = start(*LINES, *TUNING, defense)
+    run_pipeline(whole)
+    with monkeypatch.context() as patch:
+        kept = purify_pipeline.train_backdoored
+
+        def breaks_off(*arguments: Any) -> Any:
+            arguments[0].cfg.callbacks = {
+                "stop": {"_target_": f"{__name__}.Interrupt", "module": STAGES["train"], "epoch": 1}
+            }
+            return kept(*arguments)
+
+        patch.setattr(purify_pipeline, "train_backdoored", breaks_off)
+        with pytest.raises(Interrupted):
+            run_pipeline(start(*LINES, *TUNING, defense))
+
+    def looks_again(*_: Any) -> Any:
+        raise AssertionError("these rows were found before")
+
+    monkeypatch.setattr(SpectralSignatures, "suspects", looks_again)
+    resumed = start(*LINES, *TUNING, defense, "resume=true")
+    results = run_pipeline(resumed)
+    assert same(purified(resumed), purified(whole))
+    assert results["defense"]["findings"]["flagged"] > 0

@@ -1,0 +1,149 @@
+"""Activation clustering (AC): the poisoned rows of a class are a small cluster of their own.
+
+Chen et al., "Detecting backdoor attacks on deep neural networks by activation clustering", 2018,
+arXiv 1811.03728.
+
+Example:
+    ``python purify.py attack=blended defense=ac``
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import PoisonedData
+from fst_lightning.defenses.dataset import DatasetDefense
+from fst_lightning.defenses.features import all_features
+from fst_lightning.models import find_head
+
+Rule = Literal["smaller", "relative_size", "silhouette"]
+_FEWEST = 3  # Two clusters of fewer rows say nothing.
+
+
+class ActivationClustering(DatasetDefense):
+    r"""Split every class in two by what the head gets, and suspect one of the two clusters.
+
+    The rows of a delivered label are projected to their first principal components and split by
+    2-means. Which cluster is suspected says the rule:
+
+    - ``smaller``: the smaller one, of every class: clean classes lose up to half of their rows;
+    - ``relative_size``: where it holds less than ``threshold`` of the class (the paper: 0.35);
+    - ``silhouette``: where the mean silhouette of the split is above ``threshold`` (0.1 to 0.15 in
+      the paper): two clusters that are no single one cut in half.
+
+    Args:
+        rule: ``smaller``, ``relative_size`` or ``silhouette``.
+        threshold: of the rule, 0 to 1; ``smaller`` has none.
+        components: principal components, 1 or more; no more than there are features and rows.
+        head: dotted name of the linear head; None finds it.
+
+    Raises:
+        ValueError: for an argument out of its range; where the head gets more than one row an
+            image.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        >>> images = torch.rand(20, 3, 2, 2)
+        >>> images[:3] += 3
+        >>> found = ActivationClustering().suspects(
+        ...     net, PoisonedData(images, torch.zeros(20).long()), torch.Generator()
+        ... )
+        >>> found.nonzero().flatten().tolist()
+        [0, 1, 2]
+    """
+
+    def __init__(
+        self,
+        rule: Rule = "relative_size",
+        threshold: float = 0.35,
+        components: int = 10,
+        head: str | None = None,
+    ) -> None:
+        super().__init__()
+        if rule not in get_args(Rule):
+            valid = ", ".join(get_args(Rule))
+            raise ValueError(f"Expected `rule` to be one of {valid}, but got {rule!r}.")
+        check_number("threshold", threshold, high=1)
+        check_number("components", components, low=1, whole=True)
+        self.rule = rule
+        self.threshold = threshold
+        self.components = components
+        self.head = head
+        self.register_buffer("sizes", torch.empty(0))
+        self.register_buffer("silhouettes", torch.empty(0))
+
+    sizes: Tensor
+    """``(C,)``, the smaller cluster's share of every class; 0 for one that was not split."""
+
+    silhouettes: Tensor
+    """``(C,)``, the mean silhouette of the split; 0 likewise."""
+
+    def suspects(
+        self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
+    ) -> Tensor:
+        """The rows of the clusters that the rule suspects, ``(N,)`` bool."""
+        features = all_features(net, find_head(net, self.head)[1], poisoned)
+        labels = poisoned.labels
+        seed = int(torch.randint(2**31, (), generator=generator))
+        found = torch.zeros(len(labels), dtype=torch.bool)
+        classes = int(labels.max()) + 1
+        self.sizes, self.silhouettes = torch.zeros(classes), torch.zeros(classes)
+        for label in range(classes):
+            rows = (labels == label).nonzero().flatten().cpu()
+            if len(rows) < 2 * _FEWEST:
+                continue
+            small, silhouette = split_in_two(
+                features[rows.to(features.device)].double().cpu().numpy(), self.components, seed
+            )
+            self.sizes[label], self.silhouettes[label] = float(small.mean()), silhouette
+            if self._suspicious(label):
+                found[rows[torch.from_numpy(small)]] = True
+        return found
+
+    def _suspicious(self, label: int) -> bool:
+        if self.rule == "smaller":
+            return True
+        if self.rule == "relative_size":
+            return float(self.sizes[label]) < self.threshold
+        return float(self.silhouettes[label]) > self.threshold
+
+    def findings(self) -> dict[str, Any]:
+        """How every class was split."""
+        return {
+            **super().findings(),
+            "smaller_cluster": [round(value, 4) for value in self.sizes.tolist()],
+            "silhouette": [round(value, 4) for value in self.silhouettes.tolist()],
+        }
+
+
+def split_in_two(
+    features: np.ndarray[Any, np.dtype[np.float64]], components: int, seed: int
+) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], float]:
+    """Split rows in two clusters.
+
+    Args:
+        features: ``(n, d)``.
+        components: principal components to split by.
+        seed: of the clusters' first centres.
+
+    Returns:
+        ``(n,)`` bool, the smaller cluster; and the mean silhouette of the split, -1 to 1, of more
+        than 2,000 rows estimated on as many. None and 0 where all rows are the same.
+    """
+    from sklearn.cluster import KMeans  # dear to import
+    from sklearn.decomposition import PCA
+    from sklearn.metrics import silhouette_score
+
+    if not np.ptp(features, axis=0).any():
+        return np.zeros(len(features), dtype=bool), 0.0
+    kept = min(components, *features.shape)
+    reduced = PCA(kept, random_state=seed).fit_transform(features)
+    member = KMeans(2, n_init=10, random_state=seed).fit_predict(reduced).astype(bool)
+    small = member if member.sum() * 2 <= len(member) else ~member
+    sample = 2000 if len(member) > 2000 else None
+    return small, float(silhouette_score(reduced, small, sample_size=sample, random_state=seed))

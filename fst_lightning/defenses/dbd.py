@@ -1,0 +1,322 @@
+"""Decoupling-based defense (DBD): features without labels, then labels that can be believed.
+
+Huang et al., "Backdoor defense via decoupling the training process", ICLR 2022, arXiv 2202.03423.
+Its parts: Chen et al., SimCLR, 2020, arXiv 2002.05709; Wang et al., symmetric cross-entropy, 2019,
+arXiv 1908.06112; Berthelot et al., MixMatch, 2019, arXiv 1905.02249.
+
+Example:
+    ``python purify.py attack=blended defense=dbd``
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import LabelledImages, PoisonedData
+from fst_lightning.defenses.dataset import DatasetDefense, Fit
+from fst_lightning.defenses.features import all_features, features_of
+from fst_lightning.defenses.snapshot import restore, snapshot
+from fst_lightning.defenses.train import (
+    fresh_copy,
+    keep_modes,
+    recompute_batchnorm,
+    seeded,
+)
+from fst_lightning.defenses.views import random_views
+from fst_lightning.models import find_head
+
+_LEAST_CHANCE = 1e-4
+_PROJECTION = 128
+_SHARPENING = 0.5
+_MIXING = 0.75
+_GUESSES = 2
+
+
+class DecouplingDefense(DatasetDefense):
+    r"""Learn features from images alone, and believe the labels that fit them.
+
+    1. *Features*: a fresh network is trained by SimCLR; a trigger, which lies in the labels, is not
+       learned.
+    2. *Labels*: with the features frozen, the head is trained on what was delivered by the
+       symmetric cross-entropy :math:`0.1\,\mathrm{CE} + \mathrm{RCE}`. The share ``credible`` of
+       the rows with the least loss is believed; the others are those that are suspected.
+    3. *Training*: the network goes on from these features by MixMatch, the suspected rows without
+       their labels.
+
+    Half of the rows are suspected by default, so that the false positive rate is high on purpose:
+    it is labels that are lost, not images. The three steps are short here; the paper takes 1,000,
+    10 and 200 epochs.
+
+    Args:
+        pretrain_epochs: of the first step, 1 or more.
+        pretrain_batch_size: images a step, 2 or more: an image is told from the others.
+        temperature: of SimCLR, above 0.
+        head_epochs: of the second step, 1 or more.
+        credible: share of the rows whose label is believed, above 0, below 1.
+        semi_epochs: of the third step, in passes over the believed rows, 1 or more.
+        batch_size: believed and unlabelled images a step each, 2 or more.
+        lr: of Adam in the last two steps, above 0; in the first one half of it.
+        unlabelled_weight: of the unlabelled images at the end, 0 or more; it grows linearly.
+        horizontal_flip: mirror views; False for signs, digits and text.
+        head: dotted name of the linear head; None finds it.
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Example:
+        >>> DecouplingDefense(credible=0.7).credible
+        0.7
+    """
+
+    pretrained: Tensor
+    """All weights and buffers after the second step, ``(n,)``; empty before it."""
+
+    losses: Tensor
+    """``(N,)``, the symmetric cross-entropy of every row; empty before the second step."""
+
+    def __init__(
+        self,
+        pretrain_epochs: int = 20,
+        pretrain_batch_size: int = 256,
+        temperature: float = 0.5,
+        head_epochs: int = 10,
+        credible: float = 0.5,
+        semi_epochs: int = 20,
+        batch_size: int = 64,
+        lr: float = 2e-3,
+        unlabelled_weight: float = 15.0,
+        horizontal_flip: bool = False,
+        head: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_number("pretrain_epochs", pretrain_epochs, low=1, whole=True)
+        check_number("pretrain_batch_size", pretrain_batch_size, low=2, whole=True)
+        check_number("temperature", temperature, low_open=True)
+        check_number("head_epochs", head_epochs, low=1, whole=True)
+        check_number("credible", credible, low_open=True, high=0.999)
+        check_number("semi_epochs", semi_epochs, low=1, whole=True)
+        check_number("batch_size", batch_size, low=2, whole=True)
+        check_number("lr", lr, low_open=True)
+        check_number("unlabelled_weight", unlabelled_weight)
+        self.pretrain_epochs = pretrain_epochs
+        self.pretrain_batch_size = pretrain_batch_size
+        self.temperature = temperature
+        self.head_epochs = head_epochs
+        self.credible = credible
+        self.semi_epochs = semi_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.unlabelled_weight = unlabelled_weight
+        self.horizontal_flip = horizontal_flip
+        self.head = head
+        self.register_buffer("pretrained", torch.empty(0))
+        self.register_buffer("losses", torch.empty(0))
+
+    def suspects(
+        self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
+    ) -> Tensor:
+        """The rows whose delivered label fits their features least, ``(N,)`` bool."""
+        fresh = fresh_copy(net, generator)
+        _, head = find_head(fresh, self.head)
+        with seeded(generator, poisoned.device):
+            self._pretrain(fresh, head, poisoned, generator)
+            fresh.eval()
+            self.losses = self._train_head(fresh, head, poisoned, generator).cpu()
+        self.pretrained = snapshot(fresh).cpu()
+        found = torch.ones(len(poisoned), dtype=torch.bool)
+        believed = max(1, round(self.credible * len(poisoned)))
+        found[self.losses.argsort(stable=True)[:believed]] = False
+        return found
+
+    def _views(self, data: LabelledImages, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Strong views, for the first step."""
+        views = random_views(
+            data.pixels(images), generator, least_area=0.2, flip=self.horizontal_flip, colour=0.4
+        )
+        return data.normalise(views)
+
+    def _pretrain(
+        self, net: nn.Module, head: nn.Linear, data: PoisonedData, generator: torch.Generator
+    ) -> None:
+        width = head.in_features
+        projection = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, _PROJECTION)
+        ).to(data.device, head.weight.dtype)
+        net.requires_grad_(True)
+        others = {id(parameter) for parameter in head.parameters()}
+        features = [p for p in net.parameters() if id(p) not in others]
+        optimizer = torch.optim.Adam([*features, *projection.parameters()], lr=self.lr / 2)
+        net.train()
+        for _ in range(self.pretrain_epochs):
+            for images, _ in data.batches(self.pretrain_batch_size, generator):
+                both = torch.cat([self._views(data, images, generator) for _ in range(2)])
+                optimizer.zero_grad()
+                found = projection(features_of(net, head, both))
+                torch.autograd.backward(contrastive_loss(found, self.temperature))
+                optimizer.step()
+
+    def _train_head(
+        self, net: nn.Module, head: nn.Linear, data: PoisonedData, generator: torch.Generator
+    ) -> Tensor:
+        """Train the head on fixed features; returns the loss of every row."""
+        features, labels = all_features(net, head, data), data.labels
+        optimizer = torch.optim.Adam(head.parameters(), lr=self.lr)
+        for _ in range(self.head_epochs):
+            order = torch.randperm(len(labels), generator=generator).to(labels.device)
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                optimizer.zero_grad()
+                loss = symmetric_cross_entropy(head(features[rows]), labels[rows]).mean()
+                torch.autograd.backward(loss)
+                optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            return symmetric_cross_entropy(head(features), labels)
+
+    def retrain(
+        self,
+        make_net: Callable[[], nn.Module],
+        poisoned: PoisonedData,
+        suspects: Tensor,
+        generator: torch.Generator,
+        fit: Fit,
+    ) -> nn.Module | None:
+        """Go on from the features, with the labels that are believed."""
+        net = make_net().to(poisoned.device)
+        restore(net, self.pretrained.to(poisoned.device))
+        believed, others = poisoned.subset(~suspects), poisoned.subset(suspects)
+        if not len(believed) or not len(others):
+            raise ValueError(
+                "Expected rows whose label is believed and others, but got "
+                f"{len(believed)} and {len(others)}; change `credible`."
+            )
+        with keep_modes(net), seeded(generator, poisoned.device):
+            self._semi_supervised(net, believed, others, generator)
+        recompute_batchnorm(net, poisoned)
+        return net
+
+    def _semi_supervised(
+        self,
+        net: nn.Module,
+        believed: PoisonedData,
+        others: PoisonedData,
+        generator: torch.Generator,
+    ) -> None:
+        net.requires_grad_(True)
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
+        steps = self.semi_epochs * math.ceil(len(believed) / self.batch_size)
+        unlabelled = _endless(others, self.batch_size, generator)
+        labelled = _endless(believed, self.batch_size, generator)
+        mixing = torch.distributions.Beta(_MIXING, _MIXING)
+        net.train()
+        for step in range(steps):
+            images, labels = next(labelled)
+            unknown, _ = next(unlabelled)
+            first = self._crops(believed, images, generator)
+            guesses = [self._crops(others, unknown, generator) for _ in range(_GUESSES)]
+            with torch.no_grad():
+                chances = torch.stack([net(view).softmax(1) for view in guesses]).mean(0)
+                guessed = sharpen(chances, _SHARPENING)
+            known = functional.one_hot(labels, guessed.shape[1]).to(guessed.dtype)
+            inputs = torch.cat([first, *guesses])
+            targets = torch.cat([known, *[guessed] * _GUESSES])
+            share = float(mixing.sample())
+            share = max(share, 1 - share)  # nearer to the image whose loss it is
+            order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+            inputs = share * inputs + (1 - share) * inputs[order]
+            targets = share * targets + (1 - share) * targets[order]
+            optimizer.zero_grad()
+            logits = net(inputs)
+            loss = functional.cross_entropy(logits[: len(first)], targets[: len(first)])
+            distance = (logits[len(first) :].softmax(1) - targets[len(first) :]).square().mean()
+            loss = loss + self.unlabelled_weight * (step + 1) / steps * distance
+            torch.autograd.backward(loss)
+            optimizer.step()
+        optimizer.zero_grad()
+
+    def _crops(self, data: LabelledImages, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Weak views, for the third step."""
+        views = random_views(
+            data.pixels(images), generator, least_area=0.75, flip=self.horizontal_flip
+        )
+        return data.normalise(views)
+
+    def findings(self) -> dict[str, Any]:
+        """How many rows are believed."""
+        return {**super().findings(), "believed": int((~self.suspected).sum())}
+
+
+def contrastive_loss(found: Tensor, temperature: float) -> Tensor:
+    r"""SimCLR's loss: tell the other view of an image from the views of all other images.
+
+    .. math:: -\frac{1}{2n} \sum_i \log \frac{e^{s_{i, j(i)} / T}}{\sum_{k \ne i} e^{s_{ik} / T}}
+
+    with s the cosines between the rows and j(i) the row of the other view.
+
+    Args:
+        found: ``(2n, d)``, the first views and then the second ones.
+        temperature: T, above 0.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> found = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> round(float(contrastive_loss(found, 1.0)), 4)  # log(1 + 2 / e)
+        0.5514
+    """
+    unit = functional.normalize(found.float(), dim=1)
+    alike = unit @ unit.T / temperature
+    alike.fill_diagonal_(-torch.inf)
+    half = len(found) // 2
+    mates = torch.arange(len(found), device=found.device).roll(half)
+    return functional.cross_entropy(alike, mates)
+
+
+def symmetric_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Symmetric cross-entropy, which false labels pull at less, by row.
+
+    .. math:: 0.1\,(-\log p_y) + (-\log 10^{-4})\,(1 - p_y)
+
+    The second term is the reverse cross-entropy :math:`-\sum_k p_k \log q_k` with the zeros of the
+    one-hot label q raised to :math:`10^{-4}`.
+
+    Args:
+        logits: ``(N, C)``.
+        labels: ``(N,)`` int64.
+
+    Returns:
+        ``(N,)``.
+
+    Example:
+        >>> loss = symmetric_cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+        >>> round(float(loss), 3)  # 0.1 log 2 + 9.21 / 2
+        4.674
+    """
+    forward = functional.cross_entropy(logits, labels, reduction="none")
+    return 0.1 * forward - math.log(_LEAST_CHANCE) * (1 - torch.exp(-forward))
+
+
+def sharpen(chances: Tensor, temperature: float) -> Tensor:
+    r"""Make likely classes likelier: :math:`p_k^{1/T} / \sum_j p_j^{1/T}`.
+
+    Example:
+        >>> sharpen(torch.tensor([[0.75, 0.25]]), 0.5)
+        tensor([[0.9000, 0.1000]])
+    """
+    powers = chances ** (1 / temperature)
+    return powers / powers.sum(1, keepdim=True)
+
+
+def _endless(
+    data: LabelledImages, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from data.batches(batch_size, generator)

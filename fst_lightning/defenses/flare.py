@@ -1,0 +1,249 @@
+"""FLARE: poisoned rows are abnormal in some BatchNorm layer, and cluster apart.
+
+Hou et al., "FLARE: towards universal dataset purification against backdoor attacks", IEEE TIFS
+2025, arXiv 2411.19479.
+
+Example:
+    ``python purify.py attack=blended defense=flare``
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.defenses.channel_masks import check_number, watch_inputs
+from fst_lightning.defenses.clean import LabelledImages, PoisonedData
+from fst_lightning.defenses.dataset import DatasetDefense
+from fst_lightning.defenses.train import require_batchnorm
+
+_EPSILON = 1e-5
+_NEAR = 1e-4  # A cut this little before a split, in units of lambda.
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class FLARE(DatasetDefense):
+    r"""Suspect all rows but the largest stable cluster of their BatchNorm scores.
+
+    What reaches a BatchNorm layer is compared with the layer's running statistics, and the least
+    likely value of a row counts:
+
+    .. math:: s_l(x) = \min_{c, h, w} \log \mathcal{N}(a_{l, c, h, w}(x);
+        \mu_{l, c}, \sigma_{l, c}^2 + 10^{-5})
+
+    The scores :math:`(s_1, \dots, s_{L - k})` are put into the plane by UMAP and clustered by
+    HDBSCAN, for k = 0, 1, ... last layers left out, until a cluster is stable: going down the tree
+    from the root, always to the larger part, it is one that exists over more than ``stability`` of
+    :math:`\lambda = 1 / \text{distance}`. The tree is cut there: the largest cluster is clean, rows
+    of other clusters are suspected, rows of none are not. Where nothing is stable, nothing is
+    suspected. Labels are not looked at.
+
+    Needs umap-learn and hdbscan: ``pip install 'fst-lightning[flare]'``.
+
+    Args:
+        stability: how long a cluster has to live, :math:`\xi`, 0 or more.
+        depth: how far down the tree it is looked for, 1 or more.
+        min_cluster_size: rows of the smallest cluster, 2 or more. Fewer poisoned rows than that are
+            not found.
+        neighbors: of UMAP, 2 or more.
+        batch_size: images a batch, 1 or more; the result does not depend on it.
+
+    Raises:
+        ValueError: for an argument out of its range; for a network without BatchNorm.
+        ImportError: where a package is missing.
+    """
+
+    scores: Tensor
+    """``(N, L)``, the scores; empty before they are computed."""
+
+    def __init__(
+        self,
+        stability: float = 0.02,
+        depth: int = 3,
+        min_cluster_size: int = 100,
+        neighbors: int = 40,
+        batch_size: int = 500,
+    ) -> None:
+        super().__init__()
+        check_number("stability", stability)
+        check_number("depth", depth, low=1, whole=True)
+        check_number("min_cluster_size", min_cluster_size, low=2, whole=True)
+        check_number("neighbors", neighbors, low=2, whole=True)
+        check_number("batch_size", batch_size, low=1, whole=True)
+        self.stability = stability
+        self.depth = depth
+        self.min_cluster_size = min_cluster_size
+        self.neighbors = neighbors
+        self.batch_size = batch_size
+        self.register_buffer("scores", torch.empty(0))
+        self.register_buffer("layers_used", torch.tensor(0))
+        require_packages()
+
+    layers_used: Tensor
+    """How many BatchNorm layers the clusters were found with; 0 where none were found."""
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Refuse a network without BatchNorm."""
+        require_batchnorm(net, "FLARE")
+
+    def suspects(
+        self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
+    ) -> Tensor:
+        """The rows of all clusters but the largest one, ``(N,)`` bool."""
+        self.scores = batchnorm_scores(net, poisoned, self.batch_size)
+        self.layers_used = torch.tensor(0)
+        seed = int(torch.randint(2**31, (), generator=generator))
+        found = np.zeros(len(poisoned), dtype=bool)
+        if len(poisoned) >= 2 * self.min_cluster_size:
+            for used in range(self.scores.shape[1], 0, -1):
+                split = self._split(self.scores[:, :used].double().numpy(), seed)
+                if split is not None:
+                    self.layers_used, found = torch.tensor(used), split
+                    break
+        return torch.from_numpy(found)
+
+    def _split(self, scores: Array, seed: int) -> Array | None:
+        """The rows outside the largest cluster; None where no cluster is stable."""
+        import umap  # dear to import
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a seed means one thread, says UMAP
+            plane = umap.UMAP(
+                n_neighbors=min(self.neighbors, len(scores) - 1), min_dist=0.0, random_state=seed
+            ).fit_transform(scores)
+        return outside_stable_cluster(plane, self.min_cluster_size, self.stability, self.depth)
+
+    def findings(self) -> dict[str, Any]:
+        """How many rows, and by how many layers."""
+        layers = self.scores.shape[1] if self.scores.ndim == 2 else 0
+        return {
+            **super().findings(),
+            "batchnorm_layers": layers,
+            "layers_used": int(self.layers_used),
+        }
+
+
+def require_packages() -> None:
+    """Refuse to go on without the packages of the extra.
+
+    Raises:
+        ImportError: that says how to get them.
+    """
+    missing = [name for name in ("umap", "hdbscan") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"Expected the packages umap-learn and hdbscan for defense=flare, but "
+            f"{' and '.join(missing)} can't be imported; pip install 'fst-lightning[flare]'."
+        )
+
+
+def batchnorm_scores(net: nn.Module, images: LabelledImages, batch_size: int = 500) -> Tensor:
+    """The least log-likelihood of every image in every BatchNorm layer of a network.
+
+    Args:
+        net: in evaluation mode.
+        images: N of them.
+        batch_size: images a batch.
+
+    Returns:
+        ``(N, L)`` float32 on the CPU; a layer without running statistics, or that is not reached
+        once for every image, is left out.
+    """
+    norms = {
+        name: norm
+        for name, norm in require_batchnorm(net, "FLARE").items()
+        if norm.running_mean is not None and norm.running_var is not None
+    }
+    found: dict[str, list[Tensor]] = {name: [] for name in norms}
+    size = [0]  # of the batch that is on its way
+
+    def sized() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in images.batches(batch_size):
+            size[0] = len(batch[0])
+            yield batch
+
+    def look(name: str, values: Tensor) -> None:
+        mean, variance = norms[name].running_mean, norms[name].running_var
+        assert mean is not None
+        assert variance is not None
+        spread = variance.float()[:, None] + _EPSILON
+        squares = (values - mean.float()[:, None]).square() / spread
+        likely = -0.5 * (squares + torch.log(2 * math.pi * spread))
+        if values.shape[1] % size[0] == 0:
+            by_image = likely.reshape(len(likely), size[0], -1)
+            found[name].append(by_image.amin(dim=(0, 2)).cpu())
+
+    watch_inputs(net, norms, sized(), look)
+    columns = [torch.cat(parts) for parts in found.values() if parts]
+    return torch.stack([column for column in columns if len(column) == len(images)], dim=1)
+
+
+def outside_stable_cluster(
+    points: Array, min_cluster_size: int, stability: float, depth: int
+) -> Array | None:
+    r"""Cut a cluster tree at the first stable one of the large clusters.
+
+    Args:
+        points: ``(n, 2)``.
+        min_cluster_size: of HDBSCAN.
+        stability: over how much of :math:`\lambda` a cluster has to exist.
+        depth: how many levels below the root are looked at.
+
+    Returns:
+        ``(n,)`` bool, the members of all clusters but the largest; None where none is stable.
+    """
+    import hdbscan
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = hdbscan.HDBSCAN(min_cluster_size=min_cluster_size).fit(
+            np.asarray(points, dtype=np.float64)
+        )
+    tree = fitted.condensed_tree_.to_numpy()
+    cut = stable_cut(tree, stability, depth)
+    if cut is None:
+        return None
+    labels = fitted.single_linkage_tree_.get_clusters(cut, min_cluster_size=min_cluster_size)
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    return np.asarray((labels >= 0) & (labels != sizes.argmax()))
+
+
+def stable_cut(tree: Array, stability: float, depth: int) -> float | None:
+    r"""The distance at which a tree is cut so that its first stable large cluster is whole.
+
+    A cluster exists from the :math:`\lambda` at which it leaves its parent to the one at which it
+    splits in two; one that never does, until its last point has left it.
+
+    Args:
+        tree: rows (parent, child, lambda_val, child_size) as hdbscan condenses it; a child of size
+            1 is a point.
+        stability: over how much of :math:`\lambda` it has to exist.
+        depth: how many levels below the root are looked at.
+
+    Returns:
+        A distance; None where no cluster is stable.
+    """
+    node = int(tree["parent"].min())
+    for _ in range(depth):
+        parts = tree[(tree["parent"] == node) & (tree["child_size"] > 1)]
+        if not len(parts):
+            return None
+        largest = parts[parts["child_size"].argmax()]
+        node, born = int(largest["child"]), float(largest["lambda_val"])
+        below = tree[tree["parent"] == node]
+        splits = below["lambda_val"][below["child_size"] > 1]
+        ends = splits if len(splits) else below["lambda_val"][np.isfinite(below["lambda_val"])]
+        died = float(ends.max()) if len(ends) else born
+        if died - born > stability:
+            if len(splits):
+                return 1 / (died - _NEAR)
+            return 1 / (born + min(stability, died - born) / 2)
+    return None
