@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fst_lightning.configuration import conf_folder, groups
+from fst_lightning.configuration import conf_folder, groups, groups_of
 
 _MOST_COMBINATIONS = 64
 
@@ -66,22 +66,23 @@ def _combinations(parsed: Sequence[Override]) -> Iterator[list[str]]:
         yield list(combination)
 
 
-def _compose(task: str, overrides: Sequence[str], hydra: bool = False) -> DictConfig:
+def _compose(task: str, overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose(task, list(overrides), return_hydra_config=hydra)
+        return compose(task, list(overrides))
 
 
 def _explain(task: str, overrides: Sequence[str], error: Exception) -> str:
     known = groups()
-    own = [name for name in _compose(task, [], hydra=True).hydra.runtime.choices if name in known]
+    own = groups_of(task)
     given = dict(line.lstrip("+~").partition("=")[::2] for line in overrides)
     for group in own:
-        option = given.get(group, "null")
-        # Something else than Hydra objects to an option that is a number.
-        meant = f"'{group}/{option}'" in str(error) or not isinstance(error, HydraException)
-        if meant and option not in (*known[group], "null"):
-            nearest = _nearest(option, known[group])
-            return f"{group}={option}: no such option.{nearest} Valid: {_list(known[group])}."
+        # A group may take a list of options.
+        for option in map(str.strip, given.get(group, "null").strip("[]").split(",")):
+            # Something else than Hydra objects to an option that is a number.
+            meant = f"'{group}/{option}'" in str(error) or not isinstance(error, HydraException)
+            if meant and option not in (*known[group], "null", ""):
+                nearest = _nearest(option, known[group])
+                return f"{group}={option}: no such option.{nearest} Valid: {_list(known[group])}."
     missing = re.search(r"Could not override '([^'@]+)", str(error))
     if not missing or missing[1] not in given:
         return _first_line(error)

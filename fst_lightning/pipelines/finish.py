@@ -15,6 +15,7 @@ from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import print_line, read_curves, render_page, render_run, write_json
 from fst_lightning.reports.evidence import check_projection
 from fst_lightning.reports.files import write_text
+from fst_lightning.reports.robustness import robustness_lines, write_connectivity
 
 if TYPE_CHECKING:
     from fst_lightning.pipelines.evidence import Witness
@@ -35,8 +36,10 @@ def prepare_folder(run: Run) -> None:
         check_projection(run.cfg.report.projection)
     if is_first_process():
         run.folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("results.json", "failure.json", "traceback.txt", "report.html"):
-            (run.folder / stale).unlink(missing_ok=True)  # of an earlier run in this folder
+        # Of an earlier run in this folder.
+        files = "results.json", "failure.json", "traceback.txt", "report.html", "connectivity.svg"
+        for stale in files:
+            (run.folder / stale).unlink(missing_ok=True)
         text = OmegaConf.to_yaml(run.cfg, resolve=True)
         (run.folder / "config.yaml").write_text(text, encoding="utf-8")
 
@@ -62,7 +65,10 @@ def finish(run: Run, results: dict[str, Any], witness: Witness | None = None) ->
     troubles = [trouble] if trouble else []
     if witness is not None:
         troubles += log_report(witness.trainer, results, run.folder / "report.html")
-    render_run(results, console, [report] if report else [], folder=run.folder)
+    written = [*([report] if report else []), *write_connectivity(run.folder, results)]
+    render_run(results, console, written, folder=run.folder)
+    for line in robustness_lines(results):
+        print_line(console, line)
     for line in troubles:
         print_line(console, f"warning  {line}", style="yellow")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -45,6 +46,7 @@ from fst_lightning.pipelines.export_model import check_formats, export_model
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
 from fst_lightning.pipelines.known import adopt_card
 from fst_lightning.pipelines.parts import (
+    is_automatic,
     make_attack,
     make_clean,
     make_defense,
@@ -54,6 +56,7 @@ from fst_lightning.pipelines.parts import (
     make_trainer,
 )
 from fst_lightning.pipelines.resume import resume_point
+from fst_lightning.pipelines.robustness import check_robustness, make_checks
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import (
     attack_block,
@@ -82,6 +85,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         run = adopt_card(run, checkpoint.card)
     source, attack = make_source(run), make_attack(run)
     defense = make_defense(run)  # Before a training that would be in vain.
+    checks = make_checks(run, attack)
     source, reserved = choose_source(run, source)
     data = BackdoorDataModule(
         source,
@@ -114,9 +118,11 @@ def run_purify(run: Run) -> dict[str, Any]:
         poisoned, truth = delivered_set(source, attack, run.cfg.seed)
         if checkpoint is not None and not attack.has_trigger:
             truth = None  # Nobody knows what is in it.
-    automatic = {"auto": ["alpha"]} if run.cfg.defense.get("alpha") == "auto" else {}
-    if automatic:
-        run.cfg.defense.alpha = choose_alpha(run, net, data, poisoned)
+    automatic: dict[str, Any] = {}
+    search: dict[str, Any] = {}
+    if is_automatic(run):
+        run.cfg.defense.alpha, search = choose_alpha(run, net, data, poisoned)
+        automatic = {"auto": ["alpha"]}
         defense = make_defense(run)
     store = Store(Path(run.cfg.paths.store))
     key = tuning_key(run, backdoored)
@@ -126,6 +132,8 @@ def run_purify(run: Run) -> dict[str, Any]:
     module = make_module(run, net, defense, data, card.to_json(), clean)
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
     witness = Witness(run, trainer, module, data)
+
+    came_in = copy.deepcopy(net) if checks else net
 
     started = time.perf_counter()
     before = score(trainer, module, data)
@@ -137,16 +145,23 @@ def run_purify(run: Run) -> dict[str, Any]:
         if defense.tunes:
             # The last weights are the result: picking an epoch by its ASR would take the trigger.
             trainer.fit(module, data, ckpt_path=resume_point(run, work, "tune"), weights_only=True)
+        elif isinstance(defense, DatasetDefense) and poisoned is not None:
+            find_rows(run, trainer, net, defense, clean, work)
+            retrain(run, trainer, net, source, defense, poisoned, card, work)
         else:
             apply_at_once(run, trainer, net, defense, clean)
-        if isinstance(defense, DatasetDefense) and poisoned is not None:
-            retrain(run, net, source, defense, poisoned, card, work)
         purify_seconds = time.perf_counter() - started
         started = time.perf_counter()
         after = score(trainer, module, data)
         evaluate_seconds += time.perf_counter() - started
         witness.look()
-    findings = defense.findings()
+    robustness, robustness_seconds = None, None
+    if checks:
+        started = time.perf_counter()
+        device = trainer.strategy.root_device
+        robustness = check_robustness(run, checks, came_in, net, data, attack, device)
+        robustness_seconds = time.perf_counter() - started
+    findings = {**search, **defense.findings()}
     if isinstance(defense, DatasetDefense):
         findings |= detection_rates(defense.suspected, truth)
 
@@ -182,7 +197,9 @@ def run_purify(run: Run) -> dict[str, Any]:
             "train": backdoored.train_seconds,
             "purify": purify_seconds,
             "evaluate": evaluate_seconds,
+            **({} if robustness_seconds is None else {"robustness": robustness_seconds}),
         },
+        robustness=robustness,
         environment=environment(run, trainer),
         checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},
         overrides=run.overrides,
@@ -218,8 +235,29 @@ def apply_at_once(
         defense.load_state_dict(trainer.strategy.broadcast(defense.cpu().state_dict()))
 
 
+def find_rows(
+    run: Run,
+    trainer: L.Trainer,
+    net: nn.Module,
+    defense: DatasetDefense,
+    clean: CleanData,
+    work: Path,
+) -> None:
+    """Let a defense look for the suspicious rows, once: a run that is resumed has them already."""
+    found = work / "found.safetensors"
+    if run.cfg.resume is True and found.is_file():
+        if is_first_process():
+            print(f"purify: continues from {found}", flush=True)
+        defense.load_state_dict(read_checkpoint(found).state_dict)
+        return
+    apply_at_once(run, trainer, net, defense, clean)
+    if is_first_process():
+        write_state(found, defense.state_dict())
+
+
 def retrain(
     run: Run,
+    trainer: L.Trainer,
     net: nn.Module,
     source: Source,
     defense: DatasetDefense,
@@ -236,13 +274,16 @@ def retrain(
 
     found = defense.retrain(
         lambda: make_network(run, source.load().num_classes),
-        poisoned,
+        poisoned.to(trainer.strategy.root_device),
         defense.suspected.cpu(),
         torch.Generator().manual_seed(derived_seed(run.cfg.seed, "retrain")),
         fit,
     )
     if found is not None:
-        net.load_state_dict(found.state_dict())
+        state = found.cpu().state_dict()
+        if trainer.world_size > 1:
+            state = trainer.strategy.broadcast(state)
+        net.load_state_dict(state)
 
 
 def clean_ratio(run: Run) -> float:

@@ -72,6 +72,7 @@ def build_results(
     checkpoints: Mapping[str, str | os.PathLike[str] | None] | None = None,
     overrides: Sequence[str] = (),
     exported: Mapping[str, object] | None = None,
+    robustness: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Put a run's results together, as results.json holds them.
 
@@ -94,6 +95,7 @@ def build_results(
         environment: `precision`, `device`, `versions`.
         checkpoints: the files `backdoored` and `purified`.
         overrides: what the command line changed, as `key=value`.
+        robustness: what the checks of the purified network found, by name.
         exported: by format, where the purified network was written to, or why not.
 
     Returns:
@@ -126,7 +128,9 @@ def build_results(
         | dict(environment or {}),
         "checkpoints": blank(("backdoored", "purified")) | dict(checkpoints or {}),
         "overrides": list(overrides),
-    } | ({"exported": exported} if exported else {})
+    } | {
+        name: value for name, value in (("exported", exported), ("robustness", robustness)) if value
+    }
     results: dict[str, Any] = plain(content)
     validate(results)
     return results

@@ -13,6 +13,7 @@ from fst_lightning.reports.notes import notes
 from fst_lightning.reports.pages import details, escape, figure, figures, page, section, table
 from fst_lightning.reports.pictures import pictures
 from fst_lightning.reports.results import RATES, network_files
+from fst_lightning.reports.robustness import robustness_section
 from fst_lightning.reports.svg import Point, Series, line_chart, minus
 from fst_lightning.reports.verdict import verdict
 
@@ -46,7 +47,12 @@ def render_page(
     parts = [*_top(results), _outcome(results), _setting(results), *_charts(curves or {}, results)]
     if evidence is not None:
         parts += pictures(evidence)
-    parts += [_findings(results), _cost(results), _origin(results, command)]
+    parts += [
+        robustness_section(results),
+        _findings(results),
+        _cost(results),
+        _origin(results, command),
+    ]
     return page(f"{results['task']}: {_title(results)}", filter(None, parts))
 
 

@@ -26,6 +26,11 @@ MISTAKES = {
     "attack.poison_rate=0.1": ("in attack", "poison_ratio", "target_label"),
     "precision=32": ("precision: no such group or key", "trainer.precision", "trainer"),
     "data.folder=x": ("in data", "image_size", "num_classes"),
+    "robustness=[connectivity,retunin]": (
+        "robustness=retunin: no such option",
+        "Did you mean retuning?",
+        "reactivation",
+    ),
     "attack=3": ("attack=3: no such option", "badnets", "blended"),
     "defense.head.name=x": ("defense.head.name: no such key in defense", "reinit", "alpha"),
 }

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.defenses import BTIDBF, CleanData, PathAwareMinimization
-from fst_lightning.defenses.bti import TriggerGenerator, features_of
+from fst_lightning.defenses.bti import TriggerGenerator
+from fst_lightning.defenses.features import features_of
 from tests import tiny
 from tests.defenses.drive import drive
 

@@ -1,0 +1,16 @@
+"""What becomes of a purified network that somebody works on; plain PyTorch, one check a file."""
+
+from fst_lightning.robustness.check import Rates, RobustnessCheck, Subject, rates_of
+from fst_lightning.robustness.connectivity import LinearConnectivity
+from fst_lightning.robustness.reactivation import ReactivationAttack
+from fst_lightning.robustness.retuning import RetuningAttack
+
+__all__ = [
+    "LinearConnectivity",
+    "Rates",
+    "ReactivationAttack",
+    "RetuningAttack",
+    "RobustnessCheck",
+    "Subject",
+    "rates_of",
+]

@@ -1,0 +1,70 @@
+"""Linear mode connectivity: the straight way from the backdoored weights to the purified ones.
+
+Min et al., "Uncovering, explaining, and mitigating the superficial safety of backdoor defense",
+NeurIPS 2024, arXiv 2410.09838.
+
+Example:
+    ``python purify.py attack=blended defense=fst robustness=[connectivity]``
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.snapshot import restore, snapshot
+from fst_lightning.defenses.train import batchnorms, recompute_batchnorm
+from fst_lightning.robustness.check import RobustnessCheck, Subject, rates_of
+
+
+class LinearConnectivity(RobustnessCheck):
+    r"""Measure the networks between the backdoored and the purified one.
+
+    .. math:: \theta(t) = (1 - t)\,\theta_{\text{backdoored}} + t\,\theta_{\text{purified}}
+
+    A backdoor that has gone has left most of the way; one that comes back a little before the end
+    is near. Statistics of BatchNorm do not belong to weights in between: where a network has any,
+    they are computed anew at every point, both ends included, on the same clean training images.
+
+    Args:
+        points: evenly spaced, both ends included, 2 or more.
+        images: clean training images for the statistics of BatchNorm, 2 or more.
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Example:
+        >>> LinearConnectivity().points
+        21
+    """
+
+    def __init__(self, points: int = 21, images: int = 1000) -> None:
+        check_number("points", points, low=2, whole=True)
+        check_number("images", images, low=2, whole=True)
+        self.points = points
+        self.images = images
+
+    def run(self, subject: Subject, generator: torch.Generator) -> dict[str, Any]:
+        """Measure point after point, from the backdoored network on."""
+        start, end = snapshot(subject.backdoored), snapshot(subject.purified)
+        net = copy.deepcopy(subject.purified)
+        order = torch.randperm(len(subject.train), generator=generator)
+        clean = subject.train.subset(order[: self.images])
+        recomputes = any(norm.running_mean is not None for norm in batchnorms(net).values())
+        places = [point / (self.points - 1) for point in range(self.points)]
+        rates = []
+        for t in places:
+            restore(net, torch.lerp(start, end, t))
+            if recomputes:
+                recompute_batchnorm(net, clean)
+            rates.append(rates_of(net, subject))
+        return {
+            "t": places,
+            "ca": [rate.ca for rate in rates],
+            "asr": [rate.asr for rate in rates],
+            "ra": [rate.ra for rate in rates],
+            "batchnorm_images": len(clean) if recomputes else None,
+        }
