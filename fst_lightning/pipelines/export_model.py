@@ -113,7 +113,7 @@ def export_model(
         By format: ``file``, ``bytes`` and ``max_difference`` (of logits, in units of the greatest
         one), or the ``error`` in one line.
     """
-    ready = ImagesToLogits(net, mean, std)
+    ready, images = ImagesToLogits(net, mean, std), images.cpu()
     found: dict[str, dict[str, Any]] = {}
     for name in formats:
         path = folder / FORMATS[name]

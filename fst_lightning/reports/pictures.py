@@ -69,10 +69,10 @@ def _examples(evidence: Evidence) -> str:
         lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     said: list[tuple[str, Callable[[int], int | None]]] = [
         ("True class", lambda i: examples[i].label),
-        ("Triggered, before", lambda i: examples[i].before),
+        (_titled("Answer", "before" if evidence.after else ""), lambda i: examples[i].before),
     ]
     if any(e.after is not None for e in examples):
-        said.append(("Triggered, after", lambda i: examples[i].after))
+        said.append(("Answer, after", lambda i: examples[i].after))
     for name, of in said:
         texts = [_name(evidence, of(i)) for i in range(len(examples))]
         cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
@@ -88,14 +88,20 @@ def _name(evidence: Evidence, label: int | None) -> str:
 
 
 def _snapshots(evidence: Evidence) -> list[tuple[str, Snapshot]]:
-    both = [("Before", evidence.before)]
-    return both if evidence.after is None else [*both, ("After", evidence.after)]
+    """The networks and when they were seen: "before", "after"; "" where there is but one."""
+    if evidence.after is None:
+        return [("", evidence.before)]
+    return [("before", evidence.before), ("after", evidence.after)]
+
+
+def _titled(text: str, when: str) -> str:
+    return f"{text}, {when}" if when else text
 
 
 def _features(evidence: Evidence) -> str:
     """Where the network puts images before its last layer."""
     items = [
-        figure(_plane(evidence, snapshot), when, _nearness(snapshot))
+        figure(_plane(evidence, snapshot), when.capitalize(), _nearness(snapshot))
         for when, snapshot in _snapshots(evidence)
         if snapshot.clean.features is not None
     ]
@@ -169,13 +175,13 @@ def _errors(evidence: Evidence) -> str:
                 shares.tolist(),
                 names,
                 names,
-                title=f"{which} images, {when.lower()}",
+                title=_titled(f"{which} images", when),
                 texts=[[str(n) if n else "" for n in row] for row in counts],
                 row_label="true class",
                 column_label="prediction",
                 style=1 if which == "triggered" else 0,
             )
-            items.append(figure(chart, f"{which.capitalize()} images, {when.lower()}"))
+            items.append(figure(chart, _titled(f"{which.capitalize()} images", when)))
     return section(
         "Who is taken for whom",
         [figures(items)],
@@ -214,7 +220,7 @@ def _classes(evidence: Evidence) -> str:
         ends = [wilson_interval(int(hits[label]), int(total[label])) for label in present]
         series.append(
             Series(
-                when.lower() if len(rows) > 1 else "",
+                when,
                 rates,
                 style=style,
                 labels=[f"{rate:.1f}" for rate in rates],
@@ -311,7 +317,7 @@ def _inversion(evidence: Evidence) -> str:
     labels = _extremes(largest)
     series = [
         Series(
-            when,
+            when if len(found) > 1 else "",
             inversion.index[labels].tolist(),
             style=_BEFORE if when == "before" and len(found) > 1 else _AFTER,
             labels=[minus(f"{value:.2f}") for value in inversion.index[labels]],
@@ -328,12 +334,15 @@ def _inversion(evidence: Evidence) -> str:
     items = [figure(chart, "Anomaly index, class by class")]
     words = []
     for when, inversion in found.items():
+        also = when if len(found) > 1 else ""
         worst = np.argsort(-inversion.index, kind="stable")[:4]
         cells = "".join(f"<td>{_pattern(evidence, inversion, int(i))}</td>" for i in worst)
         table_of = f'<div class="wide"><table class="images"><tr>{cells}</tr></table></div>'
-        items.append(figure(table_of, f"Recovered patterns, {when}: the four most suspicious"))
+        items.append(
+            figure(table_of, f"{_titled('Recovered patterns', also)}: the four most suspicious")
+        )
         names = ", ".join(_name(evidence, label) for label in inversion.suspicious[:5]) or "none"
-        words.append(f"suspicious {when}: {names}")
+        words.append(f"{f'suspicious {also}'.strip()}: {names}")
     note = (
         "For every class the smallest patch that turns all images into it (Neural Cleanse), grey "
         "where it leaves the image as it is. A class that needs a much smaller one than the others "
@@ -370,14 +379,14 @@ def _calibration(evidence: Evidence) -> str:
         ]
         series.append(
             Series(
-                when.lower(),
+                when,
                 accuracy[filled].tolist(),
                 confidence[filled].tolist(),
                 _AFTER if evidence.after is None or i else _BEFORE,
                 intervals=[(None, interval) for interval in intervals],
             )
         )
-        words.append(f"{error:.4f} {when.lower()}")
+        words.append(f"{error:.4f} {when}".strip())
     chart = scatter(
         series,
         title="reliability diagram",

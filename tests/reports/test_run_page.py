@@ -96,7 +96,7 @@ def test_shows_every_part() -> None:
     ]
     assert "a 'b c'" in page.text
     assert len(page.named("img")) == 3 + 3  # three of an example, three recovered patterns
-    assert "suspicious before: cat" in page.text
+    assert "Classes that are suspicious: cat." in page.text
 
 
 def test_every_text_is_escaped() -> None:
@@ -149,6 +149,8 @@ def test_a_training_has_no_after() -> None:
     page = read(render_page(results, evidence(after=None)))
     assert "after.ca" not in page.keyed
     assert page.keyed["before.asr"] == "93.80 %"
+    words = page.text.partition("The trigger")[2].partition("Time and memory")[0]
+    assert "before" not in words.lower()
 
 
 def headline(**changes: Any) -> tuple[str, str]:
