@@ -13,7 +13,15 @@ from fst_lightning.reports import read_results
 from tests.runs import tiny
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("fst_lightning", "conf", "pyproject.toml", "README.md", "LICENSE", "train.py")
+SOURCES = (
+    "fst_lightning",
+    "hydra_plugins",
+    "conf",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "train.py",
+)
 
 pytestmark = pytest.mark.slow
 
@@ -76,8 +84,13 @@ def test_has_every_file_of_the_configuration(wheel: Path) -> None:
 
 def test_has_every_module_the_types_and_nothing_else(wheel: Path) -> None:
     packed = {name for name in names(wheel) if not name.startswith("fst_lightning/conf/")}
-    package = ROOT / "fst_lightning"
-    files = (file for file in package.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    packages = (ROOT / "fst_lightning", ROOT / "hydra_plugins")
+    files = [
+        file
+        for package in packages
+        for file in package.rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    ]
     expected = {str(file.relative_to(ROOT)) for file in files}
     assert {name for name in packed if ".dist-info/" not in name} == expected
     assert "fst_lightning/py.typed" in packed
@@ -97,6 +110,17 @@ def test_the_commands_run_from_any_folder(installed: Path, tmp_path: Path) -> No
     assert error is None
     assert results is not None
     where = "import fst_lightning; print(fst_lightning.__file__)"
+    assert call("-c", where, cwd=tmp_path, path=installed).startswith(str(installed))
+
+
+def test_the_sweeper_is_found(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    purify = "from fst_lightning.cli import purify; purify()"
+    lines = [*tiny("purify"), "hydra.sweep.dir=sweep", "hydra/sweeper=optuna"]
+    search = ["-m", "hydra.sweeper.n_trials=1", "defense.alpha=interval(0,1)"]
+    out = call("-c", purify, *lines, *search, cwd=tmp_path, path=installed)
+    assert "study purify: 1 complete" in out
+    where = "import hydra_plugins.fst_lightning_optuna as found; print(found.__file__)"
     assert call("-c", where, cwd=tmp_path, path=installed).startswith(str(installed))
 
 

@@ -5,11 +5,12 @@ from fst_lightning.checkpoints.errors import CheckpointError
 from fst_lightning.checkpoints.keys import KeyMap, match_keys
 from fst_lightning.checkpoints.load import load_into
 from fst_lightning.checkpoints.read import Checkpoint, read_checkpoint
-from fst_lightning.checkpoints.store import Store, StoreEntry, StoreError
+from fst_lightning.checkpoints.store import SCHEMA, Store, StoreEntry, StoreError, StoreUse
 from fst_lightning.checkpoints.write import write_state
 
 __all__ = [
     "CARD_KEY",
+    "SCHEMA",
     "Checkpoint",
     "CheckpointError",
     "KeyMap",
@@ -19,6 +20,7 @@ __all__ = [
     "Store",
     "StoreEntry",
     "StoreError",
+    "StoreUse",
     "load_into",
     "match_keys",
     "read_checkpoint",

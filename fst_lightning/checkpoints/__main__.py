@@ -29,10 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show the backdoored models that are kept")
     prune = commands.add_parser("prune", help="remove models")
-    prune.add_argument("--keep-gb", type=float, help="remove the oldest until at most so many GB")
+    prune.add_argument(
+        "--keep-gb", type=float, help="remove the least recently used until at most so many GB"
+    )
     prune.add_argument(
         "--older-than-days", type=float, help="remove what is older than so many days"
     )
+    prune.add_argument("--stale", action="store_true", help="remove what no run would take")
     prune.add_argument("keys", nargs="*", help="remove these models")
     options = parser.parse_args(arguments)
 
@@ -40,9 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "list":
         _show(store)
         return 0
-    keep = None if options.keep_gb is None else int(options.keep_gb * 1e9)
+    keep = None if options.keep_gb is None else options.keep_gb * 1e9
     try:
-        removed = store.prune(keep, options.older_than_days, options.keys or None)
+        removed = store.prune(keep, options.older_than_days, options.keys or None, options.stale)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(store: Store) -> None:
-    table = Table("key", "attack", "data", "model", "seed", "MB", "made", box=None)
+    table = Table("key", "attack", "data", "model", "seed", "MB", "made", "used", "", box=None)
     entries = store.list()
     for entry in entries:
         names = [
@@ -59,9 +62,11 @@ def _show(store: Store) -> None:
             for part in (entry.description.get(group) for group in ("attack", "data", "model"))
         ]
         seed, size = str(entry.description.get("seed", "?")), f"{entry.bytes / 1e6:.1f}"
-        table.add_row(entry.key, *names, seed, size, f"{entry.created:%Y-%m-%d %H:%M}")
+        times = [f"{when:%Y-%m-%d}" for when in (entry.created, entry.used)]
+        table.add_row(entry.key, *names, seed, size, *times, "stale" if entry.stale else "")
     if entries:
-        Console().print(table)
+        # In a pipe nobody wants a line to be folded at 80 columns.
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
     else:
         print(f"{store.root} keeps no model yet.")
 

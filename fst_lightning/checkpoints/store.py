@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import secrets
 import shutil
@@ -15,12 +16,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from fst_lightning.checkpoints.write import sync_folder
 
-__all__ = ["Store", "StoreEntry", "StoreError"]
+try:
+    import fcntl
+except ImportError:  # Windows, which does not rename a folder with an open file in it: all we want
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["SCHEMA", "Store", "StoreEntry", "StoreError", "StoreUse"]
+
+SCHEMA = 2
+"""Of descriptions. Raised where the same description comes to make another model than before."""
 
 _KEY = re.compile(r"[0-9a-f]{16}")
 _FACTS = "entry.json"
@@ -41,6 +51,7 @@ class StoreEntry:
         description: the plain data that the key was made of.
         bytes: size of its files.
         created: when it was kept, in UTC.
+        used: when it was last kept or used, in UTC.
         path: its folder.
     """
 
@@ -48,7 +59,32 @@ class StoreEntry:
     description: dict[str, object]
     bytes: int
     created: datetime
+    used: datetime
     path: Path
+
+    @property
+    def stale(self) -> bool:
+        """Whether today's code would not make this model, and so never asks for it."""
+        return self.description.get("schema") != SCHEMA
+
+
+class StoreUse:
+    """Keeps an entry from being removed, for as long as this object lives and is not released.
+
+    Attributes:
+        path: the entry's folder.
+    """
+
+    def __init__(self, path: Path, facts: BinaryIO) -> None:
+        self.path = path
+        self._facts = facts
+
+    def release(self) -> None:
+        """Let others remove it."""
+        self._facts.close()
+
+    def __del__(self) -> None:
+        self.release()
 
 
 class Store:
@@ -56,6 +92,12 @@ class Store:
 
     Args:
         root: the folder; made when something is first kept or locked.
+        limit_bytes: what the models may take, at least 0: when one is kept, those that were not
+            used for the longest time go, but neither this one nor any that is in use. None: no
+            limit.
+
+    Raises:
+        ValueError: the limit is no number of at least 0.
 
     Example:
         >>> store = Store("store")
@@ -63,8 +105,9 @@ class Store:
         True
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, limit_bytes: float | None = None) -> None:
         self.root = Path(root)
+        self.limit_bytes = _limit("limit_bytes", limit_bytes)
         self._locks: dict[str, FileLock] = {}
 
     def key(self, description: Mapping[str, object]) -> str:
@@ -87,6 +130,28 @@ class Store:
         """Return the folder of a complete entry, or None."""
         found = self._read(self._models / _checked(key))
         return None if found is None else found.path
+
+    def use(self, key: str) -> StoreUse | None:
+        """Hold a complete entry, so that nobody removes it; any number of processes may.
+
+        It needs no right to write into the store.
+
+        Returns:
+            None where there is no complete entry.
+        """
+        while (path := self.entry(key)) is not None:
+            try:
+                facts = (path / _FACTS).open("rb")
+            except FileNotFoundError:
+                continue  # removed meanwhile: look again
+            with contextlib.suppress(OSError):  # a file system without locks
+                _flock(facts, shared=True)
+            if _is_open_file(facts, path / _FACTS):
+                with contextlib.suppress(OSError):  # a store that is read only
+                    os.utime(path / _FACTS)
+                return StoreUse(path, facts)
+            facts.close()  # replaced, or removed, before it was held
+        return None
 
     @contextlib.contextmanager
     def lock(self, key: str, timeout: float | None = None) -> Iterator[None]:
@@ -150,6 +215,8 @@ class Store:
             existing = self.entry(key)
             if existing is not None and not replace:
                 return existing
+            for rest in self._folder("partial").glob(f"{key}-*"):
+                shutil.rmtree(rest, ignore_errors=True)  # of a process that died
             temporary = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
             try:
                 self._make(temporary)
@@ -161,9 +228,12 @@ class Store:
                 }
                 (temporary / _FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
                 sync_folder(temporary)
-                return self._publish(temporary, key)
+                kept = self._publish(temporary, key)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+            if self.limit_bytes is not None:
+                self.prune(self.limit_bytes)  # this one is locked, and so stays
+            return kept
 
     def list(self) -> builtins.list[StoreEntry]:
         """Return the complete entries, the oldest first; foreign files are passed over."""
@@ -174,41 +244,44 @@ class Store:
 
     def prune(
         self,
-        keep_bytes: int | None = None,
+        keep_bytes: float | None = None,
         older_than_days: float | None = None,
         keys: Collection[str] | None = None,
+        stale: bool = False,
     ) -> builtins.list[str]:
         """Remove entries, and always what dead processes left half-written.
 
-        An entry that somebody holds locked stays.
+        An entry that somebody holds locked, or uses, stays.
 
         Args:
-            keep_bytes: remove the oldest entries until the rest has at most so many bytes.
+            keep_bytes: remove entries until the rest has at most so many bytes; those that were
+                not used for the longest time go first.
             older_than_days: remove entries, and work folders, older than so many days.
             keys: remove these entries and their work folders.
+            stale: remove the entries that today's code does not ask for.
 
         Returns:
             The keys of the removed entries.
         """
-        for name, number in (("keep_bytes", keep_bytes), ("older_than_days", older_than_days)):
-            if number is not None and not number >= 0:
-                raise ValueError(f"Expected `{name}` to be 0 or more, but got {number}.")
+        _limit("keep_bytes", keep_bytes)
+        _limit("older_than_days", older_than_days)
         entries = self.list()
         named = {_checked(key) for key in keys or ()}
-        doomed = {entry.key for entry in entries if entry.key in named}
+        doomed = {entry.key for entry in entries if entry.key in named or (stale and entry.stale)}
         now = time.time()
         if older_than_days is not None:
             oldest = now - older_than_days * _DAY
             doomed |= {entry.key for entry in entries if entry.created.timestamp() < oldest}
             named |= {f.name for f in _children(self.root / "work") if _newest(f) < oldest}
-        if keep_bytes is not None:
-            total = sum(entry.bytes for entry in entries if entry.key not in doomed)
-            for entry in entries:
-                if total > keep_bytes and entry.key not in doomed:
-                    doomed.add(entry.key)
-                    total -= entry.bytes
         self._sweep()
         removed = [e.key for e in entries if e.key in doomed and self._remove(self._models, e.key)]
+        if keep_bytes is not None:
+            rest = [entry for entry in entries if entry.key not in removed]
+            total = sum(entry.bytes for entry in rest)
+            for entry in sorted(rest, key=lambda entry: (entry.used, entry.key)):
+                if total > keep_bytes and self._remove(self._models, entry.key):
+                    total -= entry.bytes
+                    removed.append(entry.key)
         for key in sorted(named):
             self._remove(self.root / "work", key)
         return removed
@@ -217,6 +290,8 @@ class Store:
         """Return the folder where a run keeps what it needs to go on after an interruption."""
         folder = self._folder("work") / _checked(key)
         self._make(folder)
+        if not os.access(folder, os.W_OK):
+            raise self._unusable(PermissionError(f"{folder} is read only"))
         return folder
 
     def clear_work(self, key: str) -> None:
@@ -277,10 +352,11 @@ class Store:
             created = datetime.fromisoformat(values["created"]).astimezone(UTC)
             if values["key"] != folder.name or self.key(description) != folder.name:
                 return None
+            used = datetime.fromtimestamp(facts.stat().st_mtime, UTC)
             size = sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        return StoreEntry(folder.name, description, size, created, folder)
+        return StoreEntry(folder.name, description, size, created, used, folder)
 
     def _sweep(self) -> None:
         for folder in _children(self.root / "partial"):
@@ -294,8 +370,8 @@ class Store:
         folder = parent / key
         if not _KEY.fullmatch(key) or folder.is_symlink() or not folder.exists():
             return False
-        with self._unheld(key) as free:
-            if not free:
+        with self._unheld(key) as free, _unused(folder / _FACTS) as unused:
+            if not (free and unused):
                 return False
             doomed = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
             try:
@@ -323,6 +399,44 @@ class Store:
             yield True
         finally:
             lock.release()
+
+
+@contextlib.contextmanager
+def _unused(facts: Path) -> Iterator[bool]:
+    """Keep others from beginning to use an entry, if nobody uses it."""
+    try:
+        file = facts.open("rb+")
+    except OSError:
+        yield True  # no entry, or half of one
+        return
+    with file:
+        try:
+            _flock(file, shared=False)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass  # a file system without locks
+        yield True
+
+
+def _flock(file: BinaryIO, *, shared: bool) -> None:
+    """Lock an open file until it is closed: alone at once or not at all, or shared."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_open_file(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _limit(name: str, number: float | None) -> float | None:
+    if number is not None and not number >= 0:
+        raise ValueError(f"Expected `{name}` to be 0 or more, but got {number}.")
+    return number
 
 
 def _checked(key: str) -> str:

@@ -7,6 +7,19 @@ import sys
 import traceback
 from pathlib import Path
 
+_NOTE, _LOG = "failure.json", "traceback.txt"
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove what an earlier run in this folder failed of."""
+    for name in (_NOTE, _LOG):
+        (folder / name).unlink(missing_ok=True)
+
+
+def has_failure(folder: Path) -> bool:
+    """Whether it is known why the run in this folder failed."""
+    return (folder / _NOTE).exists()
+
 
 def report_failure(error: Exception, overrides: list[str], folder: Path) -> None:
     """Print the reason in one line and keep the traceback in the run's folder.
@@ -20,12 +33,16 @@ def report_failure(error: Exception, overrides: list[str], folder: Path) -> None
     if not isinstance(error, ValueError | OSError):
         # Not a message written for the user: its type helps to understand it.
         message = f"{type(error).__name__}: {message}"
-    log = folder / "traceback.txt"
+    log = folder / _LOG
+    failure = {"error": message, "overrides": overrides, "log": str(log)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Of the processes of a job the first one to fail knows why; the others miss it.
+        with (folder / _NOTE).open("x", encoding="utf-8") as note:
+            note.write(json.dumps(failure, indent=1))
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        failure = {"error": message, "overrides": overrides, "log": str(log)}
-        (folder / "failure.json").write_text(json.dumps(failure, indent=1), encoding="utf-8")
+    except FileExistsError:
+        return
     except OSError as problem:
         print(f"(could not write {log}: {problem})", file=sys.stderr)
     print(f"error: {message}\n(details: {log}; or run again with debug=true)", file=sys.stderr)

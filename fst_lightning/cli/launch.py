@@ -1,16 +1,86 @@
-"""Who started this process."""
+"""Who started this process, and which jobs get processes of their own."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from fst_lightning.cli.failure import has_failure, report_failure
+
+if TYPE_CHECKING:
+    from fst_lightning.cli.job import Job
+
+# torchrun tells a process its RANK, SLURM its SLURM_PROCID, and Lightning its children their
+# LOCAL_RANK (it sets it to 0 for itself).
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def is_main_process() -> bool:
     """Whether Lightning did not start this process for another device, by the same command.
 
-    Known without torch and before any process group: torchrun tells a process its ``RANK``, SLURM
-    its ``SLURM_PROCID``, and Lightning its children their ``LOCAL_RANK`` (it sets it to 0 for
-    itself).
+    Known without torch and before any process group.
     """
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+    return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
+
+
+def starts_processes(cfg: DictConfig) -> bool:
+    """Whether Lightning would start processes for the devices of this job.
+
+    It does so by running the command of this process once more for each: in a sweep that would be
+    the whole sweep. Processes that torchrun or SLURM started are there already.
+    """
+    if any(name in os.environ for name in (*_RANKS, "SLURM_NTASKS")):
+        return False
+    devices, strategy = cfg.trainer.devices, cfg.trainer.strategy
+    single = str(devices) == "1" or (not isinstance(devices, int | str) and len(devices) == 1)
+    return not (single and cfg.trainer.num_nodes == 1 and strategy == "auto")
+
+
+def run_apart(job: Job) -> bool:
+    """Run a job in processes of its own, of which the first one starts the others.
+
+    Their command is ``python -m fst_lightning.cli FOLDER``: whichever process runs it, joins this
+    very job. A rank that dies ends its job and nothing else; when this process dies, so do they.
+
+    Returns:
+        Whether it came to its end; where not, the folder says why.
+    """
+    forget = job.save()
+    environment = dict(os.environ)
+    # They find what this process would, though they were not started from its script's folder.
+    environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    command = [sys.executable, "-m", "fst_lightning.cli", str(job.folder)]
+    try:
+        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as process:
+            code = process.wait()
+    finally:
+        forget.unlink(missing_ok=True)
+    if code == 0:
+        return True
+    if job.cfg.debug:
+        raise RuntimeError(f"The processes of this job ended with {_meaning(code)}.")
+    if not has_failure(job.folder):
+        died = RuntimeError(f"The processes of this job ended with {_meaning(code)}.")
+        report_failure(died, job.overrides, job.folder)
+    return False
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that holds the other end of its standard input does."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _meaning(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"status {code}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import math
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,9 +11,10 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fst_lightning.cli.launch import is_main_process
+from fst_lightning.cli.job import Job, exit_failed
 from fst_lightning.cli.overrides import check_overrides
-from fst_lightning.cli.resume import continued_sweep, is_finished
+from fst_lightning.cli.resume import continued_sweep
+from fst_lightning.cli.sweep import run_in_sweep
 from fst_lightning.configuration import conf_folder
 
 
@@ -38,29 +38,17 @@ def _run(task: str) -> None:
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=task)(_job)()
 
 
-def _job(cfg: DictConfig) -> None:
-    """Run one job; in a sweep a failing one leaves a note and lets the others run."""
-    job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir).absolute()
-    overrides = list(job.overrides.task)
-    in_sweep = job.mode == RunMode.MULTIRUN
-    if in_sweep and is_main_process():
-        print(f"#{job.job.num}: {' '.join(overrides)}", flush=True)
-    try:
-        if in_sweep and cfg.resume is True and is_finished(cfg, folder):
-            if is_main_process():
-                print("  finished before", flush=True)
-            return
-        from fst_lightning.pipelines import Run, run_pipeline
+def _job(cfg: DictConfig) -> float | tuple[float, ...]:
+    """Run one job; in a sweep a failing one leaves a note and lets the others run.
 
-        run_pipeline(Run(cfg, dict(job.runtime.choices), overrides, folder))
-    except Exception as error:
-        if cfg.debug:
-            raise
-        from fst_lightning.cli.failure import report_failure
-
-        report_failure(error, overrides, folder)
-        if not in_sweep:
-            # Processes that Lightning started for other devices must not wait for this one.
-            sys.stdout.flush()
-            os._exit(1) if "LOCAL_RANK" in os.environ else sys.exit(1)
+    Returns:
+        The figures that ``objective`` names, for a sweeper that learns from them.
+    """
+    job = Job.of_hydra(cfg)
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    done = run_in_sweep(job) if in_sweep else job.run()
+    if not (done or in_sweep):
+        exit_failed()
+    names = [cfg.objective] if isinstance(cfg.objective, str) else list(cfg.objective)
+    figures = job.figures(names) if done else (math.nan,) * len(names)
+    return figures[0] if len(figures) == 1 else figures

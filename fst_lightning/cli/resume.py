@@ -59,7 +59,10 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
 
 def _asked(overrides: Sequence[str]) -> list[str]:
     """What was asked for, in any order; how it is run does not matter."""
-    ignored = ("resume", "debug", "hydra.mode", "hydra/launcher", "hydra.launcher", _FOLDER)
+    ignored = (
+        *("resume", "debug", "hydra.mode", "hydra/launcher", "hydra.launcher", _FOLDER),
+        *("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs"),
+    )
     return sorted(line for line in overrides if not line.lstrip("+").startswith(ignored))
 
 

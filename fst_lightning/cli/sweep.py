@@ -1,15 +1,50 @@
-"""The end of a multirun: one table over all of its runs."""
+"""A job of a multirun, and the end of it: one table over all of its runs."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from fst_lightning.cli.launch import is_main_process
+from fst_lightning.cli.job import Job
+from fst_lightning.cli.launch import is_main_process, run_apart, starts_processes
+from fst_lightning.cli.resume import is_finished
+
+
+def run_in_sweep(job: Job) -> bool:
+    """Run one job of a sweep, unless it is resumed and finished this one before.
+
+    Returns:
+        Whether the job came to its end.
+    """
+    main = is_main_process()
+    if main:
+        print(f"#{HydraConfig.get().job.num}: {' '.join(job.overrides)}", flush=True)
+    with _alone(job.folder) if main else nullcontext():
+        if job.cfg.resume is True and is_finished(job.cfg, job.folder):
+            if main:
+                print("  finished before", flush=True)
+            return True
+        return run_apart(job) if starts_processes(job.cfg) else job.run()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for a job that outlived its sweep, as those of a launcher's workers do."""
+    lock = FileLock(folder / ".lock")
+    with suppress(OSError, NotImplementedError):  # a file system without locks
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class SweepTable(Callback):

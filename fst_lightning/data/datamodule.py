@@ -14,7 +14,14 @@ from fst_lightning.attacks.recorded import RecordedTrigger
 from fst_lightning.data.images import ImageData, ImageSet
 from fst_lightning.data.placement import on_device
 from fst_lightning.data.protocol import clean_rows
-from fst_lightning.data.rows import Batch, Chunks, EpochShuffle, Rows, training_loader
+from fst_lightning.data.rows import (
+    Batch,
+    Chunks,
+    EpochShuffle,
+    Rows,
+    ShuffleShare,
+    training_loader,
+)
 from fst_lightning.data.source import Source
 from fst_lightning.defenses.clean import held_out_rows
 from fst_lightning.seeds import derived_seed
@@ -205,8 +212,11 @@ class BackdoorDataModule(L.LightningDataModule):
         """Shuffled batches of ``(images, labels, poisoned)``; with cover rows, of those as well."""
         rows = self._place("train", self.train_rows)
         cover = self.plan.cover if bool(self.plan.cover.any()) else None
-        order = EpochShuffle(len(rows), self.seed)
+        order: EpochShuffle | ShuffleShare = EpochShuffle(len(rows), self.seed)
         if self.trainer is not None:
+            if self.trainer.world_size > 1:
+                processes, rank = self.trainer.world_size, self.trainer.global_rank
+                order = ShuffleShare(len(rows), self.seed, processes, rank)
             # In a resumed run workers ask for their first rows before Lightning sets the epoch.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             order.set_epoch(progress.processed)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from fst_lightning.data.images import ImageSet
 from fst_lightning.seeds import derived_seed
@@ -130,14 +131,51 @@ class EpochShuffle(Sampler[int]):
         return iter(torch.randperm(self.num_rows, generator=generator).tolist())
 
 
+class ShuffleShare(DistributedSampler[int]):
+    """What one of several processes sees of :class:`EpochShuffle`'s order.
+
+    A step of all of them together is a step of one process with their batches taken together.
+    Rows that are left over where their number does not divide, wait for another epoch: every
+    process does the same number of steps, on as many rows.
+
+    Args:
+        num_rows: how many rows there are.
+        seed: of the order; Lightning sets the epoch.
+        num_processes: how many share them.
+        rank: which of them this is, from 0.
+
+    Example:
+        >>> shares = [list(ShuffleShare(5, 0, 2, rank)) for rank in range(2)]
+        >>> whole = list(EpochShuffle(5, 0))
+        >>> shares == [[whole[0], whole[2]], [whole[1], whole[3]]]
+        True
+    """
+
+    def __init__(self, num_rows: int, seed: int, num_processes: int, rank: int) -> None:
+        # Lightning leaves a sampler of this class as it is, and would shuffle any other once more.
+        super().__init__(range(num_rows), num_processes, rank, drop_last=True)  # type: ignore[arg-type]
+        self.order = EpochShuffle(num_rows, seed)
+        self.num_samples = max(1, num_rows // num_processes)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle as in this epoch."""
+        self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = itertools.cycle(self.order)
+        return itertools.islice(
+            rows, self.rank, self.num_samples * self.num_replicas, self.num_replicas
+        )
+
+
 def training_loader(
-    rows: Rows, batch_size: int, order: EpochShuffle, **options: Any
+    rows: Rows, batch_size: int, order: EpochShuffle | ShuffleShare, **options: Any
 ) -> DataLoader[Batch]:
     """Shuffled batches, each one gather.
 
     Args:
         rows: what to train on.
-        batch_size: images a step, 1 or more.
+        batch_size: images a step of this process, 1 or more.
         order: of the rows.
         options: for the DataLoader.
     """
@@ -147,6 +185,6 @@ def training_loader(
         sampler=order,
         collate_fn=as_gathered,
         # BatchNorm can't learn from a single image, and another epoch will show it.
-        drop_last=len(rows) > batch_size and len(rows) % batch_size == 1,
+        drop_last=len(order) > batch_size and len(order) % batch_size == 1,
         **options,
     )

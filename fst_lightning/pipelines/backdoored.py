@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from fst_lightning.attacks import Attack, TrainedAttack
 from fst_lightning.checkpoints import (
+    SCHEMA,
     Checkpoint,
     KeyMap,
     ModelCard,
-    Store,
+    StoreError,
+    StoreUse,
     load_into,
     read_checkpoint,
     write_state,
@@ -29,6 +31,7 @@ from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import (
     head_of,
     make_optimizer,
+    make_store,
     make_trainer,
     network_arguments,
     precision_of,
@@ -37,9 +40,8 @@ from fst_lightning.pipelines.processes import agreed
 from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.run import Run
 
-_SCHEMA = 2
 _FIRST_IMAGES = 5000
-_ATTACK_FILE = "attack.safetensors"
+_MODEL_FILE, _ATTACK_FILE = "model.safetensors", "attack.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Backdoored:
         card: what it is.
         identity: tells models apart: the store's key, or a digest of the file.
         train_seconds: how long its training took; None where it was there already.
+        use: keeps it in the store, as long as the run lasts.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class Backdoored:
     card: ModelCard
     identity: str
     train_seconds: float | None
+    use: StoreUse | None = None
 
 
 def from_file(
@@ -97,31 +101,42 @@ def from_store(
     Several processes may ask for the same model at a time: a lock lets one of them train it. The
     processes of further devices take no lock: the first one holds it while they train together.
     Those that Lightning starts find the store as the first one found it; those that a launcher
-    started at the same time are told.
+    started at the same time are told. What is there already takes no lock, nor the right to write.
     """
-    store = Store(Path(run.cfg.paths.store))
+    store = make_store(run)
     description = describe(run, source.load())
     key = store.key(description)
-    path = store.root / "models" / key / "model.safetensors"
     leader = is_first_process()
-    with store.lock(key) if leader else nullcontext():
-        if agreed(not run.cfg.retrain and store.entry(key) is not None):
+
+    def found() -> StoreUse | None:
+        return None if run.cfg.retrain else store.use(key)
+
+    use = found()
+    with store.lock(key) if leader and use is None else nullcontext():
+        use = use or found()
+        if agreed(use is not None):
+            use = use or found()  # The first process found it; so does this one.
+            if use is None:
+                raise StoreError(f"{store.root}: the model {key} has just been removed from it.")
+            path = use.path / _MODEL_FILE
             load_into(net, read_checkpoint(path))
             load_attack(attack, path)
-            return Backdoored(path.absolute(), None, card, key, None)
+            return Backdoored(path.absolute(), None, card, key, None, use)
         started = time.perf_counter()
         train_backdoored(run, net, source, attack, card, store.work(key))
         seconds = time.perf_counter() - started
 
         def write(folder: Path) -> None:
-            write_state(folder / path.name, net.state_dict(), card=card)
+            write_state(folder / _MODEL_FILE, net.state_dict(), card=card)
             if attack.needs_fit or isinstance(attack, TrainedAttack):
                 write_state(folder / _ATTACK_FILE, attack_state(attack))
 
         if leader:
             store.keep(key, description, write, replace=True)
             store.clear_work(key)
-    return Backdoored(path.absolute(), None, card, key, seconds)
+            use = store.use(key)
+    path = store.root / "models" / key / _MODEL_FILE
+    return Backdoored(path.absolute(), None, card, key, seconds, use)
 
 
 def train_backdoored(
@@ -169,12 +184,12 @@ def fit_attack(run: Run, source: Source, attack: Attack, device: torch.device) -
     """Fit what the attack needs, or take it from the store: it is the same for many models."""
     if not attack.needs_fit or attack.fitted:
         return
-    data, store = source.load(), Store(Path(run.cfg.paths.store))
+    data, store = source.load(), make_store(run)
     train, num_classes, seed = data.train, data.num_classes, int(run.cfg.seed)
     attack.prepare(train.images, train.labels, num_classes, seed)
     arguments = run.plain("attack")
     description = {
-        "schema": _SCHEMA,
+        "schema": SCHEMA,
         "kind": "fitted attack",
         "data": {"name": run.choices["data"], "content": fingerprint(data)},
         "attack": {
@@ -184,18 +199,21 @@ def fit_attack(run: Run, source: Source, attack: Attack, device: torch.device) -
         "seed": seed,
     }
     key = store.key(description)
-    path = store.root / "models" / key / _ATTACK_FILE
+    use = store.use(key)
     # Every process of a run comes here, one after the other: the first one fits.
-    with store.lock(key):
-        if store.entry(key) is not None:
-            load_attack(attack, path)
+    with nullcontext() if use else store.lock(key):
+        use = use or store.use(key)
+        if use is not None:
+            load_attack(attack, use.path / _ATTACK_FILE)
             return
         if is_first_process():
             print(f"{run.choices['attack']}: fits its trigger, once for this data", flush=True)
         attack.fit_once(train.images, train.labels, num_classes, seed, device)
         attack.cpu()
         store.keep(
-            key, description, lambda folder: write_state(folder / path.name, attack_state(attack))
+            key,
+            description,
+            lambda folder: write_state(folder / _ATTACK_FILE, attack_state(attack)),
         )
 
 
@@ -239,7 +257,7 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
     for key in ("root", "triggered_root", "placement", "cache", "cache_folder"):
         settings.pop(key, None)
     return {
-        "schema": _SCHEMA,
+        "schema": SCHEMA,
         "data": {"name": run.choices["data"], **settings, "content": fingerprint(data)},
         "model": {"name": run.choices["model"], **run.plain("model")},
         "attack": {"name": run.choices["attack"], **_without_pictures(run.plain("attack"))},

@@ -18,6 +18,7 @@ from torch import nn
 
 from fst_lightning.attacks import Attack
 from fst_lightning.callbacks import progress_callback
+from fst_lightning.checkpoints import Store
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.models import find_head
@@ -60,6 +61,20 @@ def is_automatic(run: Run) -> bool:
 def make_source(run: Run) -> Source:
     """Where the images come from."""
     return make(run.cfg.data, Source)
+
+
+def make_store(run: Run) -> Store:
+    """Where backdoored models are kept.
+
+    Raises:
+        ValueError: where its size limit is no number of at least 0.
+    """
+    limit = run.cfg.paths.store_limit_gb
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
+        raise ValueError(
+            f"Expected `paths.store_limit_gb` to be null or a number, but got {limit!r}."
+        )
+    return Store(Path(run.cfg.paths.store), None if limit is None else limit * 1e9)
 
 
 def make_network(run: Run, num_classes: int) -> nn.Module:

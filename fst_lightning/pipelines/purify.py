@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ import torch
 from torch import nn
 
 from fst_lightning.attacks import NoAttack
-from fst_lightning.checkpoints import ModelCard, Store, read_checkpoint, write_state
+from fst_lightning.checkpoints import (
+    ModelCard,
+    StoreError,
+    read_checkpoint,
+    write_state,
+)
 from fst_lightning.data import (
     BackdoorDataModule,
     ImageSet,
@@ -53,6 +59,7 @@ from fst_lightning.pipelines.parts import (
     make_module,
     make_network,
     make_source,
+    make_store,
     make_trainer,
 )
 from fst_lightning.pipelines.resume import resume_point
@@ -65,6 +72,7 @@ from fst_lightning.pipelines.score import (
     model_block,
     score,
 )
+from fst_lightning.pipelines.shift import Shift
 from fst_lightning.reports import build_results
 from fst_lightning.seeds import derived_seed
 
@@ -124,10 +132,8 @@ def run_purify(run: Run) -> dict[str, Any]:
         run.cfg.defense.alpha, search = choose_alpha(run, net, data, poisoned)
         automatic = {"auto": ["alpha"]}
         defense = make_defense(run)
-    store = Store(Path(run.cfg.paths.store))
-    key = tuning_key(run, backdoored)
     trains = defense.tunes or isinstance(defense, DatasetDefense)
-    work = store.work(key) if trains else run.folder
+    work = work_folder(run, tuning_key(run, backdoored)) if trains else run.folder
     clean = make_clean(data, poisoned=poisoned)
     module = make_module(run, net, defense, data, card.to_json(), clean)
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
@@ -139,6 +145,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     before = score(trainer, module, data)
     evaluate_seconds = time.perf_counter() - started
     witness.look()
+    shift = Shift(run, trainer, module, data)
     purify_seconds, after = 0.0, before
     if not isinstance(defense, NoDefense):
         started = time.perf_counter()
@@ -178,7 +185,8 @@ def run_purify(run: Run) -> dict[str, Any]:
             std=data.data.std,
             card=card.to_json(),
         )
-        store.clear_work(key)
+        if trains:
+            shutil.rmtree(work, ignore_errors=True)
     results = build_results(
         task="purify",
         seed=run.cfg.seed,
@@ -201,6 +209,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         },
         robustness=robustness,
         environment=environment(run, trainer),
+        shift=shift.measure(),
         checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},
         overrides=run.overrides,
         exported=exported,
@@ -315,6 +324,14 @@ def check_enough_images(net: nn.Module, data: BackdoorDataModule) -> None:
             f"tuning.clean_ratio (1 uses all {len(data.data.train)} training images) or the batch "
             "size."
         )
+
+
+def work_folder(run: Run, key: str) -> Path:
+    """Where the run keeps its last checkpoint: in its own folder if the store is read only."""
+    try:
+        return make_store(run).work(key)
+    except StoreError:
+        return run.folder / "work"
 
 
 def tuning_key(run: Run, backdoored: Backdoored) -> str:

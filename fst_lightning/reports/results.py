@@ -67,6 +67,7 @@ def build_results(
     before: Score,
     after: Score | None = None,
     defense: Mapping[str, object] | None = None,
+    shift: Mapping[str, float | None] | None = None,
     seconds: Mapping[str, float | None] | None = None,
     environment: Mapping[str, object] | None = None,
     checkpoints: Mapping[str, str | os.PathLike[str] | None] | None = None,
@@ -91,6 +92,7 @@ def build_results(
         after: the purified network's score.
         defense: `name` and its arguments, numbers as they were used. `auto` may list the
             arguments that the run chose itself; they then do not tell runs of a sweep apart.
+        shift: how far the network moved: `head_cosine` and `feature_cosine` to the backdoored one.
         seconds: `train`, `purify`, `evaluate`.
         environment: `precision`, `device`, `versions`.
         checkpoints: the files `backdoored` and `purified`.
@@ -123,6 +125,7 @@ def build_results(
         "after": after and {name: after.rate(name) for name in RATES},
         "der": _rating(before, after) if implanted else None,
         "ci95": {"before": _intervals(before), "after": after and _intervals(after)},
+        "shift": shift and dict(shift),
         "seconds": blank(("train", "purify", "evaluate")) | dict(seconds or {}),
         "environment": {"precision": None, "device": None, "versions": {}}
         | dict(environment or {}),

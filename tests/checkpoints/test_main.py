@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fst_lightning.checkpoints import Store
+from fst_lightning.checkpoints import SCHEMA, Store
 from fst_lightning.checkpoints.__main__ import main
 
 
@@ -51,3 +51,20 @@ def test_prunes_by_size_and_by_key(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_refuses_what_is_no_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--store", str(tmp_path), "prune", "../elsewhere"]) == 1
     assert "error" in capsys.readouterr().err
+
+
+def test_lists_and_prunes_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = _keep(tmp_path, 0, 10)  # says no schema
+    store = Store(tmp_path)
+    description: dict[str, object] = {"schema": SCHEMA, "seed": 1}
+    fresh = store.key(description)
+    store.keep(fresh, description, lambda folder: _write(folder / "model.safetensors", 10))
+    assert main(["--store", str(tmp_path), "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {key: "stale" in line for line in lines for key in line.split()[:1]} == {
+        "key": False,
+        key: True,
+        fresh: False,
+    }
+    assert main(["--store", str(tmp_path), "prune", "--stale"]) == 0
+    assert [entry.key for entry in store.list()] == [fresh]

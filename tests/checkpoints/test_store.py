@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fst_lightning.checkpoints import Store, StoreError
+from fst_lightning.checkpoints import SCHEMA, Store, StoreError
 
 DESCRIPTION: dict[str, object] = {"data": "digits", "seed": 0, "attack": {"name": "badnets"}}
 
@@ -128,8 +130,10 @@ def test_keys_are_no_paths(tmp_path: Path, key: str) -> None:
 def backdate(store: Store, key: str, days: float) -> None:
     facts = store.root / "models" / key / "entry.json"
     values = json.loads(facts.read_text())
-    values["created"] = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+    before = datetime.now(UTC) - timedelta(days=days)
+    values["created"] = before.isoformat()
     facts.write_text(json.dumps(values, indent=1))
+    os.utime(facts, (before.timestamp(), before.timestamp()))
 
 
 def test_prune(tmp_path: Path) -> None:
@@ -156,6 +160,133 @@ def test_prune(tmp_path: Path) -> None:
     for number in (-1, float("nan")):
         with pytest.raises(ValueError, match="older_than_days"):
             store.prune(older_than_days=number)
+
+
+def kept(root: Path, count: int, limit: float | None = None) -> tuple[Store, list[str]]:
+    """A store with entries of about 200 bytes, the first one used the longest time ago."""
+    store = Store(root)
+    keys = [store.key({"seed": seed}) for seed in range(count)]
+    for seed, key in enumerate(keys):
+        store.keep(key, {"seed": seed}, fill)
+        backdate(store, key, days=100 - seed)
+    return Store(root, limit), keys
+
+
+def listed(store: Store) -> set[str]:
+    return {entry.key for entry in store.list()}
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    store, keys = kept(tmp_path, 4)
+    use = store.use(keys[0])
+    assert use is not None
+    assert use.path == store.entry(keys[0])
+    use.release()
+    entries = {entry.key: entry for entry in store.list()}
+    assert datetime.now(UTC) - entries[keys[0]].used < timedelta(minutes=1)
+    assert datetime.now(UTC) - entries[keys[0]].created > timedelta(days=99)
+    room = 2 * max(entry.bytes for entry in entries.values())
+    assert store.prune(keep_bytes=room) == [keys[1], keys[2]]
+    assert listed(store) == {keys[0], keys[3]}
+
+
+def test_what_is_used_stays(tmp_path: Path) -> None:
+    """By this process or another; any number may use it, and a dead one does not."""
+    store, keys = kept(tmp_path, 3)
+    uses = [store.use(keys[0]), Store(tmp_path).use(keys[0])]
+    assert all(uses)
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from fst_lightning.checkpoints.store import Store\n"
+            f"use = Store({str(tmp_path)!r}).use({keys[1]!r}); print(use.path, flush=True)\n"
+            "sys.stdin.read()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert keys[1] in child.stdout.readline()
+    assert store.prune(keep_bytes=0) == [keys[2]]
+    assert store.prune(keys=keys, older_than_days=0) == []
+    child.kill()
+    child.communicate()
+    assert store.prune(keep_bytes=0) == [keys[1]]
+    for use in uses:
+        assert use is not None
+        assert (use.path / "model.safetensors").read_bytes() == b"x" * 100
+    del use, uses
+    assert store.prune(keep_bytes=0) == [keys[0]]
+    assert store.use(keys[0]) is None
+
+
+def test_a_limit_is_kept_to(tmp_path: Path) -> None:
+    """But for the one just made, and what is in use."""
+    _, keys = kept(tmp_path, 3)
+    size = max(entry.bytes for entry in Store(tmp_path).list())
+    store = Store(tmp_path, limit_bytes=2.5 * size)
+    use = store.use(keys[0])
+    new = store.key(DESCRIPTION)
+    store.keep(new, DESCRIPTION, fill)
+    assert listed(store) == {keys[0], new}
+    assert use is not None
+    use.release()
+    other = store.key({"seed": 99})
+    Store(tmp_path, limit_bytes=0).keep(other, {"seed": 99}, fill)
+    assert listed(store) == {other}
+    for limit in (-1, float("nan")):
+        with pytest.raises(ValueError, match="limit_bytes"):
+            Store(tmp_path, limit_bytes=limit)
+
+
+def test_a_replaced_entry_is_used_as_a_whole(tmp_path: Path) -> None:
+    store, (key,) = kept(tmp_path, 1)
+    before = store.use(key)
+    store.keep(key, {"seed": 0}, fill, replace=True)
+    after = store.use(key)
+    assert before is not None
+    assert after is not None
+    before.release()
+    assert store.prune(keep_bytes=0) == []
+    after.release()
+    assert store.prune(keep_bytes=0) == [key]
+
+
+def test_stale_entries_are_said_to_be(tmp_path: Path) -> None:
+    """Those of an older schema; their keys are other ones, so that no run finds them."""
+    store = Store(tmp_path)
+    keys = []
+    for schema in (None, SCHEMA - 1, SCHEMA):
+        description = DESCRIPTION if schema is None else {**DESCRIPTION, "schema": schema}
+        keys.append(store.key(description))
+        store.keep(keys[-1], description, fill)
+    assert len(set(keys)) == 3
+    assert {entry.key for entry in store.list() if entry.stale} == set(keys[:2])
+    assert sorted(store.prune(stale=True)) == sorted(keys[:2])
+    assert listed(store) == {keys[2]}
+
+
+def test_a_store_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds can be used. (Its user may write everywhere, so the refusal is made.)"""
+    store, (key,) = kept(tmp_path, 1)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    use = Store(tmp_path).use(key)
+    assert use is not None
+    with pytest.raises(StoreError, match=r"paths\.store="):
+        Store(tmp_path).work(key)
+    monkeypatch.undo()
+    folder = store.work(key)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(StoreError, match="read only"):
+        store.work(key)
+    assert folder.is_dir()
 
 
 def test_what_is_locked_stays(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fst_lightning.cli.failure import report_failure
+from fst_lightning.cli.failure import forget_failure, has_failure, report_failure
 from tests.cli.conftest import Command
 
 # The full list is in tests/pipelines/test_settings.py.
@@ -55,11 +55,26 @@ def test_an_error_that_is_no_message_for_users_has_its_type(
         (ValueError("two\n  lines"), "two lines"),
         (FileNotFoundError("no file x"), "no file x"),
     ):
-        report_failure(error, ["a=1"], tmp_path / "new" / "folder")
+        folder = tmp_path / "new" / type(error).__name__
+        report_failure(error, ["a=1"], folder)
         shown = capsys.readouterr().err.splitlines()[0]
         assert shown.startswith(f"error: {said}")
-    kept = json.loads((tmp_path / "new/folder/failure.json").read_text(encoding="utf-8"))
-    assert kept["overrides"] == ["a=1"]
+        kept = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+        assert kept["overrides"] == ["a=1"]
+
+
+def test_the_first_process_to_fail_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others only miss it: connection closed by peer."""
+    report_failure(ValueError("the reason"), [], tmp_path)
+    report_failure(RuntimeError("connection closed by peer"), [], tmp_path)
+    assert "peer" not in capsys.readouterr().err
+    assert "the reason" in (tmp_path / "failure.json").read_text(encoding="utf-8")
+    assert "the reason" in (tmp_path / "traceback.txt").read_text(encoding="utf-8")
+    assert has_failure(tmp_path)
+    forget_failure(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_does_not_hide_the_error(

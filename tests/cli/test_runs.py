@@ -154,12 +154,3 @@ def test_two_processes(tmp_path: Path) -> None:
     assert not list((tmp_path / "store/work").iterdir())
     assert [file.parent.name for file in tmp_path.rglob("results.json")] == ["run"]
     assert found["before"]["ca"] * 31 == pytest.approx(round(found["before"]["ca"] * 31))
-
-
-@pytest.mark.slow
-@pytest.mark.ddp
-def test_a_sweep_on_two_processes(tmp_path: Path) -> None:
-    done = two_processes(tmp_path, "-m", "defense=ft,lp", "seed=0,1", "hydra.sweep.dir=sweep")
-    assert len(list((tmp_path / "store/models").iterdir())) == 2
-    assert done.stdout.count("#0:") == 1
-    assert done.stdout.count("4 runs, 2 experiments, 0 failed") == 1

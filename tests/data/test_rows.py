@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
-from fst_lightning.data.rows import Chunks, EpochShuffle, Rows, as_gathered
+from fst_lightning.data.rows import (
+    Chunks,
+    EpochShuffle,
+    Rows,
+    ShuffleShare,
+    as_gathered,
+    training_loader,
+)
 from tests import tiny
 
 
@@ -98,6 +105,45 @@ def test_an_order_of_all_rows_by_seed_and_epoch(count: int, seed: int, epoch: in
         assert len(sampler) == count
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == list(range(count))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    count=st.integers(1, 100),
+    processes=st.integers(1, 5),
+    batch_size=st.integers(1, 9),
+    epoch=st.integers(0, 9),
+)
+def test_steps_of_several_processes_are_those_of_one(
+    count: int, processes: int, batch_size: int, epoch: int
+) -> None:
+    """With their batches taken together; what does not divide by their number waits."""
+    whole = EpochShuffle(count, 7)
+    whole.set_epoch(epoch)
+    shares = []
+    for rank in range(processes):
+        share = ShuffleShare(count, 7, processes, rank)
+        share.set_epoch(epoch)
+        shares.append(list(share))
+        assert len(share) == len(shares[-1])
+    assert len({len(share) for share in shares}) == 1
+    if count < processes:
+        assert len(shares[0]) == 1
+        return
+    together = [row for rows in zip(*shares, strict=True) for row in rows]
+    assert together == list(whole)[: count - count % processes]
+    for start in range(0, len(shares[0]), batch_size):
+        step = {row for share in shares for row in share[start : start + batch_size]}
+        end = start + batch_size
+        assert step == set(together[start * processes : end * processes])
+
+
+@pytest.mark.parametrize(("count", "batch_size", "steps"), [(130, 64, 1), (132, 64, 2), (2, 64, 1)])
+def test_no_process_trains_on_a_single_image(count: int, batch_size: int, steps: int) -> None:
+    """BatchNorm could not: what is left of a process's share counts, not of all rows."""
+    rows = Rows(tiny.rows(count), torch.zeros(count, dtype=torch.bool))
+    loader = training_loader(rows, batch_size, ShuffleShare(count, 0, 2, 1))
+    assert len(list(loader)) == steps
 
 
 def test_other_epochs_and_seeds_have_other_orders() -> None:

@@ -1,12 +1,15 @@
 """Each backdoored model is trained once."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from fst_lightning.checkpoints import StoreError
 from fst_lightning.pipelines import run_pipeline
 from fst_lightning.pipelines.backdoored import describe, fingerprint
 from fst_lightning.pipelines.parts import make_source
@@ -157,3 +160,51 @@ def test_the_network_of_a_run_is_channels_last(
     run_pipeline(start())  # from the store
     assert len(seen) == 4
     assert all(seen)
+
+
+def test_a_store_that_is_read_only_serves_what_it_holds(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user of a test may be one who may write everywhere, so the refusal is made here."""
+    store = tmp_path / "store"
+    first = go("defense=ft")
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    mkdir, utime = Path.mkdir, os.utime
+
+    def refused(path: object) -> None:
+        if store in Path(str(path)).parents:
+            raise PermissionError(30, "Read-only file system")
+
+    def make(self: Path, *args: Any, **options: Any) -> None:
+        refused(self)
+        mkdir(self, *args, **options)
+
+    def touch(path: Any, *args: Any, **options: Any) -> None:
+        refused(path)
+        utime(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    monkeypatch.setattr(os, "utime", touch)
+    again = go("defense=ft")
+    assert again["seconds"]["train"] is None
+    assert again["after"] == first["after"]
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert not list(tmp_path.rglob("last.ckpt"))
+    with pytest.raises(StoreError, match=r"paths\.store="):
+        go("seed=1")  # a model that it does not hold
+
+
+def test_a_store_with_a_limit_keeps_the_model_just_made(go: Go, models: Models) -> None:
+    for seed in (0, 1):
+        go(f"seed={seed}", "paths.store_limit_gb=0")
+        assert len(models()) == 1
+    assert go("seed=1")["seconds"]["train"] is None
+
+
+@pytest.mark.parametrize("limit", ["-1", "much", "true"])
+def test_a_limit_that_is_none_is_refused_before_the_training(
+    limit: str, go: Go, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        go(f"paths.store_limit_gb={limit}")
+    assert not (tmp_path / "store").exists()

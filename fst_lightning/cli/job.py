@@ -1,0 +1,109 @@
+"""One job: everything that it takes to run it, in this process or in another."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from fst_lightning.cli.failure import forget_failure, report_failure
+from fst_lightning.cli.launch import is_main_process
+
+_FILE = "job.yaml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, as Hydra composed it.
+
+    Attributes:
+        cfg: the configuration.
+        choices: the option that was chosen of every group.
+        overrides: what the command line said.
+        folder: where it writes.
+    """
+
+    cfg: DictConfig
+    choices: dict[str, str]
+    overrides: list[str]
+    folder: Path
+
+    @classmethod
+    def of_hydra(cls, cfg: DictConfig) -> Job:
+        """The job that Hydra is running."""
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir).absolute()
+        return cls(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task), folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Read what `save` has written into the folder."""
+        saved: Any = OmegaConf.load(folder / _FILE)
+        OmegaConf.set_struct(saved.cfg, True)
+        return cls(saved.cfg, dict(saved.choices), list(saved.overrides), folder)
+
+    def save(self) -> Path:
+        """Write it into its folder, every reference resolved, for another process."""
+        plain = {
+            "cfg": OmegaConf.to_container(self.cfg, resolve=True),
+            "choices": self.choices,
+            "overrides": self.overrides,
+        }
+        path = self.folder / _FILE
+        OmegaConf.save(OmegaConf.create(plain), path)
+        return path
+
+    def run(self) -> bool:
+        """Run it in this process.
+
+        Returns:
+            Whether it came to its end; where not, the folder says why.
+        """
+        if is_main_process():
+            forget_failure(self.folder)
+        try:
+            from fst_lightning.pipelines import Run, run_pipeline
+
+            run_pipeline(Run(self.cfg, self.choices, self.overrides, self.folder))
+        except Exception as error:
+            if self.cfg.debug:
+                raise
+            report_failure(error, self.overrides, self.folder)
+            return False
+        return True
+
+    def figures(self, names: Sequence[str]) -> tuple[float, ...]:
+        """Figures of its results, by their dotted names; NaN for one that it has not.
+
+        Args:
+            names: such as ``after.ca``.
+        """
+        try:
+            results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            results = {}
+        return tuple(_number(results, name) for name in names)
+
+
+def exit_failed() -> NoReturn:
+    """End the process of a job that failed."""
+    sys.stdout.flush()
+    # Processes that Lightning started for other devices must not wait for this one.
+    if "LOCAL_RANK" in os.environ:
+        os._exit(1)
+    sys.exit(1)
+
+
+def _number(results: Any, name: str) -> float:
+    value = results
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if known else float("nan")

@@ -1,0 +1,223 @@
+"""Jobs of a sweep that need several processes: each process joins its job, and no other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from fst_lightning.cli.job import Job
+from fst_lightning.cli.launch import run_apart, starts_processes
+from fst_lightning.reports import read_results
+from tests.cli.test_runs import ROOT
+from tests.runs import composed, tiny
+
+TWO = (
+    "trainer.devices=2",
+    "trainer.strategy=ddp",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "data.num_test=31",  # does not divide by two: no row may be counted twice
+    "paths.store=store",
+    "hydra.sweep.dir=sweep",
+)
+
+
+def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a sweep whose jobs have two processes each."""
+    lines = tiny("purify", TWO)
+    return subprocess.run(
+        [sys.executable, ROOT / "purify.py", "-m", *lines, *TWO, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def results(folder: Path) -> dict[str, Any]:
+    read, error = read_results(folder / "results.json")
+    assert error is None
+    assert read is not None
+    return read
+
+
+def run_alone(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The same job, not in a sweep: a command of its own."""
+    plumbing = [line for line in TWO if not line.startswith("hydra.")]
+    lines = [*tiny("purify", TWO), *plumbing, *arguments, "hydra.run.dir=alone"]
+    command = [sys.executable, str(ROOT / "purify.py"), *lines]
+    subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=True)
+    return results(folder / "alone")
+
+
+@pytest.mark.ddp
+def test_every_process_joins_its_own_job(tmp_path: Path) -> None:
+    """Two jobs of two processes: the parameters of the job, one folder, one model each."""
+    done = sweep(tmp_path, "defense=ft,lp", "report.enabled=false")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    for number, defense in enumerate(("ft", "lp")):
+        found = results(tmp_path / "sweep" / str(number))
+        assert found["defense"]["name"] == defense
+        assert found["environment"]["num_processes"] == 2
+        assert f"defense={defense}" in found["overrides"]
+        assert found["before"]["ca"] * 31 == pytest.approx(round(found["before"]["ca"] * 31))
+    assert len(list((tmp_path / "store/models").iterdir())) == 1
+    assert not list((tmp_path / "store/work").iterdir())
+    # Nothing else was written, by none of the four processes.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "sweep"]
+    assert sorted(file.parent.name for file in tmp_path.rglob("results.json")) == ["0", "1"]
+    assert not list(tmp_path.rglob("job.yaml"))
+    for text in ("#0:", "#1:", "2 runs, 2 experiments, 0 failed"):
+        assert done.stdout.count(text) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_a_job_of_a_sweep_is_the_same_run_as_alone(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "defense=fst,ft", "seed=3,4", "report.enabled=false")
+    assert done.returncode == 0, done.stderr
+    alone = run_alone(tmp_path, "defense=ft", "seed=3", "report.enabled=false", "retrain=true")
+    found = results(tmp_path / "sweep/2")
+    for part in ("before", "after", "attack", "defense", "data", "seed"):
+        assert found[part] == alone[part]
+    weights = [tmp_path / name / "purified.safetensors" for name in ("sweep/2", "alone")]
+    assert weights[0].read_bytes()[-10_000:] == weights[1].read_bytes()[-10_000:]
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_a_failing_job_and_a_dying_rank_do_not_stop_the_others(tmp_path: Path) -> None:
+    """The second job fails in all its processes, in the third one rank kills itself."""
+    (tmp_path / "assassin.py").write_text(
+        "import os, signal\n"
+        "from lightning import Callback\n"
+        "class Assassin(Callback):\n"
+        "    def __init__(self, strikes): self.strikes = strikes\n"
+        "    def on_train_start(self, trainer, module):\n"
+        "        if self.strikes and trainer.global_rank == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    lines = [
+        *tiny("purify", TWO),
+        *TWO,
+        "+callbacks.assassin._target_=assassin.Assassin",
+        "+callbacks.assassin.strikes=false,true",
+        "attack.target_label=1,99",
+        "report.enabled=false",
+    ]
+    done = subprocess.run(
+        [sys.executable, ROOT / "purify.py", "-m", *lines],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "1 runs, 1 experiments, 3 failed" in done.stdout
+    errors = [
+        json.loads((tmp_path / f"sweep/{job}/failure.json").read_text())["error"]
+        for job in (1, 2, 3)
+    ]
+    assert "target_label" in errors[0]
+    assert "target_label" in errors[2]
+    assert not (tmp_path / "sweep/0/failure.json").exists()
+
+
+def job(folder: Path, *overrides: str) -> Job:
+    folder.mkdir()
+    cfg = composed("purify", [*tiny("purify", overrides), *overrides])
+    choices = dict(cfg.hydra.runtime.choices)
+    cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
+    return Job(cfg, choices, list(overrides), folder)
+
+
+def test_a_job_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    saved = job(tmp_path / "a", "defense=ft", "seed=7", "tuning.max_epochs=3")
+    saved.save()
+    loaded = Job.load(saved.folder)
+    assert loaded.choices["defense"] == "ft"
+    assert loaded.overrides == saved.overrides
+    assert loaded.cfg.tuning.scheduler.T_max == 3
+    assert OmegaConf.to_container(loaded.cfg) == OmegaConf.to_container(saved.cfg, resolve=True)
+    assert OmegaConf.is_struct(loaded.cfg)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), False),
+        (("trainer.devices=[1]",), False),
+        (("trainer.devices=2",), True),
+        (("trainer.devices=[0,1]",), True),
+        (("trainer.devices=auto",), True),
+        (("trainer.devices=-1",), True),
+        (("trainer=ddp",), True),
+        (("trainer.strategy=ddp",), True),
+        (("trainer.num_nodes=2",), True),
+    ],
+)
+def test_which_jobs_start_processes(
+    overrides: tuple[str, ...], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    cfg = composed("purify", overrides)
+    assert starts_processes(cfg) is expected
+    for name in names:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "0")
+            assert not starts_processes(cfg)
+
+
+def test_processes_that_die_leave_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = job(tmp_path / "a")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "python").chmod(0o755)
+    assert not run_apart(dying)
+    failure = json.loads((dying.folder / "failure.json").read_text())
+    assert "signal 9" in failure["error"]
+    assert not (dying.folder / "job.yaml").exists()
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """They would go on training in a folder that a continued sweep uses."""
+    child = (
+        "import os, time; from fst_lightning.cli.launch import end_with_parent;"
+        "end_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys;"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE).wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    os.kill(pid, 0)  # it is alive
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and not _zombie(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists() or _zombie(pid)
+    process.stdout.close()
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

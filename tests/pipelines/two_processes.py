@@ -1,0 +1,121 @@
+"""What each of two processes does in `test_processes.py`: every attack, then every defense."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from torch import Tensor, nn
+
+from fst_lightning.checkpoints import read_checkpoint
+from fst_lightning.configuration import groups
+from fst_lightning.pipelines import run_pipeline
+from tests.runs import make_run
+
+BATCH_SIZE = 6
+"""Of each of two processes; one alone takes twice as many."""
+
+
+class Plain(nn.Sequential):
+    """A small network without BatchNorm, whose batches may be cut in two."""
+
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        super().__init__()
+        self.add_module("conv", nn.Conv2d(3, 8, 3, padding=1))
+        self.add_module("relu", nn.ReLU())
+        self.add_module("pool", nn.AdaptiveAvgPool2d(4))
+        self.add_module("flatten", nn.Flatten())
+        self.add_module("head", nn.Linear(128, num_classes))
+
+
+def lines(processes: int, network: str) -> list[str]:
+    """What all runs have in common."""
+    devices = [f"trainer.devices={processes}"] + (["trainer.strategy=ddp"] * (processes > 1))
+    batch = BATCH_SIZE * 2 // processes
+    plain = ["model._target_=tests.pipelines.two_processes.Plain"] if network == "plain" else []
+    return [
+        *devices,
+        *plain,
+        "trainer.accelerator=cpu",
+        f"training.batch_size={batch}",
+        "report.enabled=false",
+        "data.num_test=31",  # does not divide: no row may be counted twice
+        "data.image_size=16",
+        "attack.poison_ratio=0.2",
+    ]
+
+
+def run(folder: Path, processes: int, network: str, task: str, group: str, name: str) -> Any:
+    """The figures and weights of one run, or the error that refused it."""
+    common = lines(processes, network)
+    if name == "none":
+        common = [line for line in common if "poison_ratio" not in line]
+    if task == "purify":
+        common += [f"tuning.batch_size={BATCH_SIZE * 2 // processes}", "attack=badnets"]
+    where = folder / f"{network}-{name}"
+    made = make_run(task, where, f"{group}={name}", *common, store=folder / f"store-{network}")
+    try:
+        results = run_pipeline(made)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+    finally:
+        HydraConfig.instance().cfg = None
+    part = "purified" if task == "purify" else "backdoored"
+    path = Path(results["checkpoints"][part])
+    if processes > 1:
+        torch.distributed.barrier()  # The first process writes it.
+    return {
+        "weights": dict(read_checkpoint(path).state_dict),
+        "counts": {
+            name: [round(rate * 10_000) for rate in score.values() if rate is not None]
+            for name, score in (("before", results["before"]), ("after", results["after"] or {}))
+        },
+        "num_poisoned": results["data"]["num_poisoned"],
+        "num_processes": results["environment"]["num_processes"],
+    }
+
+
+def cases() -> list[tuple[str, str, str, str]]:
+    """Network, task, group and option of every run."""
+    found = [("plain", "train", "attack", name) for name in groups()["attack"]]
+    for name in groups()["defense"]:
+        found += [("plain", "purify", "defense", name), ("normed", "purify", "defense", name)]
+    return found
+
+
+def all_cases(folder: Path, processes: int) -> dict[str, Any]:
+    """All runs, by network and option."""
+    results = {}
+    for network, task, group, name in cases():
+        with contextlib.redirect_stdout(io.StringIO()):
+            results[f"{network} {name}"] = run(folder, processes, network, task, group, name)
+    return results
+
+
+def worker(rank: int, folder: str, port: int) -> None:
+    """One of two processes, as torchrun starts them."""
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    torch.set_num_threads(1)
+    results = all_cases(Path(folder), 2)
+    torch.save(results, Path(folder) / f"{rank}.pt")
+
+
+def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """The largest between two states."""
+    assert left.keys() == right.keys()
+    return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
