@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -23,6 +22,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from fst_lightning.cli.launch import started_with_others
 
 if TYPE_CHECKING:
     import optuna
@@ -76,7 +77,7 @@ class OptunaSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Take over what Hydra has, and make the launcher of the jobs."""
-        if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        if started_with_others():
             raise HydraException(
                 "hydra/sweeper=optuna was started in several processes, each of which would ask "
                 "for trials of its own. Start it once: the jobs start the processes for "

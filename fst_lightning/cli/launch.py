@@ -29,6 +29,11 @@ def is_main_process() -> bool:
     return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
 
+def started_with_others() -> bool:
+    """Whether torchrun or SLURM started several processes of this command at once."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) > 1
+
+
 def starts_processes(cfg: DictConfig) -> bool:
     """Whether Lightning would start processes for the devices of this job.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 
@@ -12,8 +13,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fst_lightning.cli.job import Job, exit_failed
+from fst_lightning.cli.launch import is_main_process, started_with_others
 from fst_lightning.cli.overrides import check_overrides
-from fst_lightning.cli.resume import continued_sweep
+from fst_lightning.cli.resume import check_folder, continued_sweep
 from fst_lightning.cli.sweep import run_in_sweep
 from fst_lightning.configuration import conf_folder
 
@@ -34,6 +36,12 @@ def _run(task: str) -> None:
     if problem is not None:
         sys.exit(f"error: {problem}")
     sys.argv += continued_sweep(task, sys.argv[1:])
+    if started_with_others():
+        problem = check_folder(sys.argv[1:])
+        if problem is not None:
+            sys.exit(f"error: {problem}")
+        if not is_main_process():
+            sys.argv.append("hydra.output_subdir=null")
     # Hydra shows the folder of the configuration in its messages, so it is given an absolute one.
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=task)(_job)()
 
@@ -47,6 +55,10 @@ def _job(cfg: DictConfig) -> float | tuple[float, ...]:
     job = Job.of_hydra(cfg)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     done = run_in_sweep(job) if in_sweep else job.run()
+    if not is_main_process():
+        # The clock of this process may have named a folder of its own, in which there is nothing.
+        with contextlib.suppress(OSError):
+            job.folder.rmdir()
     if not (done or in_sweep):
         exit_failed()
     names = [cfg.objective] if isinstance(cfg.objective, str) else list(cfg.objective)

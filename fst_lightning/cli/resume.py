@@ -41,6 +41,23 @@ def continued_sweep(task: str, arguments: Sequence[str]) -> list[str]:
     return []
 
 
+def check_folder(arguments: Sequence[str]) -> str | None:
+    """Explain why processes that were started together need a folder that they are told.
+
+    Args:
+        arguments: of the command line.
+    """
+    options, _ = get_args_parser().parse_known_args(arguments)
+    told = any(line.lstrip("+").startswith(f"{_FOLDER}=") for line in options.overrides or [])
+    if told or not options.multirun:
+        return None
+    return (
+        f"{_FOLDER}: not given. Each of several processes would name the sweep's folder by its own "
+        f"clock; say {_FOLDER}=FOLDER. (Started once, the jobs of a sweep start the processes "
+        "for trainer.devices themselves.)"
+    )
+
+
 def is_finished(cfg: DictConfig, folder: Path) -> bool:
     """Whether a run of this very configuration has left its results in the folder.
 

@@ -133,7 +133,7 @@ def test_what_does_not_fit(lines: tuple[str, ...], said: str, command: Command) 
 def test_several_processes_would_make_several_studies(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = command(*SEARCH)
     assert outcome.code == 1
     assert "Start it once" in outcome.err

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from fst_lightning.cli.job import Job
 from fst_lightning.cli.launch import run_apart, starts_processes
 from fst_lightning.reports import read_results
+from tests.cli.conftest import Command
 from tests.cli.test_runs import ROOT
 from tests.runs import composed, tiny
 
@@ -133,6 +134,55 @@ def test_a_failing_job_and_a_dying_rank_do_not_stop_the_others(tmp_path: Path) -
     assert "target_label" in errors[0]
     assert "target_label" in errors[2]
     assert not (tmp_path / "sweep/0/failure.json").exists()
+
+
+def torchrun(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    lines = [line for line in (*tiny("purify", TWO), *TWO) if not line.startswith("hydra.")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, str(ROOT / "purify.py"), *lines, "report.enabled=false", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_torchrun_on_an_empty_store(tmp_path: Path) -> None:
+    """The first process says what the store holds; there is one model and one folder."""
+    done = torchrun(tmp_path, "defense=ft")
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs/purify").iterdir()
+    found = results(run)
+    assert found["environment"]["num_processes"] == 2
+    assert found["seconds"]["train"] is not None
+    assert len(list((tmp_path / "store/models").iterdir())) == 1
+    again = torchrun(tmp_path, "defense=ft", "hydra.run.dir=again")
+    assert again.returncode == 0, again.stderr
+    assert results(tmp_path / "again")["seconds"]["train"] is None
+    assert results(tmp_path / "again")["after"] == found["after"]
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_a_sweep_by_torchrun(tmp_path: Path) -> None:
+    done = torchrun(tmp_path, "-m", "defense=ft,lp", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 runs, 2 experiments, 0 failed") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "sweep"]
+
+
+def test_processes_started_together_need_a_folder(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = command("-m", "defense=ft,lp")
+    assert outcome.code == 1
+    assert "hydra.sweep.dir=FOLDER" in outcome.err
+    assert not outcome.written
 
 
 def job(folder: Path, *overrides: str) -> Job:

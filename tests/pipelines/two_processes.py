@@ -1,10 +1,14 @@
-"""What each of two processes does in `test_processes.py`: every attack, then every defense."""
+"""What each of two processes does in `test_processes.py`: every attack, then every defense.
+
+Started by torchrun, for Lightning asks for its rank when it is imported.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -98,24 +102,14 @@ def all_cases(folder: Path, processes: int) -> dict[str, Any]:
     return results
 
 
-def worker(rank: int, folder: str, port: int) -> None:
-    """One of two processes, as torchrun starts them."""
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    torch.set_num_threads(1)
-    results = all_cases(Path(folder), 2)
-    torch.save(results, Path(folder) / f"{rank}.pt")
-
-
 def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     """The largest between two states."""
     assert left.keys() == right.keys()
     return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    here = Path(sys.argv[1])
+    found = all_cases(here, 2)
+    torch.save(found, here / f"{os.environ['RANK']}.pt")
