@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+import itertools
+import os
 from datetime import timedelta
-from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+_PATIENCE = timedelta(days=14)
+"""The first process may wait for another job to train the same model."""
+
+_questions = itertools.count()
 
 
 def started_together() -> bool:
@@ -27,34 +33,39 @@ def agreed(value: bool) -> bool:
     """What the first process says, on all processes that were started together; else the value."""
     if not started_together():
         return value
-    with _group() as device:
-        said = torch.tensor([int(value)], device=device)
-        torch.distributed.broadcast(said, src=0)
-        return bool(said.item())
-
-
-@contextmanager
-def _group() -> Iterator[torch.device]:
-    """A process group for a word; gone afterwards, so that Lightning makes its own."""
     distributed = torch.distributed
     if distributed.is_initialized():
         # A second question in one run: Lightning's group is there, and talks through its devices.
         nccl = distributed.get_backend() == "nccl"
-        yield torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-        return
-    # The first process may wait for another job to train the same model.
-    options: dict[str, Any] = {"timeout": timedelta(days=14)}
-    if not TorchElasticEnvironment.detect():
-        environment = SLURMEnvironment()
-        # Its own port: Lightning binds this one again in a moment.
-        address = f"tcp://{environment.main_address}:{environment.main_port + 1}"
-        options |= {
-            "init_method": address,
-            "rank": environment.global_rank(),
-            "world_size": environment.world_size(),
-        }
-    distributed.init_process_group("gloo", **options)
-    try:
-        yield torch.device("cpu")
-    finally:
-        distributed.destroy_process_group()
+        device = torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu"
+        said = torch.tensor([int(value)], device=device)
+        distributed.broadcast(said, src=0)
+        return bool(said.item())
+    # No process group for a word: Lightning's own, a moment later, would meet under the same names
+    # in the same place, and whoever comes late finds the addresses of the group that is gone.
+    store, rank = _blackboard()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    question = f"fst_lightning/{attempt}/{next(_questions)}"
+    if rank == 0:
+        store.set(question, str(int(value)))
+        return value
+    store.wait([question], _PATIENCE)
+    return bool(store.get(question) == b"1")
+
+
+@functools.cache
+def _blackboard() -> tuple[TCPStore, int]:
+    """Where the first process writes and all read, for as long as this process lives."""
+    elastic = TorchElasticEnvironment.detect()
+    environment = TorchElasticEnvironment() if elastic else SLURMEnvironment()
+    rank = environment.global_rank()
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        environment.main_address,
+        # Not the port that Lightning binds in a moment, unless torchrun serves there already.
+        environment.main_port + (0 if served else 1),
+        is_master=rank == 0 and not served,
+        wait_for_workers=False,
+        timeout=_PATIENCE,
+    )
+    return store, rank
