@@ -125,15 +125,14 @@ def build_results(
         "after": after and {name: after.rate(name) for name in RATES},
         "der": _rating(before, after) if implanted else None,
         "ci95": {"before": _intervals(before), "after": after and _intervals(after)},
-        "shift": shift and dict(shift),
         "seconds": blank(("train", "purify", "evaluate")) | dict(seconds or {}),
         "environment": {"precision": None, "device": None, "versions": {}}
         | dict(environment or {}),
         "checkpoints": blank(("backdoored", "purified")) | dict(checkpoints or {}),
         "overrides": list(overrides),
-    } | {
-        name: value for name, value in (("exported", exported), ("robustness", robustness)) if value
     }
+    more = {"exported": exported, "robustness": robustness, "shift": shift}
+    content |= {name: value for name, value in more.items() if value}
     results: dict[str, Any] = plain(content)
     validate(results)
     return results

@@ -46,4 +46,4 @@ def test_cosines_of_head_and_features(start: Start, defense: str) -> None:
 
 def test_a_network_that_stays_has_not_moved(go: Callable[..., Results]) -> None:
     assert go("defense=none")["shift"] == pytest.approx({"head_cosine": 1, "feature_cosine": 1})
-    assert go(task="train")["shift"] is None
+    assert "shift" not in go(task="train")
