@@ -41,6 +41,7 @@ def variables(launcher: str, rank: int) -> dict[str, str]:
     else:
         names = {"SLURM_NTASKS": 2, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
         names |= {"SLURM_JOB_NAME": "x", "SLURM_JOB_ID": 1, "SLURM_NODEID": 0}
+        names |= {"SLURM_NTASKS_PER_NODE": 2}
         names |= {"SLURM_NODELIST": "127.0.0.1"}
     return {name: str(value) for name, value in names.items()}
 
