@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.defense import Defense, freeze
-from fst_lightning.defenses.train import batchnorms, keep_modes
+from fst_lightning.defenses.train import batchnorms, keep_modes, twice_differentiable
 from fst_lightning.models import find_head
 
 Scope = Literal["all", "head"]
@@ -328,7 +328,8 @@ def per_sample_gradients(
         return functional.cross_entropy(precise(logits), label[None])
 
     # Autocast has no rules for a second derivative through the first one.
-    with keep_modes(net), torch.autocast(images.device.type, enabled=False):
+    precise_pass = torch.autocast(images.device.type, enabled=False)
+    with keep_modes(net), precise_pass, twice_differentiable():
         net.eval()
         gradients: dict[str, Tensor] = vmap(grad(objective), in_dims=(None, 0, 0))(
             dict(parameters), images, labels

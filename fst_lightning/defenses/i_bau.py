@@ -19,7 +19,7 @@ from torch.nn import functional
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.defense import Defense
-from fst_lightning.defenses.train import keep_modes
+from fst_lightning.defenses.train import keep_modes, twice_differentiable
 
 
 class ImplicitUnlearning(Defense):
@@ -185,7 +185,8 @@ def implicit_loss(
         [2.0]
     """
     delta = delta.detach().requires_grad_()
-    value = objective(delta)
+    with twice_differentiable():
+        value = objective(delta)
     (slope,) = torch.autograd.grad(value, delta, create_graph=True)
     mapped = project(delta + step * slope, radius)
     adjoint = direct = slope.detach()

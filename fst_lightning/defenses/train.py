@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fst_lightning.defenses.clean import LabelledImages
@@ -178,6 +179,16 @@ def keep_modes(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Compute attention so that gradients of gradients can pass through it: within, forward.
+
+    The faster kernels of ``scaled_dot_product_attention`` have no second derivative.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager
