@@ -8,8 +8,10 @@ import sys
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fst_lightning.checkpoints.store import Store
+from fst_lightning.printable import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,12 +60,13 @@ def _show(store: Store) -> None:
     entries = store.list()
     for entry in entries:
         names = [
-            str(part.get("name", "?")) if isinstance(part, dict) else "?"
+            printable(part.get("name", "?")) if isinstance(part, dict) else "?"
             for part in (entry.description.get(group) for group in ("attack", "data", "model"))
         ]
-        seed, size = str(entry.description.get("seed", "?")), f"{entry.bytes / 1e6:.1f}"
+        seed, size = printable(entry.description.get("seed", "?")), f"{entry.bytes / 1e6:.1f}"
         times = [f"{when:%Y-%m-%d}" for when in (entry.created, entry.used)]
-        table.add_row(entry.key, *names, seed, size, *times, "stale" if entry.stale else "")
+        cells = [entry.key, *names, seed, size, *times, "stale" if entry.stale else ""]
+        table.add_row(*map(Text, cells))  # as it is: a name in brackets is no colour
     if entries:
         # In a pipe nobody wants a line to be folded at 80 columns.
         Console(width=None if sys.stdout.isatty() else 200).print(table)

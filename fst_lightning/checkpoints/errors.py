@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fst_lightning.printable import printable
+
 __all__ = ["CheckpointError", "Refusal", "shown"]
 
 _LONGEST = 120
@@ -40,6 +42,5 @@ def shown(value: object) -> str:
         >>> shown("a" + chr(27) + "[2J")
         '`a\\x1b[2J`'
     """
-    text = str(value)[: _LONGEST + 1]
-    text = text.encode("unicode_escape").decode("ascii")
+    text = printable(str(value)[: _LONGEST + 1])
     return f"`{text[:_LONGEST]}...`" if len(text) > _LONGEST else f"`{text}`"

@@ -354,7 +354,10 @@ class Store:
                 return None
             used = datetime.fromtimestamp(facts.stat().st_mtime, UTC)
             size = sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        # ArithmeticError: made before the year 1
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+            return None
+        except RecursionError:
             return None
         return StoreEntry(folder.name, description, size, created, used, folder)
 

@@ -7,6 +7,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from fst_lightning.printable import printable
+
 _NOTE, _LOG = "failure.json", "traceback.txt"
 
 
@@ -29,7 +31,7 @@ def report_failure(error: Exception, overrides: list[str], folder: Path) -> None
         overrides: of the command line.
         folder: of the run; gets ``failure.json`` and ``traceback.txt``.
     """
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = printable(" ".join(str(error).split())) or type(error).__name__
     if not isinstance(error, ValueError | OSError):
         # Not a message written for the user: its type helps to understand it.
         message = f"{type(error).__name__}: {message}"
@@ -40,7 +42,9 @@ def report_failure(error: Exception, overrides: list[str], folder: Path) -> None
         # Of the processes of a job the first one to fail knows why; the others miss it.
         with (folder / _NOTE).open("x", encoding="utf-8") as note:
             note.write(json.dumps(failure, indent=1))
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        trace = "".join(traceback.format_exception(error))
+        # A name that is no UTF-8 must not hide the error.
+        log.write_text(trace, encoding="utf-8", errors="backslashreplace")
     except FileExistsError:
         return
     except OSError as problem:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,8 +68,8 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
     """
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError):
+        before = OmegaConf.to_container(_load(folder / "config.yaml"))
+    except Exception:  # A damaged file counts as none, however the parser ends.
         return False
     now = OmegaConf.to_container(cfg, resolve=True)
     return isinstance(results, dict) and _settings(before) == _settings(now)
@@ -85,12 +86,20 @@ def _asked(overrides: Sequence[str]) -> list[str]:
 
 def _overrides_of(file: Path) -> list[str]:
     try:
-        saved = OmegaConf.load(file)
+        saved = _load(file)
         found: Any = OmegaConf.select(saved, "hydra.overrides.task")
         more: Any = OmegaConf.select(saved, "hydra.overrides.hydra")
-    except (OSError, ValueError):
+    except Exception:  # A damaged file counts as none, however the parser ends.
         return []
     return [str(line) for part in (found, more) for line in part or []]
+
+
+def _load(file: Path) -> Any:
+    text = file.read_text(encoding="utf-8")
+    # What a run writes has no aliases; ten lines of them can stand for 10^10 values.
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError(f"{file} is not as a run has written it.")
+    return OmegaConf.create(text)
 
 
 def _settings(config: Any) -> Any:
