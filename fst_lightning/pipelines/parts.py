@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_object
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -27,6 +26,7 @@ from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
 from fst_lightning.pipelines.instantiate import make
 from fst_lightning.pipelines.loggers import make_loggers
 from fst_lightning.pipelines.precision import resolve_precision
+from fst_lightning.pipelines.resume import LastCheckpoint
 from fst_lightning.pipelines.run import Run
 
 
@@ -179,7 +179,7 @@ def make_trainer(
     callbacks: list[L.Callback] = [
         # Only the last epoch, replaced each time: the file that resume continues from. (With
         # save_top_k=0 and save_last=True Lightning writes it at the end of the training alone.)
-        ModelCheckpoint(
+        LastCheckpoint(
             work,
             filename="last",
             save_top_k=1,

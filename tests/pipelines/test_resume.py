@@ -1,16 +1,20 @@
 """An interrupted run goes on as if nothing had happened."""
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 from fst_lightning.defenses import SpectralSignatures
 from fst_lightning.pipelines import Run, run_pipeline
+from fst_lightning.pipelines.resume import LastCheckpoint
+from tests.checkpoints.samples import Calls
 from tests.pipelines.conftest import Start
 from tests.runs import make_run
 
@@ -214,3 +218,30 @@ def test_rows_that_were_found_are_not_looked_for_again(
     results = run_pipeline(resumed)
     assert same(purified(resumed), purified(whole))
     assert results["defense"]["findings"]["flagged"] > 0
+
+
+@pytest.mark.parametrize("kind", [LastCheckpoint, ModelCheckpoint])
+def test_a_checkpoint_does_not_say_what_is_removed(
+    kind: type[ModelCheckpoint], start: Start, tmp_path: Path
+) -> None:
+    interrupt(start, "train", task="train")
+    (last,) = work(tmp_path)
+    (tmp_path / "precious").mkdir()
+    checkpoint = torch.load(last, weights_only=True)
+    there = last.parent / "../../../precious"  # below the folder, to whoever looks at the text
+    assert there.is_dir()
+    writer = kind(last.parent, filename="last", save_top_k=1, save_on_train_epoch_end=True)
+    state = ModelCheckpoint.state_dict(writer) | {"best_model_path": str(there)}
+    checkpoint["callbacks"] = {writer.state_key: state}
+    evil = tmp_path / "evil.ckpt"
+    torch.save(checkpoint, evil)
+    run_pipeline(start(*LINES, f"resume={evil}", task="train"))
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_a_checkpoint_to_resume_from_is_no_pickle_that_runs(start: Start, tmp_path: Path) -> None:
+    evil = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {}, "callbacks": Calls(os.mkdir, str(tmp_path / "canary"))}, evil)
+    with pytest.raises(ValueError, match=r"evil\.ckpt: .*mkdir`, which could run code"):
+        run_pipeline(start(*LINES, f"resume={evil}", task="train"))
+    assert not (tmp_path / "canary").exists()
