@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from fst_lightning.image_files import SUFFIXES, open_image
 
 
 def check_picture(path: str | None) -> None:
@@ -36,11 +36,11 @@ def pictures_in(folder: str) -> list[Path]:
         raise FileNotFoundError(
             f"Expected `attack.folder` to be a folder of pictures, but there is none at {folder}."
         )
-    found = (path for path in Path(folder).iterdir() if path.suffix.lower() in _SUFFIXES)
+    found = (path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
     pictures = sorted(path for path in found if path.is_file())
     if not pictures:
         raise ValueError(
-            f"Expected `attack.folder` to hold pictures ({', '.join(sorted(_SUFFIXES))}), but "
+            f"Expected `attack.folder` to hold pictures ({', '.join(sorted(SUFFIXES))}), but "
             f"there is none in {folder}."
         )
     return pictures
@@ -96,7 +96,7 @@ def _mode(channels: int) -> str:
 def _read(path: str | Path, *modes: str) -> list[Tensor]:
     """The picture in these modes of Pillow: ``(1, C, H, W)`` in [0, 1]."""
     try:
-        with Image.open(path) as file:
+        with open_image(Path(path)) as file:
             picture: Image.Image = file
             if file.mode.startswith("I"):
                 # 16 bits, which Pillow would clip to 8 instead of scaling them.

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fst_lightning.data.decode import SUFFIXES
+from fst_lightning.image_files import SUFFIXES
+from fst_lightning.printable import printable
 
 _INTEGER = re.compile(r"-?[0-9]+")
+_DEEPEST = 64
 
 
 class ClassFolders:
@@ -44,63 +46,84 @@ class ClassFolders:
             directory: `root` or a folder below it.
 
         Raises:
-            ValueError: if one is a symbolic link that leads out of `root`.
+            ValueError: if one is a symbolic link that leads out of `root`, or has a name that
+                can't be printed, as that of a class has to be.
         """
-        return {
-            entry.name: Path(entry.path) for entry in self._entries(directory) if entry.is_dir()
-        }
+        found = {e.name: Path(e.path) for e in self._entries(directory) if e.is_dir()}
+        for name, path in found.items():
+            if not name.isprintable():
+                raise ValueError(
+                    f"Expected the names of class folders to be printable text in UTF-8, but got "
+                    f"{printable(path)}. Rename the folder."
+                )
+        return found
 
     def images(self, directory: Path) -> list[Path]:
         """Return the images in a directory and all folders below it, sorted by path.
+
+        A folder that links lead to more than once counts once.
 
         Args:
             directory: the folder of one class.
 
         Raises:
-            ValueError: if there is none, or a symbolic link leads out of `root`.
+            ValueError: if there is none, a symbolic link leads out of `root`, or folders lie in
+                folders more than 64 deep.
         """
-        found = sorted(self._walk(directory, frozenset()))
+        found = sorted(self._walk(directory, set(), 0))
         if not found:
             raise ValueError(
-                f"Found no image in the class folder {directory}. Images end in "
+                f"Found no image in the class folder {printable(directory)}. Images end in "
                 f"{', '.join(sorted(SUFFIXES))}. Add images, delete the folder, "
                 f"or leave it out with `data.classes`."
             )
         return found
 
-    def _walk(self, directory: Path, above: frozenset[Path]) -> Iterable[Path]:
+    def _walk(self, directory: Path, seen: set[Path], depth: int) -> Iterable[Path]:
+        # A link to a folder above would never end, and a few folders of links to each other would
+        # take for ever: 30 with two links each make a thousand million paths.
         here = directory.resolve()
-        # A link to a folder above would never end.
-        if here in above:
+        if here in seen:
             return
+        seen.add(here)
+        if depth > _DEEPEST:
+            raise ValueError(
+                f"Expected folders at most {_DEEPEST} deep below a class, but got "
+                f"{printable(directory)[:200]}... Put the images into the class folder itself."
+            )
         for entry in self._entries(directory):
             path = Path(entry.path)
             if entry.is_dir():
-                yield from self._walk(path, above | {here})
+                yield from self._walk(path, seen, depth + 1)
             # A broken link is listed, so that reading it names it; a pipe or device is not.
             elif entry.is_file() or not path.exists():
                 yield path
 
     def _entries(self, directory: Path) -> list[os.DirEntry[str]]:
-        with os.scandir(directory) as listing:
-            entries = sorted(
-                (
-                    entry
-                    for entry in listing
-                    if not entry.name.startswith(".")
-                    and (entry.is_dir() or Path(entry.name).suffix.lower() in SUFFIXES)
-                ),
-                key=lambda entry: entry.name,
-            )
+        try:
+            with os.scandir(directory) as listing:
+                entries = [entry for entry in listing if self._counts(entry)]
+        except OSError as error:  # not allowed, or a link to itself
+            raise ValueError(
+                f"Could not list {printable(directory)}: {printable(error)}. Delete or mend what "
+                f"is in the way."
+            ) from error
+        entries.sort(key=lambda entry: entry.name)
         for entry in entries:
             if entry.is_symlink() and not self._follow_symlinks:
                 target = Path(entry.path).resolve()
                 if not target.is_relative_to(self._inside):
                     raise ValueError(
-                        f"{entry.path} is a symbolic link out of {self._root}, to {target}. "
-                        f"Copy the files, or set `data.follow_symlinks=true` if you trust them."
+                        f"{printable(entry.path)} is a symbolic link out of {self._root}, to "
+                        f"{printable(target)}. Copy the files, or set "
+                        f"`data.follow_symlinks=true` (data=image_folder) if you trust them."
                     )
         return entries
+
+    @staticmethod
+    def _counts(entry: os.DirEntry[str]) -> bool:
+        image = Path(entry.name).suffix.lower() in SUFFIXES
+        return not entry.name.startswith(".") and (entry.is_dir() or image)
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
-)
-"""Endings, in lower case, of the files that are taken for images."""
+from fst_lightning.image_files import open_image
+from fst_lightning.printable import printable
 
-MAX_PIXELS = 100_000_000
-"""Most pixels that a file may declare; a small file can declare billions."""
-
-# By content, whatever the ending says. Without the list Pillow would start Ghostscript for an
-# EPS file that is named like a photograph.
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 _GREY_16_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _CHUNK = 64
-# More would wait for the interpreter lock, and each may hold an image of `MAX_PIXELS`.
+# More would wait for the interpreter lock.
 _MAX_THREADS = 16
 _REPORT_SECONDS = 5.0
+# That all threads together hold decoded, up to 8 bytes each: 16 photographs of 6 megapixels.
+_PIXELS_AT_A_TIME = 96_000_000
+_CHUNK_OF_PIXELS = 2**20
 
 
 def decode_images(
@@ -57,64 +55,101 @@ def decode_images(
     shape = (len(paths), 3, image_size, image_size)
     images = torch.empty(shape, dtype=torch.uint8) if into is None else into
     pixels = images.numpy()
+    budget = _Budget(_PIXELS_AT_A_TIME)
 
     def decode_chunk(start: int) -> None:
         for row in range(start, min(start + _CHUNK, len(paths))):
-            pixels[row] = _decode(paths[row], image_size).transpose(2, 0, 1)
+            pixels[row] = _decode(paths[row], image_size, budget).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
-        # Iterating raises the first error in order and cancels the chunks that have not started.
-        starts = range(0, len(paths), _CHUNK)
-        shown = time.monotonic()
-        for start, _ in zip(starts, pool.map(decode_chunk, starts), strict=True):
-            if report and time.monotonic() - shown > _REPORT_SECONDS:
-                shown = time.monotonic()
-                print(f"decode: {start:,} of {len(paths):,} images, once", flush=True)
+    with warnings.catch_warnings():
+        # Pillow warns of what is an error or harmless here, many lines for each damaged file.
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+            # Iterating raises the first error in order, and cancels the chunks that wait.
+            starts = range(0, len(paths), _CHUNK)
+            shown = time.monotonic()
+            for start, _ in zip(starts, pool.map(decode_chunk, starts), strict=True):
+                if report and time.monotonic() - shown > _REPORT_SECONDS:
+                    shown = time.monotonic()
+                    print(f"decode: {start:,} of {len(paths):,} images, once", flush=True)
     return images
 
 
-def _decode(path: Path, image_size: int) -> npt.NDArray[np.uint8]:
+class _Budget:
+    """Lets threads hold at most so many pixels at a time; a larger image has to be alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._free = most
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+def _decode(path: Path, image_size: int, budget: _Budget) -> npt.NDArray[np.uint8]:
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with open_image(path) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(
-                    f"it declares {width}x{height} pixels, and the limit is {MAX_PIXELS:,}"
-                )
-            image.load()
-            # Again, because loading turns a TIFF the way its orientation tag says.
-            width, height = image.size
-            side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            square = _to_rgb(image).resize(
-                (image_size, image_size),
-                Image.Resampling.BILINEAR,
-                box=(left, top, left + side, top + side),
-            )
-            return np.asarray(square)
+            with budget.hold(width * height):
+                return _square(image, image_size)
     # Decoders report damage in many ways: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = printable(error) or type(error).__name__
         raise ValueError(
-            f"Could not read the image {path}: {reason}. Replace or delete the file."
+            f"Could not read the image {printable(path)}: {reason}. Replace or delete the file."
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+def _square(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
+    image.load()
+    # Here, because loading turns a TIFF the way its orientation tag says.
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    square = _to_8_bit(image).resize(
+        (image_size, image_size),
+        Image.Resampling.BILINEAR,
+        box=(left, top, left + side, top + side),
+    )
+    return np.asarray(square.convert("RGB"))
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """RGB or grey; grey takes a quarter of the memory, and becomes RGB when it is small."""
+    if image.mode in ("RGB", "L"):
         return image
+    if image.mode in ("1", "LA"):
+        return image.convert("L")
     if image.mode in _GREY_16_BIT:
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f"its grey values go from {values.min()} to {values.max()}, "
-                f"and 0 to 65535 can be read"
-            )
-        # 65535 / 255 = 257: white stays white.
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        return _scaled(np.asarray(image))
     if image.mode == "F":
         raise ValueError("it holds floating-point numbers; save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         # Pillow warns where this is converted to RGB at once.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
+
+
+def _scaled(values: npt.NDArray[np.generic]) -> Image.Image:
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"its grey values go from {values.min()} to {values.max()}, and 0 to 65535 can be read"
+        )
+    levels = np.empty(values.shape, dtype=np.uint8)
+    source, target = values.reshape(-1), levels.reshape(-1)
+    # In chunks, because the sum needs four times the memory.
+    for start in range(0, len(source), _CHUNK_OF_PIXELS):
+        part = slice(start, start + _CHUNK_OF_PIXELS)
+        # 65535 / 255 = 257: white stays white.
+        target[part] = (source[part].astype(np.int64) + 128) // 257
+    return Image.fromarray(levels)

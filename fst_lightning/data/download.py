@@ -22,7 +22,7 @@ def explain_missing(name: str, root: Path, by_hand: str) -> Iterator[None]:
     try:
         yield
     # torchvision raises RuntimeError for missing and damaged files; URLError is an OSError.
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, SyntaxError) as error:
         raise FileNotFoundError(
             f"Could not load {name} from {root}: {error} To put the files there by hand: {by_hand}"
         ) from error

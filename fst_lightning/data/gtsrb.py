@@ -16,6 +16,7 @@ from fst_lightning.data.download import explain_missing
 from fst_lightning.data.images import ImageSet, check_memory
 from fst_lightning.data.placement import Placement
 from fst_lightning.data.source import Source
+from fst_lightning.image_files import open_image
 
 _NUM_CLASSES = 43
 _NUM_IMAGES = {"train": 26_640, "test": 12_630}
@@ -104,9 +105,10 @@ class GTSRB(Source):
         images = torch.empty(len(dataset), 3, size, size, dtype=torch.uint8)
         labels = torch.empty(len(dataset), dtype=torch.int64)
         pixels = images.numpy()
-        for row in range(len(dataset)):
-            image, label = dataset[row]
-            square = image.resize((size, size), Image.Resampling.BILINEAR)
+        # Opened here: torchvision would start Ghostscript for PostScript that is named like a PPM.
+        for row, (path, label) in enumerate(dataset._samples):
+            with open_image(Path(path)) as image:
+                square = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
             pixels[row] = np.asarray(square).transpose(2, 0, 1)
             labels[row] = label
         # torchvision numbers the training folders that are there: a missing one would shift the

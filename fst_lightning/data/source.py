@@ -33,6 +33,9 @@ class Source(ABC):
         ValueError: for an argument out of its range.
     """
 
+    follow_symlinks = False
+    """Whether symbolic links may lead out of a folder of images."""
+
     def __init__(
         self,
         *,
@@ -76,7 +79,12 @@ class Source(ABC):
                 mean, std = mean or found_mean, std or found_std
             triggered = None
             if self.triggered_root is not None:
-                triggered = read_triggered(self.triggered_root, classes, test.images.shape[-1])
+                triggered = read_triggered(
+                    self.triggered_root,
+                    classes,
+                    test.images.shape[-1],
+                    follow_symlinks=self.follow_symlinks,
+                )
             self._data = ImageData(train, test, classes, mean or (), std or (), triggered)
         return self._data
 

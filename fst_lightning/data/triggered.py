@@ -12,21 +12,24 @@ from fst_lightning.data.decode import decode_images
 from fst_lightning.data.images import ImageSet, check_memory
 
 
-def read_triggered(root: Path, classes: Sequence[str], size: int) -> ImageSet:
+def read_triggered(
+    root: Path, classes: Sequence[str], size: int, *, follow_symlinks: bool = False
+) -> ImageSet:
     """Read images that carry a trigger already, from folders of their *true* classes.
 
     A folder is called by a class name of the data set or by its number, counted from 0: the test
     folders that other tools write (``bd_test_dataset/3/17.png``) can be read as they are.
 
     Args:
-        root: the folder; links out of it are not followed.
+        root: the folder.
         classes: names of the data set's classes, in the order of their labels.
         size: height and width to resize to, in pixels.
+        follow_symlinks: whether symbolic links may lead out of `root`.
 
     Raises:
         ValueError: where a folder is of no class, or holds no image.
     """
-    listing = ClassFolders(root)
+    listing = ClassFolders(root, follow_symlinks=follow_symlinks)
     found = listing.folders(root)
     labels_of = {str(label): label for label in range(len(classes))}
     labels_of |= {name: label for label, name in enumerate(classes)}
