@@ -1,4 +1,4 @@
-"""Check the zip file that `torch.save` writes before anything reads it."""
+"""Check a zip file, such as `torch.save` writes, before anything reads it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import BinaryIO
 from fst_lightning.checkpoints.errors import Refusal, shown
 from fst_lightning.checkpoints.pickle_scan import PICKLE_LIMIT
 
-__all__ = ["TOTAL_LIMIT", "Archive", "open_archive"]
+__all__ = ["TOTAL_LIMIT", "Archive", "check_directory", "open_archive"]
 
 TOTAL_LIMIT = 20 * 2**30
 """Most bytes of a checkpoint, packed or unpacked."""
 
 _ENTRY_LIMIT = 200_000
-_DIRECTORY_LIMIT = 64 * 2**20
+# Python makes an object of every 46 bytes, however many entries are announced.
+_DIRECTORY_LIMIT = 16 * 2**20
 _RATIO_LIMIT = 100
 _GROWTH_LIMIT = 10
-_ALWAYS_ALLOWED = 2**30
+_ALWAYS_ALLOWED = 64 * 2**20
 _CHUNK = 2**20
 _DAMAGED = "Copy or download the file again"
 
@@ -46,7 +47,7 @@ def open_archive(file: BinaryIO, size: int) -> Archive:
     Raises:
         Refusal: the archive is damaged, ambiguous, a zip bomb or none of torch's.
     """
-    _check_directory(file, size)
+    check_directory(file, size)
     try:
         with zipfile.ZipFile(file) as archive:
             folder = _check_entries(archive.infolist(), size)
@@ -70,7 +71,16 @@ def open_archive(file: BinaryIO, size: int) -> Archive:
     return Archive(content, sizes)
 
 
-def _check_directory(file: BinaryIO, size: int) -> None:
+def check_directory(file: BinaryIO, size: int) -> None:
+    """Look at the end of a zip file, where its list of entries is announced.
+
+    Args:
+        file: the open file.
+        size: its length in bytes.
+
+    Raises:
+        Refusal: it is damaged, bytes lie where a plain zip file has none, or the list is too long.
+    """
     file.seek(max(0, size - 22))
     end = file.read(22)
     if len(end) < 22 or end[:4] != b"PK\x05\x06":
@@ -92,7 +102,8 @@ def _check_directory(file: BinaryIO, size: int) -> None:
         raise Refusal("is damaged or altered: bytes lie where a zip file has none", _DAMAGED)
     if entries > _ENTRY_LIMIT or length > _DIRECTORY_LIMIT:
         raise Refusal(
-            f"is a zip file of {entries:,} entries", f"{_ENTRY_LIMIT:,} entries are the limit"
+            f"is a zip file with a list of {entries:,} entries in {length:,} bytes",
+            f"{_ENTRY_LIMIT:,} entries in {_DIRECTORY_LIMIT:,} bytes are the limit",
         )
     file.seek(0)
 

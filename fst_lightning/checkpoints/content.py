@@ -10,10 +10,17 @@ from torch import Tensor
 
 from fst_lightning.checkpoints.errors import Refusal, shown
 
-__all__ = ["Content", "checked_tensors"]
+__all__ = ["Content", "check_count", "checked_tensors"]
 
 _NAME_LIMIT = 1_000
 _TENSOR_LIMIT = 100_000
+# Those that torch can compute with; quantised files have others, which mean little by themselves.
+_DTYPES = {
+    torch.bool,
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex64, torch.complex128),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +33,23 @@ class Content:
     extra: dict[str, object] = field(default_factory=dict)
 
 
+def check_count(tensors: int) -> None:
+    """Refuse more tensors than any network has.
+
+    Raises:
+        Refusal: saying how many are the limit.
+    """
+    if tensors > _TENSOR_LIMIT:
+        raise Refusal(f"holds {tensors:,} tensors", f"{_TENSOR_LIMIT:,} are the limit")
+
+
 def checked_tensors(named: Mapping[object, Tensor]) -> dict[str, Tensor]:
     """Return detached CPU tensors, after checking names and kinds.
 
     Raises:
         Refusal: a name is no short text, or a tensor is not an ordinary dense one.
     """
-    if len(named) > _TENSOR_LIMIT:
-        raise Refusal(f"holds {len(named):,} tensors", f"{_TENSOR_LIMIT:,} are the limit")
+    check_count(len(named))
     tensors: dict[str, Tensor] = {}
     for name, tensor in named.items():
         if type(name) is not str or not 1 <= len(name) <= _NAME_LIMIT:
@@ -46,6 +62,7 @@ def checked_tensors(named: Mapping[object, Tensor]) -> dict[str, Tensor]:
             or tensor.layout != torch.strided
             or tensor.device.type != "cpu"
             or tensor.is_quantized
+            or tensor.dtype not in _DTYPES
         ):
             raise Refusal(
                 f"holds the sparse, quantised or otherwise special tensor {shown(name)}",

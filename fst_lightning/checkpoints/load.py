@@ -92,7 +92,8 @@ def _check_shapes(pairs: dict[str, Tensor], state: dict[str, Tensor]) -> None:
 
 
 def _classes(found: Tensor, wanted: Tensor) -> tuple[int, int] | None:
-    if found.dim() != wanted.dim() or found.dim() == 0 or found.shape[1:] != wanted.shape[1:]:
+    linear = found.dim() == wanted.dim() and found.dim() in (1, 2)
+    if not linear or found.shape[1:] != wanted.shape[1:]:
         return None
     return found.shape[0], wanted.shape[0]
 

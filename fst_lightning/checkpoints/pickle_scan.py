@@ -28,6 +28,9 @@ PICKLE_LIMIT = 64 * 2**20
 """Most bytes of a pickle; the tensors' bytes lie outside it."""
 
 _INSTRUCTION_LIMIT = 5_000_000
+# An empty dictionary is one byte of a pickle and a hundred of memory.
+_CONTAINER_LIMIT = 2_000_000
+_CONTAINERS = {"MARK", "EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}
 _COPY_LIMIT = 256 * 2**20
 _TENSOR_LIMIT = 200_000
 _NAMES_KEPT = 1_000
@@ -157,9 +160,16 @@ class _Machine:
         self._memo: dict[int, object] = {}
         self._copied = 0
         self._tensors = 0
+        self._containers = 0
 
     def step(self, opcode: str, argument: object) -> None:
         stack = self._stack
+        self._containers += opcode in _CONTAINERS
+        if self._containers > _CONTAINER_LIMIT:
+            raise Refusal(
+                f"holds more than {_CONTAINER_LIMIT:,} lists, dictionaries and tuples",
+                "Ask for a file with the state_dict alone",
+            )
         try:
             self._step(opcode, argument, stack)
         except (IndexError, KeyError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -9,12 +10,14 @@ from typing import BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from fst_lightning.checkpoints.card import CARD_KEY
-from fst_lightning.checkpoints.content import Content, checked_tensors
+from fst_lightning.checkpoints.content import Content, check_count, checked_tensors
 from fst_lightning.checkpoints.errors import Refusal, shown
 
 __all__ = ["looks_like_safetensors", "read_safetensors"]
 
-_HEADER_LIMIT = 100_000_000
+# Parsed, it takes up to twenty times the memory.
+_HEADER_LIMIT = 10_000_000
+_DAMAGED = "Copy or download the file again"
 
 
 def looks_like_safetensors(start: bytes) -> bool:
@@ -42,6 +45,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
             f"The header must fit the file and have at most {_HEADER_LIMIT:,} bytes; copy or "
             "download it again",
         )
+    check_count(len(_header(file.read(length))))
     try:
         with safe_open(path, framework="pt", device="cpu") as stored:
             # copies, because the file's own bytes may change under a mapping
@@ -50,6 +54,25 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
                 for name in stored.keys()  # noqa: SIM118
             }
             metadata = stored.metadata() or {}
-    except SafetensorError as error:
-        raise Refusal(f"is damaged: {shown(error)}", "Copy or download the file again") from None
+    # NotImplementedError and others where this torch lacks a type that the header names
+    except (SafetensorError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise Refusal(f"is damaged: {shown(error)}", _DAMAGED) from None
     return Content("safetensors", checked_tensors(named), metadata.get(CARD_KEY))  # type: ignore[arg-type]
+
+
+def _header(text: bytes) -> dict[str, object]:
+    """The header before the library reads it, which would take the last of equal names."""
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        raise Refusal("is damaged: its header is no JSON", _DAMAGED) from None
+    if not isinstance(header, dict):
+        raise Refusal("is damaged: its header is no object", _DAMAGED)
+    return header
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise Refusal("has a header that gives one name twice", "Ask for an unaltered file")
+    return values

@@ -47,6 +47,7 @@ def read_torch(file: BinaryIO, size: int) -> Content:
             f"holds NumPy values ({shown(scan.numpy)}), which only BackdoorBench's files may",
             "Ask for a state_dict: torch.save(model.state_dict(), ...)",
         )
+    scan.root = None  # what it describes is about to be made a second time
     return _content(_load(file, numpy=scan.numpy is not None), layout)
 
 
