@@ -6,6 +6,7 @@ from typing import get_type_hints
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fst_lightning.models.airbench import airbench
 from fst_lightning.models.libraries import timm_model, torchvision_model
@@ -68,7 +69,7 @@ def rebuild_model(name: str, num_classes: int, arguments: Mapping[str, object]) 
 
 
 def check_description(
-    name: str, num_classes: int, arguments: Mapping[str, object]
+    name: str, num_classes: int, arguments: Mapping[str, object], most: int = MOST_PARAMETERS
 ) -> dict[str, object]:
     """Refuse what ``rebuild_model`` refuses, without building anything.
 
@@ -76,12 +77,13 @@ def check_description(
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
         arguments: What the builder takes besides.
+        most: Parameters that the file has the numbers for.
 
     Returns:
         The arguments, with ``pretrained`` set to False where there is such a one.
 
     Raises:
-        ValueError: As ``rebuild_model``.
+        ValueError: As ``rebuild_model``, or the network has more parameters than `most`.
     """
     builder = _builder(name)
     _check_arguments(name, builder, arguments)
@@ -89,9 +91,9 @@ def check_description(
     if "pretrained" in inspect.signature(builder).parameters:
         arguments["pretrained"] = False
     size = _count_parameters(builder, num_classes, arguments)
-    if size > MOST_PARAMETERS:
+    if size > most:
         raise ValueError(
-            f"Expected a network of at most {MOST_PARAMETERS:,} parameters, but the file describes "
+            f"Expected a network of at most {most:,} parameters, but the file describes "
             f"`{name}` with {size:,}. Build it yourself and load the weights into it."
         )
     return arguments
@@ -107,15 +109,28 @@ def _builder(name: str) -> Callable[..., nn.Module]:
     return MODELS[name]
 
 
+class _Outline(TorchFunctionMode):
+    """Gives parameters shapes without memory.
+
+    Them alone: builders of some networks compute widths with small tensors.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        device = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **{**(kwargs or {}), **device})
+
+
 def _count_parameters(
     builder: Callable[..., nn.Module], num_classes: int, arguments: Mapping[str, object]
 ) -> int:
-    try:
-        with torch.device("meta"):  # Shapes without memory.
-            outline = builder(num_classes=num_classes, **arguments)
-    except NotImplementedError:
-        # torchvision's RegNets compute their widths with tensors; none is near the limit.
-        return 0
+    with _Outline():
+        outline = builder(num_classes=num_classes, **arguments)
     return sum(parameter.numel() for parameter in outline.parameters())
 
 

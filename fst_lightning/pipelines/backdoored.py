@@ -233,20 +233,18 @@ def load_attack(attack: Attack, beside: Path) -> bool:
         Whether there was one.
 
     Raises:
-        ValueError: where the file is of another attack.
+        ValueError: where the file is of another attack, or for images of another size.
     """
     path = beside.with_name(_ATTACK_FILE)
     if not (attack.has_trigger and path.is_file()):
         return False
-    saved = read_checkpoint(path).state_dict
-    own = attack_state(attack)
-    if set(saved) != set(own):
+    saved = read_checkpoint(path)
+    if set(saved.tensors) != set(attack_state(attack)):
         raise ValueError(
             f"{path}: holds the trigger of another attack than "
             f"{type(attack).__name__}; choose the attack that the model was trained with."
         )
-    extra = {name: v for name, v in attack.state_dict().items() if not isinstance(v, Tensor)}
-    attack.load_state_dict({**saved, **extra})
+    load_into(attack, saved)
     return True
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fst_lightning.checkpoints import ModelCard
+from fst_lightning.checkpoints import Checkpoint
 from fst_lightning.configuration import conf_folder, groups
 from fst_lightning.models import check_description
 from fst_lightning.pipelines.run import Run
@@ -17,8 +17,12 @@ from fst_lightning.pipelines.run import Run
 # file must not name files; no ${...}, which OmegaConf would evaluate.
 _WORDS = {"attack": re.compile(r"\w*", re.ASCII), "model": re.compile(r"[\w.-]*", re.ASCII)}
 
+# A count that a file brings may be so many times the option's own: epochs and widths cost time and
+# memory.
+_PROPORTION = 100
 
-def adopt_card(run: Run, card: ModelCard | None) -> Run:
+
+def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
     """Fill in from a checkpoint's card what the command line leaves open.
 
     The network, the image size, the normalisation, and the attack. The card's content comes out of
@@ -27,12 +31,13 @@ def adopt_card(run: Run, card: ModelCard | None) -> Run:
 
     Args:
         run: as composed.
-        card: of the checkpoint; None for a file of somebody else's, which says nothing.
+        checkpoint: with a card; or without one, if it is of somebody else's and says nothing.
 
     Raises:
         ValueError: where a file without a card comes without ``model=``, or a card names an option
-            that does not exist, or a network that can't be built or is out of all proportion.
+            that does not exist, or a network that can't be built or is larger than its weights.
     """
+    card = checkpoint.card
     if card is None:
         if not run.chosen("model"):
             raise ValueError(
@@ -42,7 +47,9 @@ def adopt_card(run: Run, card: ModelCard | None) -> Run:
         return run if run.chosen("attack") else _with(run, "attack", "none", {})
     if not run.chosen("model"):
         name, arguments = card.model["name"], card.model["arguments"]
-        run = _with(run, "model", name, check_description(name, card.num_classes, arguments))
+        numbers = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+        checked = check_description(name, card.num_classes, arguments, numbers)
+        run = _with(run, "model", name, checked)
     if not run.chosen("attack"):
         attack: dict[str, Any] = dict(card.attack or {"name": "none"})
         run = _with(run, "attack", attack.pop("name"), attack)
@@ -68,12 +75,8 @@ def _with(run: Run, group: str, option: Any, arguments: dict[str, Any]) -> Run:
     if not isinstance(part, dict):
         raise ValueError(f"Expected {group}/{option}.yaml to hold keys, but got {part!r}.")
     for name, value in arguments.items():
-        if name in part and not name.startswith("_"):
-            if isinstance(value, str) and not _WORDS[group].fullmatch(value):
-                raise ValueError(
-                    f"Expected the checkpoint's `{name}` to be plain words, but got {value!r}; "
-                    f"say {group}= on the command line."
-                )
+        if name in part and not name.startswith("_") and not run.given(f"{group}.{name}"):
+            _check_value(group, name, value, part[name])
             part[name] = value
     for name in filter(lambda name: run.given(f"{group}.{name}"), run.cfg[group]):
         if name not in part:
@@ -87,3 +90,21 @@ def _with(run: Run, group: str, option: Any, arguments: dict[str, Any]) -> Run:
         cfg[group] = OmegaConf.create(part)
     OmegaConf.set_struct(cfg[group], True)
     return replace(run, cfg=cfg, choices={**run.choices, group: str(option)})
+
+
+def _check_value(group: str, name: str, value: Any, own: Any) -> None:
+    """Refuse what a file may not ask for in the place of an option's own value."""
+    valid = None
+    if isinstance(value, str) and not isinstance(own, str):
+        # Where an option has none, text may be the name of a file.
+        valid = "a number" if isinstance(own, int | float) else "no text"
+    elif isinstance(value, str) and not _WORDS[group].fullmatch(value):
+        valid = "plain words"
+    elif type(own) is int and own > 0 and isinstance(value, int | float):
+        most = _PROPORTION * own
+        valid = None if value <= most else f"at most {most}"
+    if valid is not None:
+        raise ValueError(
+            f"Expected the checkpoint's `{name}` to be {valid}, but got {value!r}; "
+            f"say {group}.{name}= on the command line."
+        )

@@ -90,7 +90,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     path = None if run.cfg.checkpoint is None else Path(run.cfg.checkpoint)
     checkpoint = None if path is None else read_checkpoint(path)
     if checkpoint is not None:
-        run = adopt_card(run, checkpoint.card)
+        run = adopt_card(run, checkpoint)
     source, attack = make_source(run), make_attack(run)
     defense = make_defense(run)  # Before a training that would be in vain.
     checks = make_checks(run, attack)

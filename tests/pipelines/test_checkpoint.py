@@ -1,6 +1,7 @@
 """`checkpoint=`: our own files say what they are, everybody else's need `model=`."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fst_lightning.checkpoints import ModelCard, read_checkpoint, write_state
 from fst_lightning.configuration import groups
 from fst_lightning.models import small_resnet
 from fst_lightning.pipelines import run_pipeline
+from tests.checkpoints.samples import Calls
 from tests.pipelines.conftest import Results, Start
 
 Go = Callable[..., Results]
@@ -229,6 +231,17 @@ def test_nothing_from_a_file_is_evaluated(
     [
         ({"attack": {"name": "../../etc/passwd"}}, "but it says '../../etc/passwd'"),
         ({"attack": {"name": "unheard_of"}}, "none"),
+        ({"attack": {"name": "$(touch harmed)"}}, "but it says"),
+        ({"attack": {"name": "badnets; touch harmed"}}, "but it says"),
+        ({"attack": {"name": "\\x1b[2J"}}, "but it says"),
+        ({"attack": {"label_map": "all_to_one; touch harmed"}}, "to be plain words"),
+        ({"attack": {"label_map": "../x"}}, "to be plain words"),
+        ({"attack": {"image": "secret"}}, "`image` to be no text, but got 'secret'"),
+        ({"attack": {"image": "/etc/passwd"}}, "`image` to be no text"),
+        ({"attack": {"name": "refool", "folder": "images"}}, "`folder` to be no text"),
+        ({"attack": {"name": "refool", "num_reflections": 10**9}}, "to be at most 2000"),
+        ({"attack": {"name": "wanet", "grid_size": 10**6}}, "to be at most 400"),
+        ({"attack": {"name": "blind", "loss_window": 1e12}}, "to be at most 10000"),
         ({"model": {"name": "unheard_of"}}, "small_resnet"),
         ({"model": {"name": "../attack/badnets"}}, "small_resnet"),
         ({"attack": {"poison_ratio": "abc"}}, "to be a number, but got 'abc'"),
@@ -255,6 +268,61 @@ def test_a_file_is_no_attack_on_memory(start: Start, trained: Results, tmp_path:
     changes = {"model": {"name": "resnet18", "arguments": {"width": 4096}}}
     with pytest.raises(ValueError, match="parameters"):
         run_pipeline(start(f"checkpoint={forged(trained, tmp_path, **changes)}"))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "small_resnet", "arguments": {"width": 4}},  # its weights are of width 3
+        {"name": "torchvision", "arguments": {"name": "regnet_y_128gf"}},
+        {"name": "torchvision", "arguments": {"name": "vit_h_14"}},
+    ],
+    ids=["small_resnet", "regnet", "vit"],
+)
+def test_a_network_larger_than_its_weights_is_not_built(
+    model: dict[str, Any], start: Start, trained: Results, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"at most [0-9,]+ parameters, but the file describes"):
+        run_pipeline(start(f"checkpoint={forged(trained, tmp_path, model=model)}"))
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"pattern": torch.full((1, 3, 10, 10), float("nan"))}, "NaN or infinite"),
+        ({"pattern": torch.zeros(100_000, 1, 1, 1)}, r"`pattern` has shape \(100000, 1, 1, 1\)"),
+        ({"pattern": torch.zeros(1, 3, 10, 10, dtype=torch.complex64)}, "complex64"),
+        ({"pattern": torch.zeros(1, 3, 10, 10, dtype=torch.int32)}, "int32"),
+        ({"pattern": torch.zeros(1, 3, 12, 12)}, r"`pattern` has shape \(1, 3, 12, 12\)"),
+        ({"weight": torch.zeros(1)}, "trigger of another attack"),
+        ({"pattern": Calls(os.mkdir, "harmed")}, "could run code"),
+    ],
+)
+def test_a_trigger_beside_a_checkpoint_is_trusted_no_more(
+    saved: dict[str, Any],
+    message: str,
+    start: Start,
+    trained: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = forged(trained, tmp_path)
+    torch.save(saved, path.with_name("attack.safetensors"))
+    with pytest.raises(ValueError, match=message):
+        run_pipeline(start(f"checkpoint={path}"))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_head_of_rank_0_is_an_error(start: Start, tmp_path: Path) -> None:
+    net = small_resnet(3, width=4)
+    torch.nn.init.zeros_(net.fc.weight)
+    path = tmp_path / "zeros.pt"
+    torch.save(net.state_dict(), path)
+    run = start(f"checkpoint={path}", "model=small_resnet", "model.width=4", "attack=none")
+    with pytest.raises(ValueError, match="all zeros; is this a trained network"):
+        run_pipeline(run)
+    assert not (run.folder / "purified.safetensors").exists()
 
 
 def test_an_untrained_network_is_a_warning(
