@@ -21,7 +21,6 @@ from benchmarks.setting import (
     POISON_RATIO,
     STD,
     TARGET,
-    WARM_UP,
     Clock,
     Setting,
 )
@@ -114,23 +113,9 @@ def _data(run: Run, setting: Setting) -> BackdoorDataModule:
 def _run(task: str, setting: Setting, folder: Path) -> Run:
     """The configuration of a user who sets what the contestants share, and leaves the rest."""
     overrides = [
-        "data=fake",
-        f"data.num_classes={NUM_CLASSES}",
-        f"data.num_train={setting.batch_size * (setting.steps + WARM_UP)}",
-        f"data.num_test={setting.num_test}",
-        f"data.mean={list(MEAN)}",
-        f"data.std={list(STD)}",
-        f"data.crop_padding={CROP_PADDING}",
-        "data.horizontal_flip=true",
-        "attack=blended",
-        f"attack.poison_ratio={POISON_RATIO}",
-        f"attack.target_label={TARGET}",
-        f"attack.blend_alpha={OPACITY}",
-        "model=resnet18",
-        f"model.width={setting.width}",
+        *shared_overrides(setting),
         "training.max_epochs=1",
         f"training.batch_size={setting.batch_size}",
-        f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
         "trainer.limit_val_batches=0",
         f"paths.store={folder}",
         "+callbacks.clock._target_=benchmarks.ours.StepClock",
@@ -147,3 +132,24 @@ def _run(task: str, setting: Setting, folder: Path) -> Run:
     cfg.logger.csv.save_dir = str(folder)
     choices = {"data": "fake", "attack": "blended", "model": "resnet18", "defense": "fst"}
     return Run(cfg, choices, overrides, folder)
+
+
+def shared_overrides(setting: Setting) -> list[str]:
+    """What all contestants share, as the command line says it."""
+    return [
+        "data=fake",
+        f"data.num_classes={NUM_CLASSES}",
+        f"data.num_train={setting.num_train}",
+        f"data.num_test={setting.num_test}",
+        f"data.mean={list(MEAN)}",
+        f"data.std={list(STD)}",
+        f"data.crop_padding={CROP_PADDING}",
+        "data.horizontal_flip=true",
+        "attack=blended",
+        f"attack.poison_ratio={POISON_RATIO}",
+        f"attack.target_label={TARGET}",
+        f"attack.blend_alpha={OPACITY}",
+        "model=resnet18",
+        f"model.width={setting.width}",
+        f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
+    ]

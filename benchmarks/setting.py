@@ -36,6 +36,7 @@ class Setting:
         steps: how many steps are timed.
         num_test: images that an evaluation takes, once clean and nearly once triggered.
         device: ``cpu`` or ``cuda``.
+        train_images: how many training images there are; None: as many as the steps take.
     """
 
     width: int
@@ -43,12 +44,18 @@ class Setting:
     steps: int
     num_test: int
     device: str
+    train_images: int | None = None
+
+    @property
+    def num_train(self) -> int:
+        """How many training images there are."""
+        return self.train_images or self.batch_size * (self.steps + WARM_UP)
 
     def images(self) -> ImageData:
-        """As many training images as the steps take, and the test images; generated."""
+        """Training and test images, generated."""
         return Fake(
             num_classes=NUM_CLASSES,
-            num_train=self.batch_size * (self.steps + WARM_UP),
+            num_train=self.num_train,
             num_test=self.num_test,
             mean=MEAN,
             std=STD,

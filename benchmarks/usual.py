@@ -7,6 +7,7 @@ loader as training, and the loss is read after every step.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,34 @@ class PilImages(Dataset[_Item]):
         return self.transform(Image.fromarray(pixels)), label
 
 
+def purify(setting: Setting, weights: Path, epochs: int) -> None:
+    """Evaluate a backdoored network, tune it by FST, evaluate it again."""
+    data = setting.images()
+    others = data.test.subset((data.test.labels != TARGET).nonzero()[:, 0])
+    tests = [
+        PilImages(images, torch.full((len(images),), triggered), augment=False)
+        for images, triggered in ((data.test, False), (others, True))
+    ]
+    clean = torch.zeros(len(data.train), dtype=torch.bool)
+    loader = DataLoader(
+        PilImages(data.train, clean, augment=True),
+        setting.batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+    )
+    net = setting.network()
+    net.load_state_dict(torch.load(weights, weights_only=True))
+    net.to(setting.device).eval()
+    print([_accuracy(setting, net, rows) for rows in tests])
+    tuning = _Tuning(net)
+    for _ in range(epochs):
+        net.train()
+        for images, labels in loader:
+            tuning.step(images.to(setting.device), labels.to(setting.device))
+    net.eval()
+    print([_accuracy(setting, net, rows) for rows in tests])
+
+
 def train(setting: Setting) -> float:
     """Train on poisoned images; images per second."""
     data = setting.images().train
@@ -99,28 +128,38 @@ def evaluate(setting: Setting) -> float:
 
 def _fit(setting: Setting, rows: PilImages, alpha: float | None) -> float:
     net = setting.network().to(setting.device)
-    head = head_of(net)
-    original, norm = head.weight.detach().clone(), head.weight.detach().norm()
-    if alpha is not None:
-        head.reset_parameters()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    tuning = _Tuning(net, alpha)
     loader = DataLoader(rows, setting.batch_size, shuffle=True, num_workers=WORKERS)
     clock = Clock(setting)
     net.train()
     for images, labels in loader:
-        images, labels = images.to(setting.device), labels.to(setting.device)
-        loss = functional.cross_entropy(net(images), labels)
-        if alpha is not None:
-            loss = loss + alpha * (head.weight * original).sum()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        if alpha is not None:
-            with torch.no_grad():
-                head.weight.mul_(norm / head.weight.norm())
-        loss.item()
+        tuning.step(images.to(setting.device), labels.to(setting.device))
         clock.step()
     return clock.rate
+
+
+class _Tuning:
+    """Steps of SGD; with a penalty those of FST, else of plain training."""
+
+    def __init__(self, net: nn.Module, alpha: float | None = ALPHA) -> None:
+        self.net, self.alpha, self.head = net, alpha, head_of(net)
+        self.original = self.head.weight.detach().clone()
+        self.norm = self.original.norm()
+        if alpha is not None:
+            self.head.reset_parameters()
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def step(self, images: Tensor, labels: Tensor) -> float:
+        loss = functional.cross_entropy(self.net(images), labels)
+        if self.alpha is not None:
+            loss = loss + self.alpha * (self.head.weight * self.original).sum()
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        if self.alpha is not None:
+            with torch.no_grad():
+                self.head.weight.mul_(self.norm / self.head.weight.norm())
+        return float(loss.item())
 
 
 @torch.no_grad()

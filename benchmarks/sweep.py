@@ -1,0 +1,52 @@
+"""Six purifications of one backdoored model: one multirun against six single runs.
+
+    python benchmarks/sweep.py
+
+The embedded digits; the backdoored model is trained before the clock starts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.record import environment, write
+
+ROOT = Path(__file__).resolve().parents[1]
+ALPHAS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one epoch each")
+    parser.add_argument("--json", type=Path, help="write the figures into this file")
+    options = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        lines = ["attack=blended", f"paths.store={folder}/store", f"paths.outputs={folder}/out"]
+        if options.quick:
+            lines += ["training.max_epochs=1", "tuning.max_epochs=1"]
+        run("train.py", *lines)
+        single = sum(run("purify.py", *lines, f"defense.alpha={alpha}") for alpha in ALPHAS)
+        swept = f"defense.alpha={','.join(map(str, ALPHAS))}"
+        multirun = run("purify.py", "-m", *lines, swept, f"hydra.sweep.dir={folder}/sweep")
+    print(f"six single runs {single:.1f} s, one multirun {multirun:.1f} s: {single / multirun:.2f}")
+    seconds = {"single": single, "multirun": multirun}
+    write(options.json, {"environment": environment("cpu"), "seconds": seconds})
+
+
+def run(script: str, *arguments: str) -> float:
+    """Run a command of the project; seconds of wall time."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, cwd=ROOT)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
