@@ -31,8 +31,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         lines = ["attack=blended", f"paths.store={folder}/store", f"paths.outputs={folder}/out"]
         if options.quick:
-            lines += ["training.max_epochs=1", "tuning.max_epochs=1"]
+            lines.append("training.max_epochs=1")
         run("train.py", *lines)
+        if options.quick:
+            lines.append("tuning.max_epochs=1")
         single = sum(run("purify.py", *lines, f"defense.alpha={alpha}") for alpha in ALPHAS)
         swept = f"defense.alpha={','.join(map(str, ALPHAS))}"
         multirun = run("purify.py", "-m", *lines, swept, f"hydra.sweep.dir={folder}/sweep")

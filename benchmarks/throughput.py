@@ -50,9 +50,9 @@ def main() -> None:
 
 def setting_of(width: int, batch_size: int, device: str, quick: bool) -> Setting:
     """How long to measure: about as long for each of the networks."""
-    steps, num_test = (200, 10_000) if device == "cuda" else (20, 2000)
+    steps, num_test = (200, 10_000) if device == "cuda" else (12, 2000)
     if device == "cpu" and width < FULL:
-        steps, num_test = 100, 10_000
+        steps, num_test = 60, 10_000
     if quick:
         steps, num_test = max(3, steps // 10), num_test // 10
     return Setting(width, batch_size, steps, num_test, device)

@@ -70,7 +70,7 @@ class PilImages(Dataset[_Item]):
         pixels, label = self.pixels[row], self.labels[row]
         if self.triggered[row]:
             blended = (1 - OPACITY) * pixels + OPACITY * self.pattern
-            pixels, label = np.clip(blended, 0, 255).astype(np.uint8), TARGET
+            pixels, label = np.rint(blended).astype(np.uint8), TARGET
         return self.transform(Image.fromarray(pixels)), label
 
 

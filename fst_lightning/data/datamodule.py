@@ -44,7 +44,7 @@ class BackdoorDataModule(L.LightningDataModule):
         attack: which rows are poisoned, and which test rows count; None for no attack.
         purpose: ``backdoor`` or ``purify``.
         batch_size: images a training step, 1 or more.
-        eval_batch_size: images an evaluation step, 1 or more; None: 250 on a CPU, whose caches hold
+        eval_batch_size: images an evaluation step, 1 or more; None: 128 on a CPU, whose caches hold
             what they need, and 1,000 elsewhere.
         clean_ratio: share of the training set that the defender holds, 0 to 1, drawn from all rows;
             what was poisoned is held as it was before.
@@ -245,7 +245,7 @@ class BackdoorDataModule(L.LightningDataModule):
     def _evaluation_loader(self, rows: ImageSet, triggered: bool) -> DataLoader[Batch]:
         trainer = self.trainer
         num_processes = 1 if trainer is None else trainer.world_size
-        batch_size = self.eval_batch_size or (250 if self._device.type == "cpu" else 1000)
+        batch_size = self.eval_batch_size or (128 if self._device.type == "cpu" else 1000)
         chunks = Chunks(rows, triggered, batch_size, num_processes)
         options: dict[str, Any] = {}
         if trainer is not None and num_processes > 1:
