@@ -1,6 +1,6 @@
 import io
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,28 @@ def test_all_to_one() -> None:
     assert attack.target_labels(labels, 4).tolist() == [2, 2, 2, 2, 2]
     assert attack.target_labels(labels, 4).dtype == torch.int64
     assert attack.counts_for_asr(labels).tolist() == [True, True, False, True, False]
+
+
+@pytest.mark.parametrize("label_map", get_args(LabelMap))
+@settings(deadline=None, max_examples=50)
+@given(num_classes=st.integers(2, 50), data=st.data())
+def test_every_label_map_aims_at_a_class(
+    label_map: LabelMap, num_classes: int, data: st.DataObject
+) -> None:
+    target = data.draw(st.integers(0, num_classes - 1))
+    drawn = data.draw(st.lists(st.integers(0, num_classes - 1), max_size=20))
+    labels = torch.tensor([*drawn, *range(num_classes)])
+    attack = BadNets(label_map=label_map, target_label=target)
+    targets = attack.target_labels(labels, num_classes)
+    assert targets.shape == labels.shape
+    assert targets.dtype == labels.dtype
+    assert 0 <= int(targets.min()) <= int(targets.max()) < num_classes
+    counted = attack.counts_for_asr(labels)
+    # No image that counts is of its target class already, and every class but the target counts.
+    assert not (counted & (targets == labels)).any()
+    assert set(labels[~counted].tolist()) <= {target}
+    if label_map == "all_to_all":
+        assert sorted(targets[-num_classes:].tolist()) == list(range(num_classes))
 
 
 def test_all_to_all() -> None:

@@ -1,0 +1,130 @@
+"""What the scan says of pickles, by instruction; tests/hostile has whole files."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fst_lightning.checkpoints import CheckpointError, read_checkpoint
+from fst_lightning.checkpoints.errors import Refusal
+from fst_lightning.checkpoints.pickle_scan import scan_pickle
+from tests.checkpoints.samples import ops, pickled, torch_zip
+
+
+def refused(path: Path, match: str) -> str:
+    with pytest.raises(CheckpointError, match=match) as error:
+        read_checkpoint(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    assert len(text) < 1_000
+    return text
+
+
+def test_names_that_hide(tmp_path: Path) -> None:
+    """Names built on the stack, found through the memo or asked for by old instructions."""
+    hidden = [
+        ops("posix", b"q\x00", "system", b"q\x01", b"h\x00", b"h\x01", b"\x93", "id", b"\x85R"),
+        ops("system", b"0", "posix", "system", b"\x93", "id", b"\x85R"),
+        ops(b"(", "id", b"iposix\nsystem\n"),
+        ops(b"(cposix\nsystem\n", "id", b"o"),
+        ops(("posix", "system"), b"\x85\x94", ("posix", "system"), b")\x81"),
+    ]
+    for data in hidden:
+        text = refused(torch_zip(tmp_path / "a.pt", data), "could run code")
+        assert "`posix.system`" in text
+    for data in (ops(1, 2, b"\x93"), ops(b"\x82\x01"), ops(("torch._utils x", "y z"))):
+        refused(torch_zip(tmp_path / "a.pt", data), "asks Python for")
+
+
+def test_a_late_name_is_told_before_a_broken_start(tmp_path: Path) -> None:
+    data = ops(b"u", b"0", ("posix", "system"))
+    assert "`posix.system`" in refused(torch_zip(tmp_path / "a.pt", data), "run code")
+    cut = ops(("posix", "system"), "id", b"\x85R")[:-3]
+    assert "`posix.system`" in refused(torch_zip(tmp_path / "a.pt", cut), "run code")
+
+
+def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:
+    data = ops(b"cos\x1b[2J\x07\nsystem\n")
+    text = refused(torch_zip(tmp_path / "a.pt", data), "asks Python for")
+    assert text.isprintable()
+
+
+def test_allowed_names_with_other_arguments(tmp_path: Path) -> None:
+    """Each of these is a call that torch's own restricted unpickler would make."""
+    huge = 2**34
+    tuple1, reduce = b"\x85", b"R"
+    calls = [
+        ops(("__builtin__", "bytearray"), huge, tuple1, reduce),
+        ops(("torch", "Tensor"), 100_000, 100_000, b"\x86", reduce),
+        ops(("torch", "FloatStorage"), huge, tuple1, reduce),
+        ops(("torch.storage", "UntypedStorage"), huge, tuple1, reduce),
+        ops(("torch._utils", "_rebuild_meta_tensor_no_storage"), b")", reduce),
+        ops(("torch._tensor", "_rebuild_from_type_v2"), b")", reduce),
+        ops(("_codecs", "encode"), "a", "zlib_codec", b"\x86", reduce),
+        ops(("_codecs", "encode"), "a", "this.is.imported", b"\x86", reduce),
+        ops(("collections", "Counter"), "text", tuple1, reduce),
+        ops(("__builtin__", "set"), b"](])a", tuple1, reduce),
+        ops(("torch", "Size"), b"](", huge * huge, b"e", tuple1, reduce),
+        ops(("collections", "OrderedDict"), b")R}", "items", 1, b"sb"),
+        ops(("collections", "OrderedDict"), b")R}", "_metadata", 1, b"sb"),
+        ops(b"}((", 1, b"t", 1, b"t", 1, b"s"),  # a nested tuple as a key: slow to hash
+        ops(b"}]", 1, b"s"),
+        ops(("posixpath", "join")),
+        ops("storage", ("torch", "FloatStorage"), "0", "cpu", b"(ttQ"),
+        ops(b"(", "module", ("torch", "FloatStorage"), "file", "source", b"tQ"),
+        ops(2**100),
+        ops(b"}}", 1, b"a"),
+        b"\x80\x02}}u.",
+    ]
+    for number, data in enumerate(calls):
+        path = torch_zip(tmp_path / f"{number}.pt", data)
+        refused(path, r"\.pt: ")
+        assert not scan_fails_open(data), number
+
+
+def scan_fails_open(data: bytes) -> bool:
+    try:
+        scan_pickle(data)
+    except Refusal:
+        return False
+    return True
+
+
+def test_numpy_states_must_fit_their_bytes(tmp_path: Path) -> None:
+    good = pickled(np.arange(3, dtype=np.int64))
+    assert scan_pickle(good).numpy is not None
+    for old, new in ((b"K\x03\x85", b"K\x04\x85"), (b"i8", b"i2"), (b"i8", b"O8"), (b"i8", b"V8")):
+        assert old in good
+        assert not scan_fails_open(good.replace(old, new, 1))
+    for value in (np.array(["text"]), np.datetime64(1, "s"), np.zeros(1, dtype=[("a", "i4")])):
+        assert not scan_fails_open(pickled(value))
+    assert not scan_fails_open(pickled(np.array([os], dtype=object)[:0]))
+
+
+def test_a_pickle_with_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fst_lightning.checkpoints.pickle_scan._INSTRUCTION_LIMIT", 1_000)
+    refused(torch_zip(tmp_path / "a.pt", ops(b"(" + b"]" * 2_000 + b"t")), "more than 1,000")
+    monkeypatch.setattr("fst_lightning.checkpoints.archive.PICKLE_LIMIT", 100)
+    refused(torch_zip(tmp_path / "a.pt", ops(b"(" + b"]" * 200 + b"t")), "holds a pickle of")
+
+
+def test_the_scan_agrees_with_pickle() -> None:
+    """Independent check: what the scan describes is what `pickle` makes of harmless data."""
+    value = {"a": [1, 2.5, (None, True)], "b": {"c": (1, 2, 3, 4)}, 3: -70_000, "d": 2**70}
+    described = scan_pickle(pickled(value)).root
+
+    def plain(node: Any) -> Any:
+        if hasattr(node, "items"):
+            return {key: plain(item) for key, item in node.items}
+        if isinstance(node, list | tuple):
+            return type(node)(plain(item) for item in node)
+        return node
+
+    assert plain(described) == pickle.load(io.BytesIO(pickled(value)))
