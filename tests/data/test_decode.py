@@ -1,6 +1,9 @@
 import os
 import struct
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +219,26 @@ def test_the_first_bad_file_is_named_and_the_rest_not_read(
     monkeypatch.setattr(decode, "_CHUNK", 1)
     with pytest.raises(ValueError, match=r"bad\.png"):
         decode_images([good, bad, *[good] * 50, tmp_path / "later.png"], 2)
+
+
+def test_threads_hold_few_pixels_at_a_time() -> None:
+    """A larger image than all of the budget goes alone; nobody waits for ever."""
+    budget, lock = decode._Budget(10), threading.Lock()
+    held = most = 0
+
+    def hold(pixels: int) -> None:
+        nonlocal held, most
+        with budget.hold(pixels):
+            with lock:
+                held += pixels
+                most = max(most, held)
+            time.sleep(0.001)
+            with lock:
+                held -= pixels
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, [1, 4, 9, 3, 10, 2, 5, 5] * 10))
+    assert 0 < most <= 10
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(hold, [30] * 8))
+    assert most == 30

@@ -183,6 +183,21 @@ def test_links_out_of_the_root(parts: Path, tmp_path_factory: pytest.TempPathFac
     assert data.num_classes == 3
 
 
+def test_triggered_images_follow_links_where_the_others_do(
+    parts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    write_class(outside, 2, 50)
+    triggered = tmp_path_factory.mktemp("triggered")
+    (triggered / "10").symlink_to(outside)
+    options: dict[str, Any] = {"root": parts, "image_size": 2, "triggered_root": triggered}
+    with pytest.raises(ValueError, match=r"10 is a symbolic link out of .*follow_symlinks=true"):
+        ImageFolder(**options).load()
+    found = ImageFolder(**options, follow_symlinks=True).load().triggered
+    assert found is not None
+    assert found.labels.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
