@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from fst_lightning.data.decode import decode_images
+from fst_lightning.printable import printable
 
 Cache = Literal["auto", "off"]
 
@@ -77,7 +78,8 @@ def fingerprint(paths: Sequence[Path], image_size: int) -> str:
             status = path.stat()
         except OSError as error:
             raise ValueError(
-                f"Could not read the image {path}: {error.strerror}. Replace or delete the file."
+                f"Could not read the image {printable(path)}: {error.strerror}. "
+                "Replace or delete the file."
             ) from error
         digest.update(os.fsencode(path.absolute()))
         digest.update(f"\0{status.st_size} {status.st_mtime_ns}\0".encode())

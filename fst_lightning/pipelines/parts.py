@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from fst_lightning.attacks import Attack
@@ -80,8 +80,9 @@ def make_store(run: Run) -> Store:
 def make_network(run: Run, num_classes: int) -> nn.Module:
     """The network, in the memory layout that convolutions are fastest in."""
     torch.manual_seed(run.cfg.seed)
-    config = OmegaConf.create({"_target_": run.cfg.model._target_, **network_arguments(run)})
-    config._set_parent(run.cfg)
+    config = run.cfg.model.copy()  # Under its name, which errors tell.
+    with open_dict(config):
+        config.pop("compile", None)
     net = make(config, nn.Module, num_classes=num_classes)
     return net.to(memory_format=torch.channels_last)
 

@@ -130,7 +130,9 @@ def test_a_run_leaves_what_it_promises(start: Start, tmp_path: Path) -> None:
         "examples.png",
         "report.html",
         "purified.safetensors",
+        "curves/train/hparams.yaml",
         "curves/train/metrics.csv",
+        "curves/purify/hparams.yaml",
         "curves/purify/metrics.csv",
     }
     curves = (run.folder / "curves/purify/metrics.csv").read_text(encoding="utf-8")
