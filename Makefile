@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint format type imports spelling check wheel clean
+.PHONY: help install test test-all test-lowest test-newest lint format type imports spelling check wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -12,6 +12,17 @@ test: ## the fast tests: at most 10 minutes on 2 cores
 
 test-all: ## all tests, the slow ones too
 	pytest -m 'not gpu'
+
+test-lowest: ## the fast tests with the lowest versions that pyproject.toml claims
+	python -m venv build/lowest
+	python tests/lowest.py > build/lowest/versions.txt
+	build/lowest/bin/pip install -c build/lowest/versions.txt -e '.[dev]'
+	build/lowest/bin/pytest
+
+test-newest: ## the fast tests with the newest versions that there are
+	python -m venv build/newest
+	build/newest/bin/pip install --upgrade --upgrade-strategy eager -e '.[dev]'
+	build/newest/bin/pytest
 
 lint: ## style and format
 	ruff check .

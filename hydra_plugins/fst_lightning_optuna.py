@@ -199,9 +199,9 @@ class OptunaSweeper(Sweeper):
                     told = math.nan
                 values = list(told) if isinstance(told, Sequence) else [told]
                 if all(isinstance(value, float) and math.isfinite(value) for value in values):
-                    study.tell(number, values)
+                    _tell(study, number, values)
                 else:
-                    study.tell(number, state=TrialState.FAIL)
+                    _tell(study, number, state=TrialState.FAIL)
 
     def _show(self, study: optuna.Study, folder: Path) -> None:
         best: list[dict[str, Any]] = [
@@ -270,3 +270,18 @@ def _positive(name: str, number: Any) -> int:
             f"Expected `hydra.sweeper.{name}` to be a whole number of 1 or more, but got {number}."
         )
     return number
+
+
+def _tell(study: optuna.Study, number: int, *values: Any, **state: Any) -> None:
+    """Tell Optuna what came of a trial.
+
+    A sampler with nothing left to propose, as that of a grid, asks the study to stop, which it can
+    do in a loop of Optuna's own alone. What came of the trial is kept before it says so.
+    """
+    from optuna.trial import TrialState
+
+    try:
+        study.tell(number, *values, **state)
+    except RuntimeError:
+        if study.trials[number].state == TrialState.RUNNING:
+            raise

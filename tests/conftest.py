@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 
@@ -18,3 +19,27 @@ def no_seed_is_left() -> Iterator[None]:
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def results_keep_to_the_schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every results.json that a run has left, in whatever process, is what is published.
+
+    By another validator than the package's own. A run has its config.yaml beside it; results that
+    a test has spoilt on purpose have none.
+    """
+    yield
+    import jsonschema
+
+    from fst_lightning.reports import results_schema
+
+    validator = jsonschema.Draft202012Validator(results_schema())
+    for file in tmp_path_factory.getbasetemp().rglob("results.json"):
+        if (file.parent / "config.yaml").is_file():
+            found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
+            problem = jsonschema.exceptions.best_match(validator.iter_errors(found))
+            assert problem is None, f"{file}: {problem.message} at {problem.json_path}"
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from fst_lightning.checkpoints.card import CARD_KEY, ModelCard
 from fst_lightning.checkpoints.errors import shown
 from fst_lightning.checkpoints.keys import KeyMap
 
-__all__ = ["sync_folder", "write_state"]
+__all__ = ["sync_folder", "whole_file", "write_state"]
 
 
 def write_state(
@@ -45,18 +47,46 @@ def write_state(
         metadata[CARD_KEY] = card.to_json()
         metadata["mean"] = ", ".join(map(repr, card.mean))
         metadata["std"] = ", ".join(map(repr, card.std))
+    with whole_file(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            # Its own words for a full disk; the system's number is in them.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file beside its place, and put it there when it is complete and on the disk.
+
+    Args:
+        path: where whoever reads it sees the old file or the new one; its folder is made.
+
+    Returns:
+        The file to write.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata=metadata)
+        yield temporary
         temporary.chmod(mode)  # as any other file: safetensors makes one for its owner alone
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if (
+            error.errno and error.filename is None
+        ):  # Of what was written into it, the system names no file.
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

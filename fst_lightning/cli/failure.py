@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
 from pathlib import Path
 
+from hydra.errors import HydraException
+
 from fst_lightning.printable import printable
 
 _NOTE, _LOG = "failure.json", "traceback.txt"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def forget_failure(folder: Path) -> None:
@@ -31,22 +36,50 @@ def report_failure(error: Exception, overrides: list[str], folder: Path) -> None
         overrides: of the command line.
         folder: of the run; gets ``failure.json`` and ``traceback.txt``.
     """
-    message = printable(" ".join(str(error).split())) or type(error).__name__
-    if not isinstance(error, ValueError | OSError):
-        # Not a message written for the user: its type helps to understand it.
-        message = f"{type(error).__name__}: {message}"
+    message = explained(error)
     log = folder / _LOG
+    where = f"details: {log}; or run again with debug=true"
     failure = {"error": message, "overrides": overrides, "log": str(log)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Of the processes of a job the first one to fail knows why; the others miss it.
-        with (folder / _NOTE).open("x", encoding="utf-8") as note:
-            note.write(json.dumps(failure, indent=1))
+        _write_once(folder / _NOTE, json.dumps(failure, indent=1))
         trace = "".join(traceback.format_exception(error))
         # A name that is no UTF-8 must not hide the error.
         log.write_text(trace, encoding="utf-8", errors="backslashreplace")
     except FileExistsError:
         return
     except OSError as problem:
-        print(f"(could not write {log}: {problem})", file=sys.stderr)
-    print(f"error: {message}\n(details: {log}; or run again with debug=true)", file=sys.stderr)
+        where = f"no details in {log}: {problem.strerror}; run again with debug=true"
+    print(f"error: {message}\n({where})", file=sys.stderr)
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a file that is not there yet, or leave none."""
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def explained(error: Exception) -> str:
+    """One line: what happened, and what to do about it as far as that is known here."""
+    message = printable(" ".join(str(error).split())) or type(error).__name__
+    for_users = isinstance(error, ValueError | OSError | FloatingPointError | HydraException)
+    # Lightning's, by name: importing it here would take seconds.
+    if not for_users and type(error).__name__ != "MisconfigurationException":
+        message = f"{type(error).__name__}: {message}"
+    advice = [" ".join(note.split()) for note in getattr(error, "__notes__", [])]
+    if isinstance(error, OSError) and error.errno in _FULL:
+        advice.append(
+            "Make room there, or write elsewhere with hydra.run.dir= and paths.store=; "
+            "resume=true then goes on from the last checkpoint."
+        )
+    elif isinstance(error, OSError) and error.errno in _FORBIDDEN:
+        advice.append("Make it writable, or choose another with hydra.run.dir= or paths.store=.")
+    if not advice:
+        return message
+    return " ".join([message if message.endswith(".") else f"{message}.", *advice])

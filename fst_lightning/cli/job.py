@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.cli.failure import forget_failure, report_failure
 from fst_lightning.cli.launch import is_main_process
+from fst_lightning.cli.stopping import end_process, stopped
 
 _FILE = "job.yaml"
 
@@ -40,7 +40,9 @@ class Job:
         """The job that Hydra is running."""
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir).absolute()
-        return cls(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task), folder)
+        # As they were written: one with ${...} in it need not be right.
+        overrides = [str(line) for line in OmegaConf.to_container(hydra.overrides.task) or ()]
+        return cls(cfg, dict(hydra.runtime.choices), overrides, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Job:
@@ -73,8 +75,11 @@ class Job:
 
             run_pipeline(Run(self.cfg, self.choices, self.overrides, self.folder))
         except Exception as error:
-            if self.cfg.debug:
-                raise
+            if stopped():
+                raise KeyboardInterrupt from error
+            if self.cfg.get("debug") is True:
+                traceback.print_exc()
+                end_process(1)
             report_failure(error, self.overrides, self.folder)
             return False
         return True
@@ -90,15 +95,6 @@ class Job:
         except (OSError, ValueError):
             results = {}
         return tuple(_number(results, name) for name in names)
-
-
-def exit_failed() -> NoReturn:
-    """End the process of a job that failed."""
-    sys.stdout.flush()
-    # Processes that Lightning started for other devices must not wait for this one.
-    if "LOCAL_RANK" in os.environ:
-        os._exit(1)
-    sys.exit(1)
 
 
 def _number(results: Any, name: str) -> float:

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import setup_globals
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from fst_lightning.cli.stopping import end_process, stoppable
 
-from fst_lightning.cli.job import Job, exit_failed
-from fst_lightning.cli.launch import is_main_process, started_with_others
-from fst_lightning.cli.overrides import check_overrides
-from fst_lightning.cli.resume import check_folder, continued_sweep
-from fst_lightning.cli.sweep import run_in_sweep
-from fst_lightning.configuration import conf_folder
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def train() -> None:
     """Run ``train.py``."""
-    _run("train")
+    with stoppable("train", sys.argv[1:]):
+        _run("train")
 
 
 def purify() -> None:
     """Run ``purify.py``."""
-    _run("purify")
+    with stoppable("purify", sys.argv[1:]):
+        _run("purify")
 
 
 def _run(task: str) -> None:
+    # Here, not at the top: importing Hydra takes a moment, in which a signal may come as well.
+    import hydra
+    from hydra.core.utils import setup_globals
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from fst_lightning.cli.launch import is_main_process, started_with_others
+    from fst_lightning.cli.overrides import check_overrides
+    from fst_lightning.cli.resume import check_folder, continued_sweep
+    from fst_lightning.configuration import conf_folder
+
     setup_globals()
     problem = check_overrides(task, sys.argv[1:])
     if problem is not None:
@@ -43,7 +50,15 @@ def _run(task: str) -> None:
         if not is_main_process():
             sys.argv.append("hydra.output_subdir=null")
     # Hydra shows the folder of the configuration in its messages, so it is given an absolute one.
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=task)(_job)()
+    run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=task)(_job)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # It would print a traceback, or parts of one.
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        # Of what comes before a job: its folder, the configuration of Hydra itself.
+        from fst_lightning.cli.failure import explained
+
+        sys.exit(f"error: {explained(error)}")
 
 
 def _job(cfg: DictConfig) -> float | tuple[float, ...]:
@@ -52,6 +67,14 @@ def _job(cfg: DictConfig) -> float | tuple[float, ...]:
     Returns:
         The figures that ``objective`` names, for a sweeper that learns from them.
     """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from fst_lightning.cli.job import Job
+    from fst_lightning.cli.launch import is_main_process
+    from fst_lightning.cli.sweep import run_in_sweep
+
     job = Job.of_hydra(cfg)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     done = run_in_sweep(job) if in_sweep else job.run()
@@ -60,7 +83,8 @@ def _job(cfg: DictConfig) -> float | tuple[float, ...]:
         with contextlib.suppress(OSError):
             job.folder.rmdir()
     if not (done or in_sweep):
-        exit_failed()
-    names = [cfg.objective] if isinstance(cfg.objective, str) else list(cfg.objective)
+        end_process(1)
+    wanted = cfg.get("objective")
+    names = [str(name) for name in (wanted if OmegaConf.is_list(wanted) else [wanted])]
     figures = job.figures(names) if done else (math.nan,) * len(names)
     return figures[0] if len(figures) == 1 else figures

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import itertools
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -17,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from fst_lightning.configuration import conf_folder, groups, groups_of
 
 _MOST_COMBINATIONS = 64
+_DISPENSABLE = ("callbacks", "logger", "robustness", "experiment")
 
 
 def check_overrides(task: str, arguments: Sequence[str]) -> str | None:
@@ -30,24 +35,68 @@ def check_overrides(task: str, arguments: Sequence[str]) -> str | None:
         None where all is well or Hydra's own message is the better one; else one line that says
         what was found and what is valid.
     """
-    options, unknown = get_args_parser().parse_known_args(arguments)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            options, unknown = get_args_parser().parse_known_args(arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        return f"{said.getvalue().rpartition('error: ')[2].strip()}; see --help."
     overrides: list[str] = options.overrides
-    if options.help or options.config_dir or options.config_path or options.config_name:
-        return None
     if unknown:
         found = " ".join(unknown)
         return f"{found}: not understood. Flags such as -m stand before or after all key=value."
-    if any("hydra.searchpath" in override for override in overrides):
+    if options.resolve and not (options.cfg or options.help):
+        return "--resolve: it goes with --cfg job, which prints the configuration."
+    if options.config_dir or options.config_path or options.config_name:
+        return _check_other_configuration(options)
+    if options.help or any("hydra.searchpath" in override for override in overrides):
         return None  # Options from elsewhere: Hydra knows them, this check would not.
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        return f"{_first_line(error)} Overrides are written key=value, without spaces around =."
+    known = groups()
+    parsed = []
+    for override in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(override))
+        except HydraException:
+            return (
+                f"{override}: can't be read. Overrides are written key=value, without spaces "
+                "around =; a value with spaces, brackets, quotes or letters beyond ASCII goes in "
+                """two pairs of quotes: 'key="a value"'."""
+            )
+        if not parsed[-1].key_or_group:
+            return f"{override}: a key is missing. Overrides are written key=value."
+        group, option = parsed[-1].key_or_group, parsed[-1].value()
+        missing = option is None or parsed[-1].is_delete()
+        if missing and group in known and group not in _DISPENSABLE:
+            return f"{override}: `{group}` is needed. Valid: {_list(known[group])}."
+        if isinstance(option, list | dict) and group in known and group not in _DISPENSABLE:
+            return f"{override}: one option is needed. Valid: {_list(known[group])}."
+        if parsed[-1].is_sweep_override() and not options.multirun:
+            return (
+                f"{override}: several values at once are a sweep, which -m starts: python "
+                f"{task}.py -m ... (A list is written [a,b]; a comma in a text 'key=\"a,b\"'.)"
+            )
     for combination in _combinations(parsed):
         try:
             _compose(task, combination)
         except (HydraException, ValueError) as error:
             return _explain(task, combination, error)
+    return None
+
+
+def _check_other_configuration(options: Namespace) -> str | None:
+    """What is wrong with where another configuration is said to be."""
+    for name in ("config_dir", "config_path"):
+        folder = getattr(options, name)
+        if folder and "://" not in folder and not Path(folder).is_dir():
+            return f"--{name.replace('_', '-')}={folder}: there is no such folder."
+    file = options.config_name
+    if file and not (options.config_dir or options.config_path):
+        known = sorted(path.stem for path in conf_folder().glob("*.yaml"))
+        if file.removesuffix(".yaml") not in known:
+            return (
+                f"--config-name={file}: no such file. Valid: {_list(known)}; or say --config-dir."
+            )
     return None
 
 
@@ -127,6 +176,8 @@ def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:
 
 
 def _nearest(word: str, valid: Sequence[str]) -> str:
+    if word not in valid and word.lower() in valid:
+        return f" Did you mean {word.lower()}?"
     # tuning.lr is meant as tuning.optimizer.lr: the same last part, as alike as possible.
     first, _, last = word.rpartition(".")
     first = first.split(".")[0]

@@ -28,7 +28,7 @@ def run_in_sweep(job: Job) -> bool:
     if main:
         print(f"#{HydraConfig.get().job.num}: {' '.join(job.overrides)}", flush=True)
     with _alone(job.folder) if main else nullcontext():
-        if job.cfg.resume is True and is_finished(job.cfg, job.folder):
+        if job.cfg.get("resume") is True and is_finished(job.cfg, job.folder):
             if main:
                 print("  finished before", flush=True)
             return True

@@ -8,7 +8,7 @@ import types
 from collections.abc import Container
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.utils import get_object
+from hydra._internal.utils import _locate  # the public one logs what it does not find
 from omegaconf import DictConfig, OmegaConf
 
 _NUMBERS = (int, float)
@@ -27,7 +27,7 @@ def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
     Raises:
         ValueError: that names the key, the value and what is valid.
     """
-    target = get_object(config._target_)
+    target = located(config)
     try:
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
         parameters = inspect.signature(target).parameters
@@ -49,6 +49,29 @@ def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
                 f"Expected `{config._get_full_key(name)}` to be {_described(hints[str(name)])}, "
                 f"but got {value!r}."
             )
+
+
+def located(config: DictConfig) -> Any:
+    """The class or function that a part of the configuration names.
+
+    Raises:
+        ValueError: where there is none of this name.
+    """
+    key = config._get_full_key("_target_")
+    name = config.get("_target_")
+    valid = f"Expected `{key}` to be the dotted name of a class or function"
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{valid}, but got {name!r}.")
+    try:
+        found = _locate(name)
+    except Exception as error:
+        why = str(error).splitlines()
+        raise ValueError(
+            f"{valid} that can be imported, but got {name!r}: {' '.join(why[1:] or why)}"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{valid}, but {name!r} is a {type(found).__name__}.")
+    return found
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -163,7 +163,13 @@ def train_backdoored(
         seed=run.cfg.seed,
         card=card.to_json(),
     )
-    datamodule = BackdoorDataModule(source, attack, batch_size=recipe.batch_size, seed=run.cfg.seed)
+    datamodule = BackdoorDataModule(
+        source,
+        attack,
+        batch_size=recipe.batch_size,
+        seed=run.cfg.seed,
+        num_workers=run.cfg.num_workers,
+    )
     trainer = make_trainer(run, "train", recipe.max_epochs, work)
     fit_attack(run, source, attack, trainer.strategy.root_device)
     initialise(net, data)

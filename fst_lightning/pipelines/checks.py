@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from fst_lightning.data.protocol import CleanSource
@@ -17,28 +18,99 @@ from fst_lightning.pipelines.resume import named_checkpoint
 from fst_lightning.pipelines.run import Run
 
 _LARGEST_SEED = 2**32 - 1
+_MOST_WORKERS = 1024
+_GROUPS = ("attack", "defense", "data", "model", "training", "tuning", "trainer", "paths")
+_OF_PURIFY_ALONE = ("defense", "tuning", "checkpoint")
+_SWITCHES = ("debug", "retrain", "report.enabled", "report.inversion")
+_TEXTS = ("checkpoint", "export", "paths.data", "paths.store", "paths.outputs")
 
 
 def check_settings(run: Run) -> None:
     """Look at everything that needs neither data nor network.
 
     Raises:
-        ValueError: for a seed, recipe or precision that can't be used.
+        ValueError: for a part that is left out or is none, a ``${...}`` that leads nowhere, a seed,
+            recipe or precision that can't be used.
         FileNotFoundError: where ``resume`` names no checkpoint.
     """
+    _check_complete(run.cfg)
+    _check_parts(run.cfg)
     _check_whole("seed", run.cfg.seed, 0, _LARGEST_SEED)
+    _check_whole("num_workers", run.cfg.num_workers, 0, _MOST_WORKERS)
     for name in ("training", "tuning"):
         if name in run.cfg:
             _check_recipe(name, run.cfg[name])
     check_arguments(run.cfg.trainer)
+    for group in ("callbacks", "logger"):
+        run.parts(group)
+    deterministic = run.cfg.trainer.get("deterministic")
+    if not (deterministic is None or isinstance(deterministic, bool) or deterministic == "warn"):
+        raise ValueError(
+            "Expected `trainer.deterministic` to be true, false, warn or null, but got "
+            f"{deterministic!r}."
+        )
     precision_of(run)
     named_checkpoint(run)
 
 
+def _check_complete(cfg: DictConfig, prefix: str = "") -> None:
+    """Refuse ``???``, and a ``${...}`` that leads nowhere, wherever they stand."""
+    for name in map(str, cfg):
+        key = prefix + name
+        if OmegaConf.is_missing(cfg, name):
+            raise ValueError(f"Expected `{key}` to be set: it has no default ({key}=...).")
+        try:
+            value = cfg[name]
+            if isinstance(value, ListConfig):
+                OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(
+                f"Expected `{key}` to be a value, or ${{ANOTHER.KEY}}, but it can't be read: {why}."
+            ) from error
+        if isinstance(value, DictConfig):
+            _check_complete(value, f"{key}.")
+
+
+def _check_parts(cfg: DictConfig) -> None:
+    """Refuse a configuration of which something is left out, or is of another kind."""
+    for name in (*_GROUPS, "seed", "num_workers", "resume", "debug", "retrain", "checkpoint"):
+        if name not in cfg and (cfg.task == "purify" or name not in _OF_PURIFY_ALONE):
+            raise ValueError(f"Expected `{name}`, but it was taken out; leave ~{name} out instead.")
+        if name in _GROUPS and name in cfg and not isinstance(cfg[name], DictConfig):
+            raise ValueError(
+                f"Expected {name}=OPTION, one of those that --help lists, but got {cfg[name]!r}."
+            )
+    for keys, kind, valid in ((_SWITCHES, bool, "true or false"), (_TEXTS, str, "text")):
+        for key in keys:
+            value = OmegaConf.select(cfg, key)
+            if value is not None and (not isinstance(value, kind) or value == ""):
+                raise ValueError(f"Expected `{key}` to be {valid}, but got {value!r}.")
+
+
 def _check_recipe(name: str, recipe: DictConfig) -> None:
+    for part in ("optimizer", "scheduler"):
+        found = recipe[part]
+        if not isinstance(found, DictConfig) and (part == "optimizer" or found is not None):
+            raise ValueError(
+                f"Expected `{name}.{part}` to be a group of keys ({name}.{part}._target_=CLASS), "
+                f"but got {found!r}."
+            )
+        if found is not None and found.get("_partial_") is not True:
+            raise ValueError(
+                f"Expected `{name}.{part}._partial_` to be true, but got "
+                f"{found.get('_partial_')!r}: it is called with the weights later."
+            )
     # Lightning takes max_epochs=-1 for "for ever".
     _check_whole(f"{name}.max_epochs", recipe.max_epochs, 1)
     _check_whole(f"{name}.batch_size", recipe.batch_size, 1)
+    smoothing = recipe.get("label_smoothing", 0.0)
+    if isinstance(smoothing, bool) or not (
+        isinstance(smoothing, int | float) and 0 <= smoothing <= 1
+    ):
+        raise ValueError(
+            f"Expected `{name}.label_smoothing` to be in [0, 1], but got {smoothing!r}."
+        )
     if recipe.scheduler_interval not in get_args(Interval):
         raise ValueError(
             f"Expected `{name}.scheduler_interval` to be one of {', '.join(get_args(Interval))}, "
@@ -70,7 +142,7 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
             if total_steps_of(scheduler) is None:
                 scheduler = with_total_steps(scheduler, 1)
             scheduler(tried)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
             f"Expected `{name}.optimizer` and `{name}.scheduler` to work together, but got: {error}"
         ) from error

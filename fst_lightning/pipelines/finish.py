@@ -41,7 +41,7 @@ def prepare_folder(run: Run) -> None:
         for stale in files:
             (run.folder / stale).unlink(missing_ok=True)
         text = OmegaConf.to_yaml(run.cfg, resolve=True)
-        (run.folder / "config.yaml").write_text(text, encoding="utf-8")
+        write_text(run.folder / "config.yaml", text)
 
 
 def finish(run: Run, results: dict[str, Any], witness: Witness | None = None) -> None:

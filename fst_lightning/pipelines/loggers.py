@@ -35,7 +35,7 @@ def make_loggers(run: Run, stage: str) -> list[Logger]:
         stage: what is being done; ``{stage}`` in a value of a logger's configuration becomes this,
             and a logger that writes files gets a folder of this name, for the next would empty it.
     """
-    loggers = [_make_logger(config, stage) for config in run.cfg.logger.values()]
+    loggers = [_make_logger(config, stage) for config in run.parts("logger")]
     for logger in loggers:
         logger.log_hyperparams(settings(run))
     return loggers

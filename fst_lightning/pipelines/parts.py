@@ -11,22 +11,22 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from fst_lightning.attacks import Attack
-from fst_lightning.callbacks import progress_callback
+from fst_lightning.callbacks import BatchSizeAdvice, FiniteLoss, progress_callback
 from fst_lightning.checkpoints import Store
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.models import find_head
 from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
+from fst_lightning.pipelines.arguments import located
 from fst_lightning.pipelines.instantiate import make
+from fst_lightning.pipelines.last_checkpoint import LastCheckpoint, WholeFiles
 from fst_lightning.pipelines.loggers import make_loggers
 from fst_lightning.pipelines.precision import resolve_precision
-from fst_lightning.pipelines.resume import LastCheckpoint
 from fst_lightning.pipelines.run import Run
 
 
@@ -42,7 +42,7 @@ def make_defense(run: Run) -> Defense:
         ValueError: where it has no alpha to be chosen, or whatever its constructor raises.
     """
     config = run.cfg.defense
-    parameters = inspect.signature(get_object(config._target_)).parameters
+    parameters = inspect.signature(located(config)).parameters
     if is_automatic(run) and "alpha" not in parameters:
         raise ValueError(
             f"Expected a defense with an `alpha` for defense.alpha=auto, such as fst, but "
@@ -177,19 +177,17 @@ def make_trainer(
     quiet_lightning()
     options = {name: value for name, value in run.arguments("trainer").items() if value is not None}
     options["precision"] = precision_of(run)
-    callbacks: list[L.Callback] = [
-        # Only the last epoch, replaced each time: the file that resume continues from. (With
-        # save_top_k=0 and save_last=True Lightning writes it at the end of the training alone.)
-        LastCheckpoint(
-            work,
-            filename="last",
-            save_top_k=1,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-    ]
+    callbacks: list[L.Callback] = [LastCheckpoint(work)]
     if not quiet:
-        callbacks += [make(callback, L.Callback) for callback in run.cfg.callbacks.values()]
+        recipe = "training" if title == "train" else "tuning"
+        callbacks += [
+            FiniteLoss(
+                f"Try a lower {recipe}.optimizer.lr, or trainer.gradient_clip_val=1 (with resume="
+                "and that checkpoint, to go on from it)."
+            ),
+            BatchSizeAdvice(f"{recipe}.batch_size"),
+        ]
+        callbacks += [make(callback, L.Callback) for callback in run.parts("callbacks")]
         callbacks.append(progress_callback(title))
     loggers = [] if quiet else make_loggers(run, title)
     return make(
@@ -198,6 +196,7 @@ def make_trainer(
         max_epochs=max_epochs,
         callbacks=callbacks,
         logger=loggers or False,
+        plugins=[WholeFiles()],
         default_root_dir=run.folder,
         enable_progress_bar=not quiet,
         **options,

@@ -105,6 +105,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         reserved=reserved,
         held_out=defense.held_out,
         seed=run.cfg.seed,
+        num_workers=run.cfg.num_workers,
     )
     data.setup()
     num_poisoned = None
@@ -185,8 +186,6 @@ def run_purify(run: Run) -> dict[str, Any]:
             std=data.data.std,
             card=card.to_json(),
         )
-        if trains:
-            shutil.rmtree(work, ignore_errors=True)
     results = build_results(
         task="purify",
         seed=run.cfg.seed,
@@ -215,6 +214,10 @@ def run_purify(run: Run) -> dict[str, Any]:
         exported=exported,
     )
     finish(run, results, witness)
+    if trains and is_first_process():
+        shutil.rmtree(
+            work, ignore_errors=True
+        )  # Not before: a run that is killed until then can still go on.
     return results
 
 

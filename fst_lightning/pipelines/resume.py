@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
 
 from fst_lightning.checkpoints import read_checkpoint
 from fst_lightning.pipelines.finish import is_first_process
@@ -46,6 +45,7 @@ def named_checkpoint(run: Run) -> Path | None:
     Raises:
         FileNotFoundError: where the path holds no checkpoint.
         CheckpointError: where a file is none of Lightning's, or made to harm.
+        ValueError: where a training can't go on from it.
     """
     resume = run.cfg.resume
     if resume is None or isinstance(resume, bool):
@@ -58,19 +58,14 @@ def named_checkpoint(run: Run) -> Path | None:
             f"but there is no file {path}."
         )
     read_checkpoint(path)  # Lightning's own reader is not as careful.
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        goes_on = isinstance(content, dict) and {"state_dict", "loops"} <= content.keys()
+    except Exception:
+        goes_on = False
+    if not goes_on:
+        raise ValueError(
+            f"Expected `resume` to be true, or a checkpoint of a training (.ckpt), but {path} "
+            "holds weights alone. (Weights to purify are given as checkpoint=FILE.)"
+        )
     return path
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps the last checkpoint, and believes no checkpoint about where that lies.
-
-    Lightning's own takes over from a checkpoint which file to remove after the next one is
-    written: a name from a file that anybody may have made.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the folder is known without it."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing over."""

@@ -59,3 +59,19 @@ class Run:
     def arguments(self, group: str) -> dict[str, Any]:
         """The same without Hydra's own keys: what the class is called with."""
         return {k: v for k, v in self.plain(group).items() if not k.startswith("_")}
+
+    def parts(self, group: str) -> list[DictConfig]:
+        """The parts of a group that may hold any number of them, by names of the user's.
+
+        Raises:
+            ValueError: where one is no part.
+        """
+        parts = self.cfg.get(group) or {}
+        if not all(
+            isinstance(parts, DictConfig) and isinstance(parts[n], DictConfig) for n in parts
+        ):
+            raise ValueError(
+                f"Expected `{group}` to hold parts by name ({group}.NAME._target_=CLASS), but got "
+                f"{parts!r}."
+            )
+        return list(parts.values())

@@ -1,5 +1,6 @@
 """Write files whole or not at all; read results that may be broken."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -39,8 +40,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     try:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # on a disk that has become read-only
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # Of what was written into it, the system names no file.
         raise
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fst_lightning.defenses import SpectralSignatures
 from fst_lightning.pipelines import Run, run_pipeline
-from fst_lightning.pipelines.resume import LastCheckpoint
+from fst_lightning.pipelines.last_checkpoint import LastCheckpoint
 from tests.checkpoints.samples import Calls
 from tests.pipelines.conftest import Start
 from tests.runs import make_run
@@ -230,7 +230,8 @@ def test_a_checkpoint_does_not_say_what_is_removed(
     checkpoint = torch.load(last, weights_only=True)
     there = last.parent / "../../../precious"  # below the folder, to whoever looks at the text
     assert there.is_dir()
-    writer = kind(last.parent, filename="last", save_top_k=1, save_on_train_epoch_end=True)
+    options: dict[str, Any] = {"filename": "last", "save_top_k": 1, "save_on_train_epoch_end": True}
+    writer = kind(last.parent, **({} if kind is LastCheckpoint else options))
     state = ModelCheckpoint.state_dict(writer) | {"best_model_path": str(there)}
     checkpoint["callbacks"] = {writer.state_key: state}
     evil = tmp_path / "evil.ckpt"
