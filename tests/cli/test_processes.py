@@ -140,7 +140,7 @@ def torchrun(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]
     lines = [line for line in (*tiny("purify", TWO), *TWO) if not line.startswith("hydra.")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
-        [*command, str(ROOT / "purify.py"), *lines, "report.enabled=false", *arguments],
+        [*command, str(ROOT / "purify.py"), *arguments, *lines, "report.enabled=false"],
         cwd=folder,
         capture_output=True,
         text=True,
