@@ -78,6 +78,7 @@ def ours(setting: Setting, weights: Path, epochs: int, folder: str) -> list[str]
         *shared_overrides(setting),
         f"checkpoint={weights}",
         "defense=fst",
+        "trainer.limit_val_batches=0",  # the usual way does not look between the epochs either
         f"tuning.max_epochs={epochs}",
         f"tuning.batch_size={setting.batch_size}",
         "tuning.clean_ratio=1.0",

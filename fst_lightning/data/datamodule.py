@@ -46,6 +46,8 @@ class BackdoorDataModule(L.LightningDataModule):
         batch_size: images a training step, 1 or more.
         eval_batch_size: images an evaluation step, 1 or more; None: 128 on a CPU, whose caches hold
             what they need, and 1,000 elsewhere.
+        val_images: so many clean, and so many triggered, test images at most are evaluated after an
+            epoch, the same in every one, 1 or more; None: all. Tests always take all.
         clean_ratio: share of the training set that the defender holds, 0 to 1, drawn from all rows;
             what was poisoned is held as it was before.
         balanced: draw as many of every class.
@@ -74,6 +76,7 @@ class BackdoorDataModule(L.LightningDataModule):
         purpose: Purpose = "backdoor",
         batch_size: int = 128,
         eval_batch_size: int | None = None,
+        val_images: int | None = None,
         clean_ratio: float = 0.02,
         balanced: bool = False,
         reserved: ImageSet | None = None,
@@ -89,6 +92,8 @@ class BackdoorDataModule(L.LightningDataModule):
                 "Expected `batch_size` and `eval_batch_size` to be 1 or more, "
                 f"but got {batch_size} and {eval_batch_size}."
             )
+        if val_images is not None and val_images < 1:
+            raise ValueError(f"Expected `val_images` to be 1 or more, but got {val_images}.")
         if not 0 < clean_ratio <= 1:
             raise ValueError(
                 f"Expected `tuning.clean_ratio` to be in (0, 1], but got {clean_ratio}."
@@ -99,6 +104,7 @@ class BackdoorDataModule(L.LightningDataModule):
         self.purpose = purpose
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.val_images = val_images
         self.clean_ratio = clean_ratio
         self.balanced = balanced
         self.reserved = reserved
@@ -230,17 +236,27 @@ class BackdoorDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """The ``clean`` loader, and the ``triggered`` one where there is a trigger."""
-        clean = self._place("clean", self.data.test)
-        loaders = [self._evaluation_loader(clean, triggered=False)]
-        if self.measured.has_trigger:
-            triggered = self._place("triggered", self.triggered_rows)
-            loaders.append(self._evaluation_loader(triggered, triggered=True))
-        return loaders
+        """The ``clean`` loader, and the ``triggered`` one where there is a trigger; of a part."""
+        return self._evaluation_loaders(self.val_images)
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """The same as for validation: nothing is chosen by it."""
-        return self.val_dataloader()
+        """The same for the whole test set."""
+        return self._evaluation_loaders(None)
+
+    def _evaluation_loaders(self, most: int | None) -> list[DataLoader[Batch]]:
+        parts = {"clean": self.data.test}
+        if self.measured.has_trigger:
+            parts["triggered"] = self.triggered_rows
+        loaders = []
+        for name, rows in parts.items():
+            if most is not None and most < len(rows):
+                name, rows = f"{most} {name}", rows.subset(self._draw(len(rows), most))
+            loaders.append(self._evaluation_loader(self._place(name, rows), "triggered" in name))
+        return loaders
+
+    def _draw(self, count: int, most: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "validation"))
+        return torch.randperm(count, generator=generator)[:most].sort().values
 
     def _evaluation_loader(self, rows: ImageSet, triggered: bool) -> DataLoader[Batch]:
         trainer = self.trainer

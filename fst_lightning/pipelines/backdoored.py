@@ -169,6 +169,7 @@ def train_backdoored(
         batch_size=recipe.batch_size,
         seed=run.cfg.seed,
         num_workers=run.cfg.num_workers,
+        val_images=run.cfg.val_images,
     )
     trainer = make_trainer(run, "train", recipe.max_epochs, work)
     fit_attack(run, source, attack, trainer.strategy.root_device)

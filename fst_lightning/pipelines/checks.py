@@ -20,6 +20,7 @@ from fst_lightning.pipelines.run import Run
 _LARGEST_SEED = 2**32 - 1
 _MOST_WORKERS = 1024
 _GROUPS = ("attack", "defense", "data", "model", "training", "tuning", "trainer", "paths")
+_SINGLE = ("seed", "num_workers", "val_images", "resume", "debug", "retrain", "checkpoint")
 _OF_PURIFY_ALONE = ("defense", "tuning", "checkpoint")
 _SWITCHES = ("debug", "retrain", "report.enabled", "report.inversion")
 _TEXTS = ("checkpoint", "export", "paths.data", "paths.store", "paths.outputs")
@@ -37,6 +38,8 @@ def check_settings(run: Run) -> None:
     _check_parts(run.cfg)
     _check_whole("seed", run.cfg.seed, 0, _LARGEST_SEED)
     _check_whole("num_workers", run.cfg.num_workers, 0, _MOST_WORKERS)
+    if run.cfg.val_images is not None:
+        _check_whole("val_images", run.cfg.val_images, 1)
     for name in ("training", "tuning"):
         if name in run.cfg:
             _check_recipe(name, run.cfg[name])
@@ -74,7 +77,7 @@ def _check_complete(cfg: DictConfig, prefix: str = "") -> None:
 
 def _check_parts(cfg: DictConfig) -> None:
     """Refuse a configuration of which something is left out, or is of another kind."""
-    for name in (*_GROUPS, "seed", "num_workers", "resume", "debug", "retrain", "checkpoint"):
+    for name in (*_GROUPS, *_SINGLE):
         if name not in cfg and (cfg.task == "purify" or name not in _OF_PURIFY_ALONE):
             raise ValueError(f"Expected `{name}`, but it was taken out; leave ~{name} out instead.")
         if name in _GROUPS and name in cfg and not isinstance(cfg[name], DictConfig):

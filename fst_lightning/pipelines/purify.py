@@ -106,6 +106,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         held_out=defense.held_out,
         seed=run.cfg.seed,
         num_workers=run.cfg.num_workers,
+        val_images=run.cfg.val_images,
     )
     data.setup()
     num_poisoned = None

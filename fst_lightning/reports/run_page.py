@@ -187,7 +187,8 @@ def _charts(stages: Mapping[str, Curves], results: Mapping[str, Any]) -> Iterato
                 y_range=(0, 100),
                 whole=True,
             )
-            caption = "At 0 the network that came in." if start else ""
+            caption = "At 0 the network that came in, on all test images. " if start else ""
+            caption += "Epochs are measured on up to val_images of each kind."
             items.append(figure(chart, "Rates on the test set", caption))
         loss = without_penalty(curves)
         if loss:

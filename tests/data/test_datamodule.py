@@ -130,6 +130,27 @@ def test_evaluation_rows(purpose: Any, eval_batch_size: int) -> None:
         assert max(len(images) for images, _, _ in clean + triggered) <= eval_batch_size
 
 
+@pytest.mark.parametrize("val_images", [5, 10**6])
+def test_epochs_are_measured_on_a_part(val_images: int) -> None:
+    data = made(BadNets(poison_ratio=0.2, target_label=1), val_images=val_images)
+    test = data.source.load().test
+    parts = [[row_numbers(read(loader), test) for loader in data.val_dataloader()]]
+    parts.append([row_numbers(read(loader), test) for loader in data.val_dataloader()])
+    assert parts[0] == parts[1]
+    clean, triggered = parts[0]
+    others = [row for row, label in enumerate(test.labels.tolist()) if label != 1]
+    assert len(set(clean)) == min(val_images, 30)
+    assert len(set(triggered)) == min(val_images, len(others))
+    assert set(triggered) <= set(others)
+    assert clean == sorted(clean)  # memory is read in its order
+    # The first rows may all be of one class.
+    assert len(clean) == 30 or clean != list(range(len(clean)))
+    whole = [len(row_numbers(read(loader), test)) for loader in data.test_dataloader()]
+    assert whole == [30, len(others)]
+    for batch in read(data.val_dataloader()[1]):
+        assert bool(batch[2].all())
+
+
 def test_all_to_all_keeps_every_test_row() -> None:
     data = made(BadNets(poison_ratio=0.2, label_map="all_to_all"))
     assert len(data.triggered_rows) == 30
@@ -276,6 +297,7 @@ def test_a_ratio_that_holds_nothing() -> None:
     [
         ({"purpose": "cure"}, "`purpose` to be backdoor or purify, but got 'cure'"),
         ({"batch_size": 0}, "`batch_size` and `eval_batch_size` to be 1 or more, but got 0"),
+        ({"val_images": 0}, "`val_images` to be 1 or more, but got 0"),
         ({"eval_batch_size": 0}, "to be 1 or more, but got 128 and 0"),
         ({"clean_ratio": 0.0}, r"in \(0, 1\], but got 0.0"),
         ({"clean_ratio": 1.01}, r"in \(0, 1\], but got 1.01"),

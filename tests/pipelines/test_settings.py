@@ -50,6 +50,7 @@ BAD = {
     "data.image_size=abc": "`data.image_size` to be a whole number, but got 'abc'",
     "data.num_classes=1": "at least 2, but got 1",
     "model.width=abc": "`model.width` to be a whole number, but got 'abc'",
+    "val_images=0": "`val_images` to be a whole number of 1 or more, but got 0",
     "seed=abc": "`seed` to be a whole number from 0 to 4294967295, but got 'abc'",
     "seed=-1": "but got -1",
     "seed=1.5": "but got 1.5",
