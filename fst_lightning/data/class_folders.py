@@ -167,7 +167,7 @@ def choose_classes(
         raise ValueError(f"Expected each name in `classes` once, but got {names}.")
     if len(names) < 2:
         raise ValueError(
-            f"A classifier needs at least 2 classes, but got {', '.join(names) or 'none'}: "
-            f"{directory} should hold one folder of images for each class."
+            f"Expected {directory} to hold one folder of images for each of at least 2 classes, "
+            f"but found {', '.join(names) or 'none'}."
         )
     return names

@@ -40,7 +40,9 @@ def complaint(case: Mistake, done: Finished, folder: Path) -> str | None:
     if len(errors[0]) > 800:
         return "a long line"
     words = {word for line in case.arguments for word in re.findall(r"\w{2,}", line)}
-    if not words & set(re.findall(r"\w{2,}", errors[0])):
+    marks = {mark for line in case.arguments for mark in (line, line.partition("=")[2])}
+    said = set(re.findall(r"\w{2,}", errors[0])) & words
+    if not said and not marks & {word.rstrip(":") for word in errors[0].split()}:
         return "nothing of what was typed is in the message"
     return None
 

@@ -104,7 +104,7 @@ def test_chosen_classes(tmp_path: Path) -> None:
         choose_classes(found, ["8", "../x"], tmp_path)
     with pytest.raises(ValueError, match="once"):
         choose_classes(found, ["8", "8"], tmp_path)
-    with pytest.raises(ValueError, match="at least 2 classes, but got 8"):
+    with pytest.raises(ValueError, match="at least 2 classes, but found 8"):
         choose_classes(found, ["8"], tmp_path)
     with pytest.raises(ValueError, match="at least 2 classes"):
         choose_classes({"a": tmp_path}, None, tmp_path)

@@ -147,8 +147,8 @@ def test_errors_before_any_image_is_read(
         (["train/a/1.png", "train/b/1.png"], "only in .*train"),
         (["test/a/1.png", "test/b/1.png"], "only in .*test"),
         (["train/1.png", "test/1.png"], "only in none"),
-        (["train/a/1.png", "test/a/1.png"], "at least 2 classes, but got a"),
-        (["a/1.png"], "at least 2 classes, but got a"),
+        (["train/a/1.png", "test/a/1.png"], "at least 2 classes, but found a"),
+        (["a/1.png"], "at least 2 classes, but found a"),
         (["a/1.png", "b/1.png"], "No class .* 2 images"),
     ],
 )
