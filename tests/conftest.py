@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,6 +21,23 @@ def no_seed_is_left() -> Iterator[None]:
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def lose_locks(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], str]:
+    """Makes all file systems such that have no locks; returns the reason in their words."""
+    number = getattr(errno, request.param)
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def lose() -> str:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        return os.strerror(number)
+
+    return lose
 
 
 @pytest.fixture(scope="session", autouse=True)

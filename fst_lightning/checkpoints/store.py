@@ -21,11 +21,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from fst_lightning.checkpoints.write import sync_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows, which does not rename a folder with an open file in it: all we want
-    fcntl = None  # type: ignore[assignment]
+from fst_lightning.locks import NoLocksError, file_lock, lock_open_file
 
 __all__ = ["SCHEMA", "Store", "StoreEntry", "StoreError", "StoreUse"]
 
@@ -144,8 +140,8 @@ class Store:
                 facts = (path / _FACTS).open("rb")
             except FileNotFoundError:
                 continue  # removed meanwhile: look again
-            with contextlib.suppress(OSError):  # a file system without locks
-                _flock(facts, shared=True)
+            with contextlib.suppress(OSError):  # without locks nobody can remove it, either
+                lock_open_file(facts, shared=True)
             if _is_open_file(facts, path / _FACTS):
                 with contextlib.suppress(OSError):  # a store that is read only
                     os.utime(path / _FACTS)
@@ -164,7 +160,8 @@ class Store:
             timeout: seconds to wait; None waits for ever.
 
         Raises:
-            StoreError: the folder cannot be written, or the time is over.
+            StoreError: the folder cannot be written, its file system has no locks, or the time is
+                over.
         """
         lock = self._lock(key)
         try:
@@ -174,7 +171,7 @@ class Store:
                 f"{self.root}: another process has been making the model {key} for {timeout} "
                 "seconds. Wait for it, or choose another folder with `paths.store=`."
             ) from None
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             raise self._unusable(error) from None
         try:
             yield
@@ -304,7 +301,16 @@ class Store:
 
     def _lock(self, key: str) -> FileLock:
         if _checked(key) not in self._locks:
-            self._locks[key] = FileLock(self._folder("locks") / f"{key}.lock")
+            folder = self._folder("locks")
+            try:
+                self._locks[key] = file_lock(folder / f"{key}.lock")
+            except NoLocksError as error:
+                raise StoreError(
+                    f"{error} Put the store elsewhere with `paths.store=`; what it holds already "
+                    "can be used where it is."
+                ) from None
+            except OSError as error:
+                raise self._unusable(error) from None
         return self._locks[key]
 
     def _folder(self, name: str) -> Path:
@@ -396,7 +402,7 @@ class Store:
         except Timeout:
             yield False
             return
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             raise self._unusable(error) from None
         try:
             yield True
@@ -414,19 +420,11 @@ def _unused(facts: Path) -> Iterator[bool]:
         return
     with file:
         try:
-            _flock(file, shared=False)
-        except BlockingIOError:
+            lock_open_file(file, shared=False)
+        except OSError:
             yield False
             return
-        except OSError:
-            pass  # a file system without locks
         yield True
-
-
-def _flock(file: BinaryIO, *, shared: bool) -> None:
-    """Lock an open file until it is closed: alone at once or not at all, or shared."""
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_open_file(file: BinaryIO, path: Path) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -16,6 +15,7 @@ from omegaconf import DictConfig
 from fst_lightning.cli.job import Job
 from fst_lightning.cli.launch import is_main_process, run_apart, starts_processes
 from fst_lightning.cli.resume import is_finished
+from fst_lightning.locks import file_lock
 
 
 def run_in_sweep(job: Job) -> bool:
@@ -38,13 +38,10 @@ def run_in_sweep(job: Job) -> bool:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait for a job that outlived its sweep, as those of a launcher's workers do."""
-    lock = FileLock(folder / ".lock")
-    with suppress(OSError, NotImplementedError):  # a file system without locks
-        lock.acquire()
-    try:
+    with ExitStack() as held:
+        with suppress(OSError):  # without locks, or the right to write, nobody is waited for
+            held.enter_context(file_lock(folder / ".lock"))
         yield
-    finally:
-        lock.release()
 
 
 class SweepTable(Callback):

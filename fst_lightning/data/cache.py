@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from fst_lightning.data.decode import decode_images
+from fst_lightning.locks import NoLocksError, file_lock
 from fst_lightning.printable import printable
 
 Cache = Literal["auto", "off"]
@@ -28,6 +28,10 @@ _CHANNELS = 3
 _SAMPLES = 512
 _SAMPLE_BYTES = 4096
 _MOST_JSON = 10_000
+_ELSEWHERE = (
+    "Name a folder on another disk with data.cache_folder=DIR, or keep the images in memory with "
+    "data.cache=off."
+)
 
 
 def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tensor:
@@ -48,14 +52,19 @@ def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tenso
 
     Raises:
         ValueError: naming the first file that cannot be read, or where the disk is too small.
+        NoLocksError: the folder's file system has no locks.
     """
     name = fingerprint(paths, image_size)
     shape = (len(paths), _CHANNELS, image_size, image_size)
     size = int(np.prod(shape))
     target, about = folder / f"{name}.images", folder / f"{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    # One process decodes, the others wait for it.
-    with FileLock(folder / f"{name}.lock"):
+    try:
+        lock = file_lock(folder / f"{name}.lock")
+    except NoLocksError as error:
+        error.add_note(_ELSEWHERE)
+        raise
+    with lock:  # One process decodes, the others wait for it.
         if not _is_whole(target, about, size):
             _check_disk(folder, size, len(paths))
             _make(paths, image_size, target, about, size)
@@ -136,6 +145,5 @@ def _check_disk(folder: Path, size: int, count: int) -> None:
     if size > free:
         raise ValueError(
             f"{count:,} decoded images need {size / 2**30:.1f} GiB in {folder}, and its disk has "
-            f"{free / 2**30:.1f} GiB left. Lower `data.image_size`, name a folder on another disk "
-            "with data.cache_folder=DIR, or keep them in memory with data.cache=off."
+            f"{free / 2**30:.1f} GiB left. Lower `data.image_size`. {_ELSEWHERE}"
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -287,6 +288,27 @@ def test_a_store_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(StoreError, match="read only"):
         store.work(key)
     assert folder.is_dir()
+
+
+def test_a_file_system_without_locks(lose_locks: Callable[[], str], tmp_path: Path) -> None:
+    """What the store holds can be used; nothing is made or removed that nobody can guard."""
+    _, (key,) = kept(tmp_path, 1)
+    reason = lose_locks()
+    store = Store(tmp_path, limit_bytes=0)
+    use = store.use(key)
+    assert use is not None
+    assert (use.path / "model.safetensors").read_bytes() == b"x" * 100
+    other = store.key(DESCRIPTION)
+    for act in (
+        lambda: store.lock(other).__enter__(),
+        lambda: store.keep(other, DESCRIPTION, fill),
+        lambda: store.prune(keys=[key]),
+    ):
+        with pytest.raises(StoreError, match=rf"{reason}.*paths\.store=") as caught:
+            act()
+        assert str(tmp_path) in str(caught.value)
+    assert listed(store) == {key}
+    use.release()
 
 
 def test_what_is_locked_stays(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,6 +103,27 @@ def test_a_store_that_is_read_only_and_empty(tmp_path: Path, command: Command) -
     with mounted(tmp_path / "store", "ro"):
         failed = command(*LINES)
         check_line(failed, "the store cannot be written", "paths.store=")
+
+
+def test_a_disk_without_locks(
+    lose_locks: Callable[[], str], command: Command, tmp_path: Path
+) -> None:
+    """Nothing is trained that two processes could train at a time."""
+    reason = lose_locks()
+    failed = command(*LINES)
+    check_line(failed, "no file locks", "store/locks", reason, "paths.store=")
+    assert not list((tmp_path / "store").rglob("*.*"))
+
+
+def test_a_disk_without_locks_serves_what_it_holds(
+    lose_locks: Callable[[], str], command: Command
+) -> None:
+    """A sweep runs there, too; the lock of a job only waits for one that has outlived its sweep."""
+    assert command(*LINES, task="train").code == 0
+    lose_locks()
+    swept = command("-m", *LINES[:2], "defense=ft,lp", "hydra.sweep.dir=sweep")
+    assert (swept.code, swept.err) == (0, "")
+    assert {f"sweep/{number}/results.json" for number in (0, 1)} <= swept.written
 
 
 def test_weights_say_what_the_system_says(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from fst_lightning.data import ImageFolder, cache
 from fst_lightning.data.cache import cached_images, fingerprint
 from fst_lightning.data.decode import decode_images
+from fst_lightning.locks import NoLocksError
 
 SIZE = 8
 
@@ -118,6 +120,15 @@ def test_a_full_disk_is_refused_before_the_work(
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match=r"7 decoded images need .*data\.cache_folder=DIR"):
         cached_images(files, SIZE, tmp_path / "kept")
+    assert not decoded
+
+
+def test_a_folder_without_locks_is_refused_before_the_work(
+    lose_locks: Callable[[], str], files: list[Path], tmp_path: Path, decoded: list[int]
+) -> None:
+    with pytest.raises(NoLocksError, match=lose_locks()) as caught:
+        cached_images(files, SIZE, tmp_path / "kept")
+    assert "data.cache_folder=DIR" in " ".join(caught.value.__notes__)
     assert not decoded
 
 
