@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pipelines.two_processes import all_cases, cases, difference
+from tests.pipelines.several_processes import all_cases, cases, difference
 
 pytestmark = [pytest.mark.slow, pytest.mark.ddp]
 
@@ -35,12 +35,12 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return all_cases(tmp_path_factory.mktemp("one"), 1)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("two")
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def torchrun(folder: Path, processes: int, *keys: str) -> list[dict[str, Any]]:
+    """What each process found."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += [f"--nproc-per-node={processes}", "-m", "tests.pipelines.several_processes"]
     done = subprocess.run(
-        [*start, "-m", "tests.pipelines.two_processes", str(folder)],
+        [*start, str(folder), *keys],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -48,7 +48,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return torchrun(tmp_path_factory.mktemp("two"), 2)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -79,3 +84,15 @@ def test_two_processes_are_one_with_batches_of_both(
         return  # BatchNorm sees the batch of its own process
     assert difference(alone["weights"], together["weights"]) < 1e-5
     assert alone["counts"] == together["counts"]
+
+
+def test_four_processes_are_one_with_batches_of_all(tmp_path: Path, one: dict[str, Any]) -> None:
+    keys = ("attack blended", "defense fst", "defense ft")
+    four = torchrun(tmp_path, 4, *keys)
+    assert [sorted(found) for found in four] == [sorted(keys)] * 4
+    for key in keys:
+        assert four[0][key]["num_processes"] == 4
+        for found in four:
+            assert found[key]["counts"] == one[key]["counts"]
+            assert found[key]["num_poisoned"] == one[key]["num_poisoned"]
+            assert difference(found[key]["weights"], one[key]["weights"]) < 1e-5

@@ -1,4 +1,4 @@
-"""What each of two processes does in `test_processes.py`: every attack, then every defense.
+"""What each of several processes does in `test_processes.py`: attacks, then defenses.
 
 Started by torchrun, for Lightning asks for its rank when it is imported.
 """
@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from fst_lightning.configuration import groups
 from fst_lightning.pipelines import run_pipeline
 from tests.runs import make_run
 
-BATCH_SIZE = 6
-"""Of each of two processes; one alone takes twice as many."""
+BATCH_SIZE = 12
+"""Of all processes together."""
 
 
 class Plain(nn.Sequential):
@@ -41,8 +42,8 @@ class Plain(nn.Sequential):
 def lines(processes: int, network: str) -> list[str]:
     """What all runs have in common."""
     devices = [f"trainer.devices={processes}"] + (["trainer.strategy=ddp"] * (processes > 1))
-    batch = BATCH_SIZE * 2 // processes
-    plain = ["model._target_=tests.pipelines.two_processes.Plain"] if network == "plain" else []
+    batch = BATCH_SIZE // processes
+    plain = ["model._target_=tests.pipelines.several_processes.Plain"] if network == "plain" else []
     return [
         *devices,
         *plain,
@@ -61,7 +62,8 @@ def run(folder: Path, processes: int, network: str, task: str, group: str, name:
     if name == "none":
         common = [line for line in common if "poison_ratio" not in line]
     if task == "purify":
-        common += [f"tuning.batch_size={BATCH_SIZE * 2 // processes}", "attack=badnets"]
+        common += [f"tuning.batch_size={BATCH_SIZE // processes}", "attack=badnets"]
+        common += ["tuning.clean_ratio=1.0"]  # 60 images, which divide by 4
     where = folder / f"{network}-{name}"
     made = make_run(task, where, f"{group}={name}", *common, store=folder / f"store-{network}")
     try:
@@ -91,10 +93,12 @@ def cases() -> list[tuple[str, str, str]]:
     return attacks + [("purify", "defense", name) for name in groups()["defense"]]
 
 
-def all_cases(folder: Path, processes: int) -> dict[str, Any]:
-    """All runs, by option; with BatchNorm where it has to be."""
+def all_cases(folder: Path, processes: int, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """All runs, or those named, by option; with BatchNorm where it has to be."""
     results = {}
     for task, group, name in cases():
+        if keys and f"{group} {name}" not in keys:
+            continue
         with contextlib.redirect_stdout(io.StringIO()):
             found = run(folder, processes, "plain", task, group, name)
             if "BatchNorm" in found.get("error", ""):
@@ -112,5 +116,5 @@ def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     here = Path(sys.argv[1])
-    found = all_cases(here, 2)
+    found = all_cases(here, int(os.environ["WORLD_SIZE"]), sys.argv[2:])
     torch.save(found, here / f"{os.environ['RANK']}.pt")
