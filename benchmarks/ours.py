@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,11 +52,19 @@ class StepClock(L.Callback):
             self.current.step()
 
 
-def train(setting: Setting) -> float:
+BLENDED = (
+    "attack=blended",
+    f"attack.poison_ratio={POISON_RATIO}",
+    f"attack.target_label={TARGET}",
+    f"attack.blend_alpha={OPACITY}",
+)
+
+
+def train(setting: Setting, chosen: Sequence[str] = BLENDED) -> float:
     """Train on poisoned images; images per second."""
     clock = StepClock.current = Clock(setting)
     with TemporaryDirectory() as scratch:
-        run = _run("train", setting, Path(scratch))
+        run = _run("train", setting, Path(scratch), chosen)
         source, attack = make_source(run), make_attack(run)
         data = BackdoorDataModule(source, attack)
         data.setup()
@@ -110,10 +119,10 @@ def _data(run: Run, setting: Setting) -> BackdoorDataModule:
     return data
 
 
-def _run(task: str, setting: Setting, folder: Path) -> Run:
+def _run(task: str, setting: Setting, folder: Path, attack: Sequence[str] = BLENDED) -> Run:
     """The configuration of a user who sets what the contestants share, and leaves the rest."""
     overrides = [
-        *shared_overrides(setting),
+        *shared_overrides(setting, attack),
         "training.max_epochs=1",
         f"training.batch_size={setting.batch_size}",
         "trainer.limit_val_batches=0",
@@ -134,7 +143,7 @@ def _run(task: str, setting: Setting, folder: Path) -> Run:
     return Run(cfg, choices, overrides, folder)
 
 
-def shared_overrides(setting: Setting) -> list[str]:
+def shared_overrides(setting: Setting, attack: Sequence[str] = BLENDED) -> list[str]:
     """What all contestants share, as the command line says it."""
     return [
         "data=fake",
@@ -145,10 +154,7 @@ def shared_overrides(setting: Setting) -> list[str]:
         f"data.std={list(STD)}",
         f"data.crop_padding={CROP_PADDING}",
         "data.horizontal_flip=true",
-        "attack=blended",
-        f"attack.poison_ratio={POISON_RATIO}",
-        f"attack.target_label={TARGET}",
-        f"attack.blend_alpha={OPACITY}",
+        *attack,
         "model=resnet18",
         f"model.width={setting.width}",
         f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks import floor, ours, usual
+from benchmarks import attacks, floor, ours, usual
 from benchmarks.setting import ALPHA, MEAN, STD, TARGET, WARM_UP, Clock, Setting, head_of
 from fst_lightning.attacks import Blended
 from fst_lightning.modules import InputPipeline
@@ -75,3 +75,10 @@ def test_the_target_is_left_out_of_the_triggered_images() -> None:
     clean, triggered = SETTING.test_images()
     assert len(clean) == SETTING.num_test
     assert len(triggered) == int((clean.labels != TARGET).sum())
+
+
+@pytest.mark.parametrize("name", ["badnets", "wanet", "ssba"])
+def test_what_an_attack_costs_is_measured(name: str) -> None:
+    setting = Setting(width=2, batch_size=32, steps=2, num_test=20, device="cpu")
+    assert ours.train(setting, attacks.lines(name)) > 0
+    assert f"attack={name}" in attacks.lines(name)
