@@ -46,8 +46,8 @@ class StoreEntry:
         key: its name in the store.
         description: the plain data that the key was made of.
         bytes: size of its files.
-        created: when it was kept, in UTC.
-        used: when it was last kept or used, in UTC.
+        created: when it was kept, in UTC; not later than now, whatever the clock was then.
+        used: when it was last kept or used, in UTC; the same.
         path: its folder.
     """
 
@@ -217,6 +217,7 @@ class Store:
             temporary = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
             try:
                 self._make(temporary)
+                self._age_from(time.time())
                 write(temporary)
                 facts = {
                     "key": key,
@@ -262,10 +263,11 @@ class Store:
         """
         _limit("keep_bytes", keep_bytes)
         _limit("older_than_days", older_than_days)
+        now = time.time()
+        self._age_from(now)
         entries = self.list()
         named = {_checked(key) for key in keys or ()}
         doomed = {entry.key for entry in entries if entry.key in named or (stale and entry.stale)}
-        now = time.time()
         if older_than_days is not None:
             oldest = now - older_than_days * _DAY
             doomed |= {entry.key for entry in entries if entry.created.timestamp() < oldest}
@@ -355,10 +357,11 @@ class Store:
                 return None
             values = json.loads(facts.read_text(encoding="utf-8"))
             description = values["description"]
-            created = datetime.fromisoformat(values["created"]).astimezone(UTC)
+            now = datetime.now(UTC)
+            created = min(now, datetime.fromisoformat(values["created"]).astimezone(UTC))
             if values["key"] != folder.name or self.key(description) != folder.name:
                 return None
-            used = datetime.fromtimestamp(facts.stat().st_mtime, UTC)
+            used = datetime.fromtimestamp(min(now.timestamp(), facts.stat().st_mtime), UTC)
             size = sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file())
         # ArithmeticError: made before the year 1
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
@@ -366,6 +369,23 @@ class Store:
         except RecursionError:
             return None
         return StoreEntry(folder.name, description, size, created, used, folder)
+
+    def _age_from(self, now: float) -> None:
+        """Let what was used by a clock that was ahead of this one age from now on, in its order.
+
+        It would go last for as long as the clock was ahead, and what is made now before it.
+        """
+        ahead = []
+        for folder in _children(self._models):
+            with contextlib.suppress(OSError):
+                facts = folder / _FACTS
+                if (used := facts.stat().st_mtime) > now:
+                    ahead.append((used, facts))
+        for place, (_, facts) in enumerate(sorted(ahead, reverse=True)):
+            # Before this second: the time of a file that is made now may be some milliseconds late.
+            used = now - 1 - place / 1000
+            with contextlib.suppress(OSError):  # removed meanwhile, or read only
+                os.utime(facts, (used, used))
 
     def _sweep(self) -> None:
         for folder in _children(self.root / "partial"):

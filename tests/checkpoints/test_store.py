@@ -191,6 +191,40 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     assert listed(store) == {keys[0], keys[3]}
 
 
+def test_a_clock_that_was_ahead(tmp_path: Path) -> None:
+    """What it has stamped is not older than new, stays in its order, and ages from now on."""
+    store, keys = kept(tmp_path, 4)
+    for key, days in zip(keys[:3], (-900, -1000, -1e6), strict=True):
+        backdate(store, key, days)
+    assert store.prune(older_than_days=0) == [keys[3]]
+    for entry in store.list():
+        assert timedelta(0) <= datetime.now(UTC) - entry.created < timedelta(minutes=1)
+        assert timedelta(0) <= datetime.now(UTC) - entry.used < timedelta(minutes=1)
+    size = max(entry.bytes for entry in store.list())
+    assert store.prune(keep_bytes=3 * size) == []
+    made = store.key(DESCRIPTION)
+    store.keep(made, DESCRIPTION, fill)
+    assert store.prune(keep_bytes=2.5 * size) == [keys[0], keys[1]]
+    assert store.prune(keep_bytes=1.5 * size) == [keys[2]]
+    assert listed(store) == {made}
+
+
+def test_a_clock_that_is_set_back(tmp_path: Path) -> None:
+    """What is made then has the earliest dates of all, and outlives what was there before."""
+    store, keys = kept(tmp_path, 3)
+    for key in keys:
+        backdate(store, key, days=-365 - keys.index(key))
+    size = max(entry.bytes for entry in store.list())
+    use = store.use(keys[1])
+    assert use is not None
+    made = []
+    for seed in (10, 11, 12):
+        made.append(store.key({"seed": seed}))
+        Store(tmp_path, limit_bytes=4.5 * size).keep(made[-1], {"seed": seed}, fill)
+    assert listed(store) == {keys[1], *made}
+    use.release()
+
+
 def test_what_is_used_stays(tmp_path: Path) -> None:
     """By this process or another; any number may use it, and a dead one does not."""
     store, keys = kept(tmp_path, 3)
