@@ -60,8 +60,12 @@ class StoreEntry:
 
     @property
     def stale(self) -> bool:
-        """Whether today's code would not make this model, and so never asks for it."""
-        return self.description.get("schema") != SCHEMA
+        """Whether an earlier version made this model, so that today's code never asks for it.
+
+        A later one may share the store, and ask for its own.
+        """
+        schema = self.description.get("schema")
+        return not isinstance(schema, int) or schema < SCHEMA
 
 
 class StoreUse:

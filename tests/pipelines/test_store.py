@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fst_lightning.checkpoints import StoreError
-from fst_lightning.pipelines import run_pipeline
+from fst_lightning.checkpoints import SCHEMA, Store, StoreError
+from fst_lightning.pipelines import backdoored, run_pipeline
 from fst_lightning.pipelines.backdoored import describe, fingerprint
 from fst_lightning.pipelines.parts import make_source
 from fst_lightning.reports import read_results
@@ -94,6 +94,26 @@ def test_a_fingerprint_sees_every_label_and_the_images(start: Start) -> None:
     data.test.images[3, 0, 0, 0] ^= 1
     seen.add(fingerprint(data))
     assert len(seen) == 3
+
+
+def test_versions_of_the_package_share_a_store(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each trains its own model once; the older one's is stale."""
+
+    def model(results: Results) -> Path:
+        return Path(results["checkpoints"]["backdoored"]).parent
+
+    today = go()
+    with monkeypatch.context() as older:
+        older.setattr(backdoored, "SCHEMA", SCHEMA - 1)
+        first, second = go(), go()
+    again = go()
+    assert model(first) == model(second) != model(today) == model(again)
+    trained = [results["seconds"]["train"] for results in (today, first, second, again)]
+    assert [seconds is None for seconds in trained] == [False, False, True, True]
+    stale = {entry.path: entry.stale for entry in Store(tmp_path / "store").list()}
+    assert stale == {model(today): False, model(first): True}
 
 
 def test_retrain_puts_a_new_model_in_the_place_of_the_old_one(go: Go, models: Models) -> None:
