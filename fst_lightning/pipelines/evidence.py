@@ -145,8 +145,14 @@ class Witness:
         )
         kept = torch.cat(features).numpy() if features else None
         # A head that is called for every patch, or twice, has no one feature an image.
-        kept = None if kept is None or len(kept) != len(rows) else kept
-        return Answers(labels, predictions, confidence, kept, wanted if triggered else None)
+        usable = kept is not None and len(kept) == len(rows) and bool(np.isfinite(kept).all())
+        return Answers(
+            labels,
+            predictions,
+            confidence,
+            kept if usable else None,
+            wanted if triggered else None,
+        )
 
     def _examples(self, before: Snapshot, after: Snapshot | None) -> tuple[Example, ...]:
         """Images of as many classes as possible."""
@@ -256,8 +262,9 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
         if new is None or new.shape != old.shape:
             continue
         layer = name.rpartition(".")[0] or name
-        moved[layer] = moved.get(layer, 0.0) + float((new - old).square().sum())
-        size[layer] = size.get(layer, 0.0) + float(old.square().sum())
+        # In float64, for squares of a float32 may be too large, or too small, for another one.
+        moved[layer] = moved.get(layer, 0.0) + float((new.double() - old).square().sum())
+        size[layer] = size.get(layer, 0.0) + float(old.double().square().sum())
     return {layer: float((moved[layer] / size[layer]) ** 0.5) for layer in moved if size[layer] > 0}
 
 

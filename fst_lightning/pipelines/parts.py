@@ -182,7 +182,7 @@ def make_trainer(
         recipe = "training" if title == "train" else "tuning"
         callbacks += [
             FiniteLoss(
-                f"Try a lower {recipe}.optimizer.lr, or trainer.gradient_clip_val=1 (with resume="
+                f"Try a lower {recipe}.optimizer.lr, or trainer.gradient_clip_val=1 (with resume= "
                 "and that checkpoint, to go on from it)."
             ),
             BatchSizeAdvice(f"{recipe}.batch_size"),

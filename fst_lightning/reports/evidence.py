@@ -20,7 +20,8 @@ class Answers:
         labels: ``(N,)`` true classes.
         predictions: ``(N,)`` classes.
         confidence: ``(N,)`` softmax of the predicted class, in [0, 1].
-        features: ``(N, d)``, what the head got; None where there is no linear head.
+        features: ``(N, d)``, what the head got; None where there is no linear head, or where they
+            are too large for float32.
         wanted: ``(N,)`` the attacker's labels, -1 for none; None for clean images.
     """
 
@@ -167,35 +168,41 @@ def calibration(answers: Answers, bins: int = 10) -> tuple[Array, Array, Array, 
     Source: Guo et al., "On calibration of modern neural networks", 2017, arXiv 1706.04599.
 
     Args:
-        answers: to N images, 1 or more.
+        answers: to N images, 1 or more; those whose confidence is NaN, for their logits are
+            infinite, are left out.
         bins: B, 1 or more.
 
     Returns:
-        By bin: mean confidence, accuracy (both NaN where it is empty) and number; the ECE.
+        By bin: mean confidence, accuracy (both NaN where it is empty) and number; the ECE, NaN
+        where all are empty.
 
     Example:
         >>> right, sure = np.array([0, 0]), np.array([0.9, 0.9])
         >>> round(calibration(Answers(right, np.array([0, 1]), sure))[3], 6)
         0.4
     """
-    right = (answers.labels == answers.predictions).astype(float)
-    sure = answers.confidence.astype(float)
+    known = ~np.isnan(answers.confidence)
+    right = (answers.labels == answers.predictions)[known].astype(float)
+    sure = answers.confidence[known].astype(float)
     place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     number = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(place, sure, minlength=bins) / number
         accuracy = np.bincount(place, right, minlength=bins) / number
-    error = float(np.nansum(np.abs(accuracy - confidence) * number) / number.sum())
+        error = float(np.nansum(np.abs(accuracy - confidence) * number) / number.sum())
     return confidence, accuracy, number, error
 
 
 def cosines(first: Array, second: Array) -> Array:
     """The cosine between the rows of two matrices of one shape; 0 for a row of zeros.
 
+    In float64, for squares of a float32 may be too large, or too small, for another one.
+
     Example:
         >>> cosines(np.array([[1.0, 0.0]]), np.array([[-2.0, 0.0]])).tolist()
         [-1.0]
     """
+    first, second = first.astype(np.float64), second.astype(np.float64)
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products = (first * second).sum(axis=1)
     result: Array = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
@@ -212,7 +219,10 @@ def nearer_target(snapshot: Snapshot) -> float | None:
         return None
     if triggered.wanted is None:
         return None
-    means = {int(c): clean.features[clean.labels == c].mean(axis=0) for c in set(clean.labels)}
+    means = {
+        int(c): clean.features[clean.labels == c].mean(axis=0, dtype=np.float64)
+        for c in set(clean.labels)
+    }
     nearer = []
     for feature, own, wanted in zip(
         triggered.features, triggered.labels, triggered.wanted, strict=True

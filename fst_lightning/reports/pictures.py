@@ -386,7 +386,7 @@ def _calibration(evidence: Evidence) -> str:
                 intervals=[(None, interval) for interval in intervals],
             )
         )
-        words.append(f"{error:.4f} {when}".strip())
+        words.append(f"{NOT_GIVEN if np.isnan(error) else f'{error:.4f}'} {when}".strip())
     chart = scatter(
         series,
         title="reliability diagram",

@@ -1,19 +1,22 @@
 """What the report of a run is made of, and that making it does no harm."""
 
 import functools
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fst_lightning.defenses import Triggers, invert_triggers
 from fst_lightning.pipelines import evidence as module_of_evidence
 from fst_lightning.pipelines import finish, run_pipeline
-from fst_lightning.pipelines.evidence import Witness
+from fst_lightning.pipelines.evidence import Witness, relative_changes
 from fst_lightning.reports import pictures, read_results, render_page
 from fst_lightning.reports.evidence import Evidence, confusion
 from tests.pipelines.conftest import Results, Start
@@ -113,6 +116,37 @@ def test_a_report_changes_nothing(start: Start, monkeypatch: pytest.MonkeyPatch)
     (first, figures), (second, others) = weights
     assert all(first[name].equal(second[name]) for name in first)
     assert figures == others
+
+
+def test_changes_of_any_size_are_those_of_the_numbers() -> None:
+    """Squares that float32 has no number for."""
+    old = {"a.weight": torch.tensor([3e30]), "a.bias": torch.tensor([4e30]), "b": torch.ones(2)}
+    new = {"a.weight": torch.tensor([8e30]), "a.bias": torch.tensor([4e30]), "b": torch.ones(2)}
+    assert relative_changes(old, new) == {"a": pytest.approx(1.0), "b": 0.0}
+    small = {"a": torch.tensor([2e-30])}
+    assert relative_changes(small, {"a": torch.tensor([3e-30])}) == {"a": pytest.approx(0.5)}
+
+
+def test_a_network_without_finite_answers_has_a_report(
+    start: Start, seen: list[Evidence | None], tmp_path: Path
+) -> None:
+    """Its weights are numbers; what it makes of an image is none."""
+    run = start(*ATTACKED, "defense=none")
+    kept = Path(run_pipeline(run)["checkpoints"]["backdoored"])
+    state = load_file(kept)
+    with safe_open(kept, "pt") as file:
+        about = file.metadata()
+    huge = {n: v * 1e25 if n.endswith("weight") else v for n, v in state.items()}
+    save_file(huge, tmp_path / "huge.safetensors", metadata=about)
+    run = start(*ATTACKED, "defense=none", f"checkpoint={tmp_path / 'huge.safetensors'}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        run_pipeline(run)
+    found = seen[-1]
+    assert found is not None
+    assert found.before.clean.features is None
+    assert np.isnan(found.before.clean.confidence).any()
+    assert "Features" not in (run.folder / "report.html").read_text("utf-8").partition("<pre>")[0]
 
 
 @pytest.mark.parametrize("task", ["train", "purify"])

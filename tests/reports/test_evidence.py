@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -48,12 +50,45 @@ def test_a_certain_answer_is_in_the_last_bin() -> None:
     assert calibration(sure)[3] == 0.0
 
 
+def test_answers_of_unknown_confidence_are_left_out() -> None:
+    found = answers()
+    some = np.arange(len(found)) % 3 > 0
+    torn = dataclasses.replace(found, confidence=np.where(some, found.confidence, np.nan))
+    rest = Answers(found.labels[some], found.predictions[some], found.confidence[some])
+    for ours, theirs in zip(calibration(torn), calibration(rest), strict=True):
+        assert ours == pytest.approx(theirs, nan_ok=True)
+    nothing = dataclasses.replace(found, confidence=np.full(len(found), np.nan))
+    assert calibration(nothing)[2].tolist() == [0] * 10
+    assert np.isnan(calibration(nothing)[3])
+
+
 def test_cosines_are_those_of_angles() -> None:
     angles = np.linspace(0, np.pi, 7)
     turned = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     fixed = np.tile([3.0, 0.0], (7, 1))
     assert cosines(fixed, turned) == pytest.approx(np.cos(angles))
     assert cosines(np.zeros((1, 2)), np.ones((1, 2))).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("scale", [1e38, 1e-30])
+def test_features_of_any_size_are_compared(scale: float) -> None:
+    """Squares, and sums over a class, that float32 has no number for."""
+    first, second = RANDOM.normal(size=(2, 30, 5)).clip(-3, 3).astype(np.float32)
+    large = np.float32(scale)
+    assert np.isfinite(first * large).all()
+    assert cosines(first * large, second * large) == pytest.approx(cosines(first, second), abs=1e-6)
+    labels, aims = np.arange(30) % 3, np.zeros(30, dtype=int)
+    shares = [
+        nearer_target(
+            Snapshot(
+                Answers(labels, labels, np.ones(30), first * factor),
+                Answers(labels, aims, np.ones(30), second * factor, aims),
+            )
+        )
+        for factor in (np.float32(1), large)
+    ]
+    assert shares[0] == shares[1]
+    assert shares[0] not in (None, 0.0, 1.0)
 
 
 def test_projection_is_scikit_learns_up_to_signs() -> None:
