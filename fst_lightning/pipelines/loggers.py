@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,36 @@ def make_loggers(run: Run, stage: str) -> list[Logger]:
         run: its configuration.
         stage: what is being done; ``{stage}`` in a value of a logger's configuration becomes this,
             and a logger that writes files gets a folder of this name, for the next would empty it.
+
+    Raises:
+        ValueError: where W&B has no account, or can't be reached.
     """
     loggers = [_make_logger(config, stage) for config in run.parts("logger")]
     for logger in loggers:
-        logger.log_hyperparams(settings(run))
+        with _without_questions() if isinstance(logger, WandbLogger) else nullcontext():
+            logger.log_hyperparams(settings(run))
     return loggers
+
+
+@contextmanager
+def _without_questions() -> Iterator[None]:
+    """Let W&B say what is wrong where it would ask for an account: nobody may be there to answer.
+
+    It asks only where its standard input is a terminal.
+    """
+    import wandb
+
+    standard_input, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"Could not use W&B ({error}). Log in with `wandb login`, or set WANDB_API_KEY; or "
+            "keep its files in the run's folder with logger.wandb.offline=true "
+            "(WANDB_MODE=offline)."
+        ) from error
+    finally:
+        sys.stdin = standard_input
 
 
 def settings(run: Run) -> dict[str, Any]:

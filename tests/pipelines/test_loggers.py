@@ -1,6 +1,9 @@
 """What loggers are given, and that none of them makes a run fail."""
 
 import io
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,48 @@ def test_wandb_has_a_run_a_stage_with_report_and_charts(
     assert page.read_bytes() == (run.folder / "report.html").read_bytes()
     pictures = {file.name.rsplit("_", 2)[0] for file in (media / "images/report").glob("*.png")}
     assert pictures == names(run.folder)
+
+
+class Terminal(io.StringIO):
+    """Somebody who would answer; the third answer is to go on without an account."""
+
+    def __init__(self) -> None:
+        super().__init__("3\n" * 9)
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B as it is on a machine where nobody has logged in."""
+    wandb = pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    wandb.teardown()  # it reads all of this once
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.parametrize("key", [None, "short"])
+@pytest.mark.usefixtures("no_account")
+def test_wandb_without_an_account_is_refused_before_the_training(
+    key: str | None, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(ValueError, match=r"wandb login.*logger\.wandb\.offline=true"):
+        run_pipeline(start("logger=wandb"))
+    assert sys.stdin is terminal
+    assert terminal.read(1) == "3"  # nothing was asked
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 
 def test_mlflow_has_figures_settings_report_and_charts(
