@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -52,7 +53,9 @@ def check_settings(run: Run) -> None:
             "Expected `trainer.deterministic` to be true, false, warn or null, but got "
             f"{deterministic!r}."
         )
-    precision_of(run)
+    asked, used = str(run.cfg.trainer.precision), precision_of(run)
+    if asked.startswith("16") and used == "bf16-mixed":
+        rank_zero_warn(f"trainer.precision={asked} is {used} on a CPU, and is recorded as that.")
     named_checkpoint(run)
 
 

@@ -1,15 +1,23 @@
-"""Which arithmetic a machine does natively."""
+"""Which arithmetic a run computes in, and which a machine does natively."""
 
 from __future__ import annotations
 
 from typing import get_args
 
 import torch
-from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT as PRECISIONS
+from lightning.fabric.plugins.precision.precision import (
+    _PRECISION_INPUT as PRECISIONS,
+)
+from lightning.fabric.plugins.precision.precision import (
+    _PRECISION_INPUT_STR_ALIAS_CONVERSION as ALIASES,
+)
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str:
-    """Turn ``auto`` into bf16-mixed where the hardware does it natively, else into 32-true.
+    """Turn what is asked for into the name of what Lightning will compute in.
+
+    ``auto`` becomes bf16-mixed where the hardware does it natively, else 32-true; ``16``, ``bf16``,
+    ``32`` and ``64`` get their full names; and 16-mixed is bf16-mixed on a CPU.
 
     Args:
         precision: ``auto``, or any of Lightning's.
@@ -19,28 +27,39 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
         ValueError: for a precision that Lightning does not know.
 
     Example:
-        >>> resolve_precision("16-mixed", "cpu")
-        '16-mixed'
+        >>> resolve_precision(32, "cpu"), resolve_precision("16-mixed", "cpu")
+        ('32-true', 'bf16-mixed')
     """
-    if precision != "auto":
-        known = (str(name) for literal in get_args(PRECISIONS) for name in get_args(literal))
-        valid = list(dict.fromkeys(known))
-        if str(precision) not in valid:
-            raise ValueError(
-                f"Expected `trainer.precision` to be one of auto, {', '.join(valid)}, "
-                f"but got {precision!r}."
-            )
-        return str(precision)
-    return "bf16-mixed" if _has_native_bf16(accelerator) else "32-true"
+    if precision == "auto":
+        return "bf16-mixed" if _has_native_bf16(accelerator) else "32-true"
+    known = (str(name) for literal in get_args(PRECISIONS) for name in get_args(literal))
+    valid = list(dict.fromkeys(known))
+    if str(precision) not in valid:
+        raise ValueError(
+            f"Expected `trainer.precision` to be one of auto, {', '.join(valid)}, "
+            f"but got {precision!r}."
+        )
+    name = str(ALIASES.get(str(precision), precision))
+    return "bf16-mixed" if name == "16-mixed" and _kind(accelerator) == "cpu" else name
 
 
 def _has_native_bf16(accelerator: str) -> bool:
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    kind = _kind(accelerator)
+    if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.mps.is_available()):
+    if kind == "cpu":
         # Older torch has the first question only, newer torch answers for ARM as well.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return torch.cpu._is_avx512_bf16_supported() or any(
             bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16")
         )
     return False
+
+
+def _kind(accelerator: str) -> str:
+    """The kind of device that Lightning takes for this name, as far as it matters here."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    if accelerator == "auto" and not torch.mps.is_available():
+        return "cpu"
+    return accelerator

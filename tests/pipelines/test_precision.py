@@ -1,7 +1,9 @@
 """`trainer.precision=auto` takes what the hardware does natively."""
 
+import warnings
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -58,10 +60,27 @@ def test_auto(
     assert resolve_precision("auto", accelerator) == expected
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "64-true", "32", 32])
-def test_what_is_asked_for_is_taken(precision: str | int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        *(64, 32, 16, "64", "32", "16", "bf16"),
+        *("64-true", "32-true", "16-true", "16-mixed", "bf16-true", "bf16-mixed"),
+    ],
+)
+def test_what_is_asked_for_has_the_name_of_what_is_used(
+    precision: Any, accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(monkeypatch, avx512_bf16=True)
-    assert resolve_precision(precision, "cpu") == str(precision)
+    used = L.Trainer(accelerator=accelerator, precision=precision, logger=False).precision
+    assert resolve_precision(precision, accelerator) == used
+
+
+def test_a_gpu_has_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda=True)
+    assert resolve_precision(16, "auto") == "16-mixed"
+    machine(monkeypatch, mps=True)
+    assert resolve_precision("16-mixed", "auto") == resolve_precision(16, "mps") == "16-mixed"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16mixed", 8, "", "32-false"])
@@ -87,3 +106,18 @@ def test_results_say_what_was_used(
     results = run_pipeline(start("trainer.precision=auto"))
     assert results["environment"]["precision"] == expected
     assert (torch.bfloat16 in used) == native
+
+
+def test_float16_on_a_cpu_is_said_and_recorded_as_what_it_is(start: Start) -> None:
+    kept = set()
+    for asked in ("16", "16-mixed", "bf16-mixed"):
+        run = start(f"trainer.precision={asked}")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            results = run_pipeline(run)
+        assert results["environment"]["precision"] == "bf16-mixed"
+        words = [str(one.message) for one in said if "precision" in str(one.message)]
+        expected = f"trainer.precision={asked} is bf16-mixed on a CPU, and is recorded as that."
+        assert words == ([] if asked == "bf16-mixed" else [expected])
+        kept.add(results["checkpoints"]["backdoored"])
+    assert len(kept) == 1  # one model, trained once
