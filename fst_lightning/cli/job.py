@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fst_lightning.cli.launch import is_main_process
 from fst_lightning.cli.stopping import end_process, stopped
 
 _FILE = "job.yaml"
+_PATIENCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Job:
         except Exception as error:
             if stopped():
                 raise KeyboardInterrupt from error
+            if not is_main_process():
+                # Of a process that is gone the others miss an answer, before they end with it.
+                time.sleep(_PATIENCE_SECONDS)
             if self.cfg.get("debug") is True:
                 traceback.print_exc()
                 end_process(1)

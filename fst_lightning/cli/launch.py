@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 # torchrun tells a process its RANK, SLURM its SLURM_PROCID, and Lightning its children their
 # LOCAL_RANK (it sets it to 0 for itself).
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_PARENT = "FST_LIGHTNING_PARENT"
+_GLANCE_SECONDS = 0.1
 
 
 def is_main_process() -> bool:
@@ -60,10 +65,10 @@ def run_apart(job: Job) -> bool:
     environment = dict(os.environ)
     # They find what this process would, though they were not started from its script's folder.
     environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    environment[_PARENT] = str(os.getpid())
     command = [sys.executable, "-m", "fst_lightning.cli", str(job.folder)]
     try:
-        with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as process:
-            code = process.wait()
+        code = subprocess.run(command, env=environment, check=False).returncode
     finally:
         forget.unlink(missing_ok=True)
     if code == 0:
@@ -76,15 +81,31 @@ def run_apart(job: Job) -> bool:
     return False
 
 
+@contextmanager
+def leading() -> Iterator[None]:
+    """Tell the processes that are started meanwhile whom to end with."""
+    os.environ[_PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[_PARENT]
+
+
 def end_with_parent() -> None:
-    """End this process as soon as the one that holds the other end of its standard input does."""
+    """End this process as soon as the one that started it does, however that ends.
+
+    That may have been before this one could look: so it was told whom to look for. One that waits
+    for others, or for the device, can't do anything else, but a thread of its own can.
+    """
+    parent = os.environ.get(_PARENT)
 
     def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            pass
+        while str(os.getppid()) == parent:
+            time.sleep(_GLANCE_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _meaning(code: int) -> str:

@@ -33,11 +33,18 @@ def _run(task: str) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fst_lightning.cli.launch import is_main_process, started_with_others
+    from fst_lightning.cli.launch import (
+        end_with_parent,
+        is_main_process,
+        leading,
+        started_with_others,
+    )
     from fst_lightning.cli.overrides import check_overrides
     from fst_lightning.cli.resume import check_folder, continued_sweep
     from fst_lightning.configuration import conf_folder
 
+    if not is_main_process():
+        end_with_parent()
     setup_globals()
     problem = check_overrides(task, sys.argv[1:])
     if problem is not None:
@@ -53,7 +60,8 @@ def _run(task: str) -> None:
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=task)(_job)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # It would print a traceback, or parts of one.
     try:
-        run()
+        with leading():
+            run()
     except (HydraException, OmegaConfBaseException, OSError) as error:
         # Of what comes before a job: its folder, the configuration of Hydra itself.
         from fst_lightning.cli.failure import explained

@@ -1,5 +1,6 @@
 """Jobs of a sweep that need several processes: each process joins its job, and no other."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from fst_lightning.cli.job import Job
 from fst_lightning.cli.launch import run_apart, starts_processes
 from fst_lightning.reports import read_results
 from tests.cli.conftest import Command
+from tests.cli.test_kills import STATUS, Notes, outcome
 from tests.cli.test_runs import ROOT
 from tests.runs import composed, tiny
 
@@ -243,6 +246,91 @@ def test_processes_that_die_leave_a_note(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (dying.folder / "job.yaml").exists()
 
 
+ONE_RUN = (
+    *(line for line in TWO if not line.startswith("hydra.")),
+    "training.max_epochs=4",
+    "tuning.max_epochs=4",
+    "tuning.clean_ratio=0.5",
+    "report.enabled=false",
+    "hydra.run.dir=run",
+    f"+callbacks.notes._target_={Notes.__module__}.Notes",
+)
+
+
+def start_run(folder: Path, *more: str) -> "subprocess.Popen[str]":
+    """A run of two processes, in a session of its own: all that it starts is in there."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, ROOT / "purify.py", *tiny("purify", ONE_RUN), *ONE_RUN, *more],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The figures and the weights of a run that comes to its end at once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process = start_run(folder)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return outcome("purify", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize("moment", ["BackdoorModule 1", "PurificationModule 2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_the_first_process_ends_all(
+    number: signal.Signals,
+    moment: str,
+    tmp_path: Path,
+    undisturbed: tuple[Any, dict[str, torch.Tensor]],
+) -> None:
+    """In the middle of either training; the first process started the other one in the first."""
+    process = start_run(tmp_path)
+    notes = tmp_path / "epochs"
+    while not (notes.is_file() and moment in notes.read_text(encoding="utf-8")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)  # the other one holds the same pipes
+    assert process.returncode == STATUS.get(number, -number)
+    if number == signal.SIGKILL:
+        assert err == ""
+    else:
+        assert err.count("\n") == 1, err
+        assert err.startswith(f"stopped by {number.name}; go on with: python purify.py ")
+        assert err.endswith(" resume=true\n")
+    assert not (tmp_path / "run" / "failure.json").exists()
+    deadline = time.monotonic() + 10
+    while _in_session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _in_session(process.pid) == []
+
+    resumed = start_run(tmp_path, "resume=true")
+    out, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    assert "continues from" in out
+    figures, weights = outcome("purify", tmp_path)
+    assert figures == undisturbed[0]
+    assert all(torch.equal(weights[name], undisturbed[1][name]) for name in weights)
+
+
+def _in_session(number: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == number and state != "Z":
+                found.append(int(folder.name))
+    return found
+
+
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     """They would go on training in a folder that a continued sweep uses."""
     child = (
@@ -250,8 +338,8 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         "end_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = (
-        "import subprocess, sys;"
-        f"subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE).wait()"
+        "import subprocess, sys; from fst_lightning.cli.launch import leading\n"
+        f"with leading(): subprocess.run([sys.executable, '-c', {child!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
