@@ -28,6 +28,7 @@ from fst_lightning.pipelines.last_checkpoint import LastCheckpoint, WholeFiles
 from fst_lightning.pipelines.loggers import make_loggers
 from fst_lightning.pipelines.precision import resolve_precision
 from fst_lightning.pipelines.run import Run
+from fst_lightning.pipelines.sigterm import SigtermAsBefore
 
 
 def make_attack(run: Run) -> Attack:
@@ -177,7 +178,7 @@ def make_trainer(
     quiet_lightning()
     options = {name: value for name, value in run.arguments("trainer").items() if value is not None}
     options["precision"] = precision_of(run)
-    callbacks: list[L.Callback] = [LastCheckpoint(work)]
+    callbacks: list[L.Callback] = [LastCheckpoint(work), SigtermAsBefore()]
     if not quiet:
         recipe = "training" if title == "train" else "tuning"
         callbacks += [
