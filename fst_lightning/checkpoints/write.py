@@ -52,7 +52,7 @@ def write_state(
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
             # Its own words for a full disk; the system's number is in them.
-            number = re.search(r"(?:os error|code:) (\d+)", str(error))
+            number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

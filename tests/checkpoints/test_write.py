@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fst_lightning.checkpoints import load_into, read_checkpoint, write_state
@@ -75,23 +74,3 @@ def test_a_file_can_be_read_by_whoever_may_read_its_neighbours(tmp_path: Path) -
     write_state(path, make_net().state_dict())
     neighbour.write_text("")
     assert path.stat().st_mode == neighbour.stat().st_mode
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space" })',
-        "Error while serializing: I/O error: No space left on device (os error 28)",
-    ],
-)
-def test_a_full_disk_in_the_words_of_two_versions_of_safetensors(
-    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise SafetensorError(words)
-
-    monkeypatch.setattr("fst_lightning.checkpoints.write.save_file", full)
-    with pytest.raises(OSError, match="No space left on device") as raised:
-        write_state(tmp_path / "net.safetensors", {"weight": torch.ones(2)})
-    assert raised.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
