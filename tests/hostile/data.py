@@ -158,8 +158,8 @@ _REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a GIF with a frame of 4 gigapixels": (lambda: _gif((4, 4), (65_535, 65_535)), "bomb|pixels"),
     "a GIF of 4 gigapixels": (lambda: _gif((65_535, 65_535), (4, 4)), "bomb|pixels"),
     "a GIF of 10^8 pixels and no data": (lambda: _gif((10_000, 10_000), (10_000, 10_000)), ""),
-    "a WebP of 268 megapixels": (lambda: _webp(16_383, 16_383), "bomb|pixels"),
-    "a WebP of 3 gigapixels": (lambda: _webp(2**24, 200), "bomb|pixels"),
+    "a WebP of 268 megapixels": (lambda: _webp(16_383, 16_383), "bomb|pixels|decoder"),
+    "a WebP of 3 gigapixels": (lambda: _webp(2**24, 200), "bomb|pixels|decoder"),
     "a BMP of 10^8 pixels and no data": (
         lambda: (lambda d: d[:18] + struct.pack("<ii", 10_000, -9_999) + d[26:])(
             _encoded(_RGB, "BMP")
