@@ -130,8 +130,11 @@ def run_purify(run: Run) -> dict[str, Any]:
             truth = None  # Nobody knows what is in it.
     automatic: dict[str, Any] = {}
     search: dict[str, Any] = {}
+    purify_seconds = 0.0
     if is_automatic(run):
+        started = time.perf_counter()
         run.cfg.defense.alpha, search = choose_alpha(run, net, data, poisoned)
+        purify_seconds = time.perf_counter() - started
         automatic = {"auto": ["alpha"]}
         defense = make_defense(run)
     trains = defense.tunes or isinstance(defense, DatasetDefense)
@@ -148,7 +151,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     evaluate_seconds = time.perf_counter() - started
     witness.look()
     shift = Shift(run, trainer, module, data)
-    purify_seconds, after = 0.0, before
+    after = before
     if not isinstance(defense, NoDefense):
         started = time.perf_counter()
         if defense.tunes:
@@ -159,7 +162,7 @@ def run_purify(run: Run) -> dict[str, Any]:
             retrain(run, trainer, net, source, defense, poisoned, card, work)
         else:
             apply_at_once(run, trainer, net, defense, clean)
-        purify_seconds = time.perf_counter() - started
+        purify_seconds += time.perf_counter() - started
         started = time.perf_counter()
         after = score(trainer, module, data)
         evaluate_seconds += time.perf_counter() - started

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +41,20 @@ def test_a_number_is_chosen_and_recorded(start: Start, capsys: pytest.CaptureFix
     fixed = run_pipeline(start(f"defense.alpha={block['alpha']}"))
     assert fixed["after"] == results["after"]
     assert "auto" not in fixed["defense"]
+
+
+def test_the_search_is_a_part_of_what_a_purification_costs(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any) -> tuple[float, dict[str, Any]]:
+        time.sleep(2)
+        return 0.1, {}
+
+    fixed = run_pipeline(start("defense.alpha=0.1"))["seconds"]
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["fst_lightning.pipelines.purify"], "choose_alpha", slow)
+    chosen = run_pipeline(start("defense.alpha=auto"))["seconds"]
+    assert fixed["purify"] < 2 < chosen["purify"]
 
 
 @pytest.mark.parametrize("option", ["anp", "nft", "rnp"])
