@@ -139,7 +139,8 @@ def _run(task: str, setting: Setting, folder: Path, attack: Sequence[str] = BLEN
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = compose(task, overrides)
     cfg.logger.csv.save_dir = str(folder)
-    choices = {"data": "fake", "attack": "blended", "model": "resnet18", "defense": "fst"}
+    name = attack[0].removeprefix("attack=")
+    choices = {"data": "fake", "attack": name, "model": "resnet18", "defense": "fst"}
     return Run(cfg, choices, overrides, folder)
 
 
