@@ -40,6 +40,13 @@ from fst_lightning.pipelines.parts import (
 )
 from fst_lightning.pipelines.score import score
 
+BLENDED = (
+    "attack=blended",
+    f"attack.poison_ratio={POISON_RATIO}",
+    f"attack.target_label={TARGET}",
+    f"attack.blend_alpha={OPACITY}",
+)
+
 
 class StepClock(L.Callback):
     """Takes the time of the steps, as a callback of a user's would."""
@@ -52,19 +59,11 @@ class StepClock(L.Callback):
             self.current.step()
 
 
-BLENDED = (
-    "attack=blended",
-    f"attack.poison_ratio={POISON_RATIO}",
-    f"attack.target_label={TARGET}",
-    f"attack.blend_alpha={OPACITY}",
-)
-
-
-def train(setting: Setting, chosen: Sequence[str] = BLENDED) -> float:
+def train(setting: Setting, attack_lines: Sequence[str] = BLENDED) -> float:
     """Train on poisoned images; images per second."""
     clock = StepClock.current = Clock(setting)
     with TemporaryDirectory() as scratch:
-        run = _run("train", setting, Path(scratch), chosen)
+        run = _run("train", setting, Path(scratch), attack_lines)
         source, attack = make_source(run), make_attack(run)
         data = BackdoorDataModule(source, attack)
         data.setup()
@@ -147,6 +146,17 @@ def _run(task: str, setting: Setting, folder: Path, attack: Sequence[str] = BLEN
 def shared_overrides(setting: Setting, attack: Sequence[str] = BLENDED) -> list[str]:
     """What all contestants share, as the command line says it."""
     return [
+        *data_overrides(setting),
+        *attack,
+        "model=resnet18",
+        f"model.width={setting.width}",
+        f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
+    ]
+
+
+def data_overrides(setting: Setting) -> list[str]:
+    """The generated images, as the command line says it."""
+    return [
         "data=fake",
         f"data.num_classes={NUM_CLASSES}",
         f"data.num_train={setting.num_train}",
@@ -155,8 +165,4 @@ def shared_overrides(setting: Setting, attack: Sequence[str] = BLENDED) -> list[
         f"data.std={list(STD)}",
         f"data.crop_padding={CROP_PADDING}",
         "data.horizontal_flip=true",
-        *attack,
-        "model=resnet18",
-        f"model.width={setting.width}",
-        f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
     ]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def environment(device: str = "auto", threads: int | None = None) -> dict[str, Any]:
@@ -44,6 +49,13 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def seconds(command: Sequence[str]) -> float:
+    """Of wall time that Python takes for a script of the project, or for ``-c`` and a program."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=ROOT)
+    return time.perf_counter() - started
 
 
 def spread(values: Sequence[float]) -> str:

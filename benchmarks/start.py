@@ -25,20 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import lightning as L
 import torch
 
-from benchmarks.record import environment, write
-from benchmarks.setting import MEAN, STD
+from benchmarks.ours import data_overrides
+from benchmarks.record import ROOT, environment, seconds, write
+from benchmarks.setting import Setting
 from fst_lightning.pipelines.score import peak_memory_mb
 
-ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = ("torch", "torchvision", "torchmetrics", "lightning", "fst_lightning.pipelines")
 CIFAR = (
-    "data=fake",
-    "data.num_train=50000",
-    "data.num_test=10000",
-    f"data.mean={list(MEAN)}",
-    f"data.std={list(STD)}",
-    "data.crop_padding=4",
-    "data.horizontal_flip=true",
+    *data_overrides(Setting(64, 128, 0, 10_000, "cpu", train_images=50_000)),
     "training.batch_size=128",
 )
 RUNS = {
@@ -100,13 +94,6 @@ def main() -> None:
             flush=True,
         )
     write(options.json, {"environment": environment("cpu"), "figures": figures})
-
-
-def seconds(command: list[str]) -> float:
-    """Of wall time, of a Python process."""
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=ROOT)
-    return time.perf_counter() - started
 
 
 def memory_of_imports() -> float:

@@ -7,18 +7,15 @@ The embedded digits; the backdoored model is trained before the clock starts.
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from argparse import ArgumentParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.record import environment, write
+from benchmarks.record import environment, seconds, write
 
-ROOT = Path(__file__).resolve().parents[1]
 ALPHAS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -32,22 +29,15 @@ def main() -> None:
         lines = ["attack=blended", f"paths.store={folder}/store", f"paths.outputs={folder}/out"]
         if options.quick:
             lines.append("training.max_epochs=1")
-        run("train.py", *lines)
+        seconds(["train.py", *lines])
         if options.quick:
             lines.append("tuning.max_epochs=1")
-        single = sum(run("purify.py", *lines, f"defense.alpha={alpha}") for alpha in ALPHAS)
+        single = sum(seconds(["purify.py", *lines, f"defense.alpha={alpha}"]) for alpha in ALPHAS)
         swept = f"defense.alpha={','.join(map(str, ALPHAS))}"
-        multirun = run("purify.py", "-m", *lines, swept, f"hydra.sweep.dir={folder}/sweep")
+        multirun = seconds(["purify.py", "-m", *lines, swept, f"hydra.sweep.dir={folder}/sweep"])
     print(f"six single runs {single:.1f} s, one multirun {multirun:.1f} s: {single / multirun:.2f}")
-    seconds = {"single": single, "multirun": multirun}
-    write(options.json, {"environment": environment("cpu"), "seconds": seconds})
-
-
-def run(script: str, *arguments: str) -> float:
-    """Run a command of the project; seconds of wall time."""
-    started = time.perf_counter()
-    subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, cwd=ROOT)
-    return time.perf_counter() - started
+    figures = {"single": single, "multirun": multirun}
+    write(options.json, {"environment": environment("cpu"), "seconds": figures})
 
 
 if __name__ == "__main__":

@@ -244,21 +244,20 @@ class BackdoorDataModule(L.LightningDataModule):
         return self._evaluation_loaders(None)
 
     def _evaluation_loaders(self, most: int | None) -> list[DataLoader[Batch]]:
-        parts = {"clean": self.data.test}
+        loaders = [self._evaluation_loader(self.data.test, most, triggered=False)]
         if self.measured.has_trigger:
-            parts["triggered"] = self.triggered_rows
-        loaders = []
-        for name, rows in parts.items():
-            if most is not None and most < len(rows):
-                name, rows = f"{most} {name}", rows.subset(self._draw(len(rows), most))
-            loaders.append(self._evaluation_loader(self._place(name, rows), "triggered" in name))
+            loaders.append(self._evaluation_loader(self.triggered_rows, most, triggered=True))
         return loaders
 
-    def _draw(self, count: int, most: int) -> Tensor:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "validation"))
-        return torch.randperm(count, generator=generator)[:most].sort().values
-
-    def _evaluation_loader(self, rows: ImageSet, triggered: bool) -> DataLoader[Batch]:
+    def _evaluation_loader(
+        self, rows: ImageSet, most: int | None, *, triggered: bool
+    ) -> DataLoader[Batch]:
+        name = "triggered" if triggered else "clean"
+        if most is not None and most < len(rows):
+            name = f"{most} {name}"
+            stream = torch.Generator().manual_seed(derived_seed(self.seed, "validation"))
+            rows = rows.subset(torch.randperm(len(rows), generator=stream)[:most].sort().values)
+        rows = self._place(name, rows)
         trainer = self.trainer
         num_processes = 1 if trainer is None else trainer.world_size
         batch_size = self.eval_batch_size or (128 if self._device.type == "cpu" else 1000)
