@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from fst_lightning.modules.classifier import (
     SchedulerFactory,
 )
 from fst_lightning.modules.inputs import CropFill, InputPipeline
+from fst_lightning.modules.replay import ReplayedNetwork
 
 
 class BackdoorModule(ClassifierModule):
@@ -42,6 +43,8 @@ class BackdoorModule(ClassifierModule):
         crop_fill: what the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
         alternate_flips: mirror the two halves of the images in turn, epoch after epoch.
         label_smoothing: 0 to 1.
+        cuda_graphs: replay the network's steps as CUDA graphs on one GPU; see
+            :class:`~fst_lightning.modules.replay.ReplayedNetwork`.
         compile_network: train with ``torch.compile``, which takes a minute and a C++ compiler. The
             network itself stays as it is: its keys, and what is measured with it.
         seed: makes the random numbers of every epoch reproducible.
@@ -70,6 +73,7 @@ class BackdoorModule(ClassifierModule):
         crop_fill: CropFill = "zeros",
         alternate_flips: bool = False,
         label_smoothing: float = 0.0,
+        cuda_graphs: bool = True,
         compile_network: bool = False,
         seed: int | None = None,
         card: str | None = None,
@@ -80,10 +84,13 @@ class BackdoorModule(ClassifierModule):
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card)
         self.attack = attack
         self.label_smoothing = label_smoothing
-        # A function, no module: a compiled module would be a second owner of the weights. Batches
-        # come in two sizes at most, so that shapes may be taken for constants.
-        answer = functools.partial(_answer, net)
-        self._answer = torch.compile(answer, dynamic=False) if compile_network else answer
+        # The gradients of a replayed step can be taken once, which another aim may not keep to.
+        simple = type(attack).loss is Attack.loss
+        self._answer: Callable[[Tensor], Tensor] = ReplayedNetwork(net, cuda_graphs and simple)
+        if compile_network:
+            # A function, no module: a compiled module would be a second owner of the weights.
+            # Batches come in two sizes at most, so that shapes may be taken for constants.
+            self._answer = torch.compile(functools.partial(_answer, net), dynamic=False)
 
     def setup(self, stage: str) -> None:
         """Let the attack look at the network, and keep its networks out of DDP's hands.

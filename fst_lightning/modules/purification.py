@@ -23,6 +23,7 @@ from fst_lightning.modules.classifier import (
     SchedulerFactory,
 )
 from fst_lightning.modules.inputs import InputPipeline
+from fst_lightning.modules.replay import ReplayedNetwork
 from fst_lightning.seeds import derived_seed
 
 
@@ -48,6 +49,8 @@ class PurificationModule(ClassifierModule):
         seed: of the defense's random numbers and of every epoch's; None takes
             ``torch.initial_seed()`` for the former.
         card: JSON text that says what the network is, kept in checkpoints.
+        cuda_graphs: replay the network's steps as CUDA graphs on one GPU, where the defense's loss
+            is cross-entropy; see :class:`~fst_lightning.modules.replay.ReplayedNetwork`.
         clean: the clean images as a whole, for a defense that looks at all of them; None gathers
             them from the Trainer's training loader. A defense that wants some held out, or the
             training set as it was delivered, needs it: see
@@ -77,6 +80,7 @@ class PurificationModule(ClassifierModule):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
+        cuda_graphs: bool = True,
         seed: int | None = None,
         card: str | None = None,
         clean: CleanData | None = None,
@@ -85,6 +89,9 @@ class PurificationModule(ClassifierModule):
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card)
         self.defense = defense
         self.clean = clean
+        # The gradients of a replayed step can be taken once, which another loss may not keep to.
+        simple = not defense.overrides("loss")
+        self._tuned = ReplayedNetwork(net, cuda_graphs) if simple else net
         self._defense_seed = 0
         check_given(defense, clean)
 
@@ -133,7 +140,7 @@ class PurificationModule(ClassifierModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The defense's loss on a clean batch, and its penalty on the weights."""
         images, labels = batch[0], batch[1]
-        loss = self.defense.loss(self.net, self.inputs(images, augment=True), labels)
+        loss = self.defense.loss(self._tuned, self.inputs(images, augment=True), labels)
         penalty = self.defense.penalty()
         if penalty is None:
             self.track(loss=loss)

@@ -159,6 +159,7 @@ def train_backdoored(
         crop_fill=recipe.crop_fill,
         alternate_flips=recipe.alternate_flips,
         label_smoothing=recipe.label_smoothing,
+        cuda_graphs=run.cfg.cuda_graphs,
         compile_network=run.cfg.model.get("compile", False),
         seed=run.cfg.seed,
         card=card.to_json(),

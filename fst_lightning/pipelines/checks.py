@@ -21,9 +21,18 @@ from fst_lightning.pipelines.run import Run
 _LARGEST_SEED = 2**32 - 1
 _MOST_WORKERS = 1024
 _GROUPS = ("attack", "defense", "data", "model", "training", "tuning", "trainer", "paths")
-_SINGLE = ("seed", "num_workers", "val_images", "resume", "debug", "retrain", "checkpoint")
+_SINGLE = (
+    "seed",
+    "num_workers",
+    "cuda_graphs",
+    "val_images",
+    "resume",
+    "debug",
+    "retrain",
+    "checkpoint",
+)
 _OF_PURIFY_ALONE = ("defense", "tuning", "checkpoint")
-_SWITCHES = ("debug", "retrain", "report.enabled", "report.inversion")
+_SWITCHES = ("cuda_graphs", "debug", "retrain", "report.enabled", "report.inversion")
 _TEXTS = ("checkpoint", "export", "paths.data", "paths.store", "paths.outputs")
 
 

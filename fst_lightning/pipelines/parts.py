@@ -130,6 +130,7 @@ def make_module(
         std=data.data.std,
         crop_padding=data.source.crop_padding if augment else 0,
         horizontal_flip=augment and data.source.horizontal_flip,
+        cuda_graphs=run.cfg.cuda_graphs,
         seed=run.cfg.seed,
         card=card,
         clean=clean,

@@ -1,0 +1,165 @@
+"""Steps of a network as CUDA graphs: the host launches one graph instead of hundreds of kernels."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import get_world_size, is_initialized
+
+_EAGER_CALLS = 2
+"""Calls of a kind before it is captured: batches that come once or twice are not worth it."""
+
+_MOST_GRAPHS = 4
+"""Each keeps the activations of its batch."""
+
+_MOST_KINDS = 100
+"""So many kinds of calls are counted at a time."""
+
+
+class ReplayedNetwork(nn.Module):
+    r"""The same network, whose forward and backward passes are captured once and then replayed.
+
+    On a large GPU a step of a small network takes the host longer to launch than the device to
+    compute. From the third batch of a shape on, ``forward`` replays a capture of the network's
+    kernels: the same kernels in the same order, on the same weights. It calls the network as it is
+    where a replay would not be the same: without gradients, on a CPU, with several processes, with
+    gradients of the images, with hooks, and for a second batch before the gradients of the first.
+    A network whose weights, modes or buffers were replaced since is captured anew.
+
+    The gradients of one call can be taken once: the activations are overwritten on the way.
+
+    Args:
+        net: what to call. It stays as it is, and is no submodule of this one.
+        enabled: False calls the network as it is, always.
+
+    Example:
+        >>> net = nn.Linear(2, 3)
+        >>> images = torch.zeros(1, 2)
+        >>> torch.equal(ReplayedNetwork(net)(images), net(images))
+        True
+    """
+
+    def __init__(self, net: nn.Module, enabled: bool = True) -> None:
+        super().__init__()
+        self._net = (net,)
+        self.enabled = enabled
+        self._calls: Counter[Hashable] = Counter()
+        self._graphs: dict[Hashable, Callable[[Tensor], Tensor]] = {}
+        self._waiting = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify ``(N, C, H, W)`` network inputs: logits ``(N, num_classes)``."""
+        net = self._net[0]
+        kind = self._kind(net, images) if self._may_replay(images) else None
+        if kind is None:
+            return net(images)  # type: ignore[no-any-return]
+        graph = self._graphs.get(kind)
+        if graph is None:
+            graph = self._capture(kind, images)
+        if graph is None:
+            return net(images)  # type: ignore[no-any-return]
+        logits = graph(images)
+        self._waiting = True
+        logits.register_hook(self._before_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _capture(self, kind: Hashable, images: Tensor) -> Callable[[Tensor], Tensor] | None:
+        if len(self._calls) == _MOST_KINDS:
+            self._calls.clear()  # A network that changes in every step is never captured.
+        self._calls[kind] += 1
+        if self._calls[kind] <= _EAGER_CALLS or len(self._graphs) == _MOST_GRAPHS:
+            return None
+        try:
+            graph = self._graphs[kind] = capture(self._net[0], images)
+        except RuntimeError as error:
+            self.enabled = False
+            reason = str(error).partition("\n")[0]
+            warnings.warn(
+                f"The steps of this network are not replayed as CUDA graphs: {reason}", stacklevel=2
+            )
+            return None
+        return graph
+
+    def _may_replay(self, images: Tensor) -> bool:
+        return (
+            self.enabled
+            and not self._waiting
+            and images.is_cuda
+            and not images.requires_grad
+            and torch.is_grad_enabled()
+            and not (is_initialized() and get_world_size() > 1)
+        )
+
+    def _kind(self, net: nn.Module, images: Tensor) -> Hashable | None:
+        """All that a capture holds for constant; None where there is a hook, which it would skip.
+
+        By hand instead of by ``parameters()``: this is done in every step.
+        """
+        kind: list[Hashable] = [
+            images.shape,
+            images.dtype,
+            torch.is_autocast_enabled("cuda"),
+            torch.get_autocast_dtype("cuda"),
+        ]
+        parts = [net]
+        while parts:
+            part = parts.pop()
+            if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
+                return None
+            kind.append(part.training)
+            for tensors in (part._parameters, part._buffers):
+                for tensor in tensors.values():
+                    if tensor is not None:
+                        kind += id(tensor), tensor.data_ptr(), tensor.requires_grad
+            parts += [child for child in part._modules.values() if child is not None]
+        return tuple(kind)
+
+    def _before_backward(self, gradient: Tensor) -> None:
+        self._waiting = False
+        # What a backward pass leaves in `grad` may be the graph's own memory, which the next one
+        # writes over. Gradients that are to be added up have to lie elsewhere by then.
+        for parameter in self._net[0].parameters():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
+
+
+def capture(net: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Capture a network's forward and backward pass, and leave the network as it was.
+
+    Args:
+        net: in the mode that it is to be captured in, on a GPU.
+        images: ``(N, C, H, W)``; the capture takes batches of this shape.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    autocast = torch.autocast(
+        "cuda",
+        dtype=torch.get_autocast_dtype("cuda"),
+        enabled=torch.is_autocast_enabled("cuda"),
+        cache_enabled=False,  # Weights that were cast outside of the graph would be constants.
+    )
+    with torch.random.fork_rng([images.device]), autocast:
+        graph: Any = torch.cuda.make_graphed_callables(
+            _Alone(net), (images.clone(),), allow_unused_input=True
+        )
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)  # BatchNorm has seen the batch several times over.
+    replay: Callable[[Tensor], Tensor] = graph
+    return replay
+
+
+class _Alone(nn.Module):
+    """A module of its own to put the graph into."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
