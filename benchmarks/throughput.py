@@ -9,6 +9,7 @@ ratios are medians over the turns, of the figures of one turn each.
 
 from __future__ import annotations
 
+import gc
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
@@ -65,6 +66,8 @@ def compare(task: str, setting: Setting, repeats: int) -> dict[str, object]:
         order = list(CONTESTANTS.items())
         for name, contestant in order if turn % 2 == 0 else reversed(order):
             rates[name].append(getattr(contestant, task)(setting))
+            # What is left of one must not be cleared away in the time, or the workers, of the next.
+            gc.collect()
     gain = [c / a for a, c in zip(rates["a"], rates["c"], strict=True)]
     loss = [b / c for b, c in zip(rates["b"], rates["c"], strict=True)]
     print(

@@ -132,6 +132,11 @@ class BackdoorModule(ClassifierModule):
         """Make the optimizer and its schedule, and let the attack act after every step."""
         return self.with_step_hook(self.attack.after_step)
 
+    def teardown(self, stage: str) -> None:
+        """Give the memory of captured steps back."""
+        if isinstance(self._answer, ReplayedNetwork):
+            self._answer.clear()
+
     def on_train_epoch_start(self) -> None:
         """Tell the attack how far the training is."""
         super().on_train_epoch_start()

@@ -124,6 +124,11 @@ class PurificationModule(ClassifierModule):
             self._act("study")
         return self.with_step_hook(self.defense.after_step)
 
+    def teardown(self, stage: str) -> None:
+        """Give the memory of captured steps back."""
+        if isinstance(self._tuned, ReplayedNetwork):
+            self._tuned.clear()
+
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, switch to training mode and let the defense begin it."""
         super().on_train_epoch_start()

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed import get_world_size, is_initialized
+from torch.func import functional_call
+
+BeforeBackward = Callable[[Sequence[Tensor]], None]
+Replay = Callable[[Tensor, BeforeBackward], Tensor]
 
 _EAGER_CALLS = 2
 """Calls of a kind before it is captured: batches that come once or twice are not worth it."""
 
 _MOST_GRAPHS = 4
 """Each keeps the activations of its batch."""
+
+_WARM_UP = 3
+"""Passes before a capture, in which libraries choose their kernels."""
 
 _MOST_KINDS = 100
 """So many kinds of calls are counted at a time."""
@@ -49,7 +57,7 @@ class ReplayedNetwork(nn.Module):
         self._net = (net,)
         self.enabled = enabled
         self._calls: Counter[Hashable] = Counter()
-        self._graphs: dict[Hashable, Callable[[Tensor], Tensor]] = {}
+        self._graphs: dict[Hashable, Replay] = {}
         self._waiting = False
 
     def forward(self, images: Tensor) -> Tensor:
@@ -63,12 +71,16 @@ class ReplayedNetwork(nn.Module):
             graph = self._capture(kind, images)
         if graph is None:
             return net(images)  # type: ignore[no-any-return]
-        logits = graph(images)
         self._waiting = True
-        logits.register_hook(self._before_backward)  # type: ignore[no-untyped-call]
-        return logits
+        return graph(images, self._before_backward)
 
-    def _capture(self, kind: Hashable, images: Tensor) -> Callable[[Tensor], Tensor] | None:
+    def clear(self) -> None:
+        """Give the memory of the graphs back."""
+        self._graphs.clear()
+        self._calls.clear()
+        self._waiting = False
+
+    def _capture(self, kind: Hashable, images: Tensor) -> Replay | None:
         if len(self._calls) == _MOST_KINDS:
             self._calls.clear()  # A network that changes in every step is never captured.
         self._calls[kind] += 1
@@ -119,16 +131,83 @@ class ReplayedNetwork(nn.Module):
             parts += [child for child in part._modules.values() if child is not None]
         return tuple(kind)
 
-    def _before_backward(self, gradient: Tensor) -> None:
+    def _before_backward(self, parameters: Sequence[Tensor]) -> None:
         self._waiting = False
         # What a backward pass leaves in `grad` may be the graph's own memory, which the next one
         # writes over. Gradients that are to be added up have to lie elsewhere by then.
-        for parameter in self._net[0].parameters():
+        for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
 
 
-def capture(net: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
+class Capture:
+    """A network's forward and backward pass on a batch of one shape, as two CUDA graphs.
+
+    Made by :func:`capture`. Called with images and with what is to happen before the gradients are
+    taken, which is told the parameters that get one; returns logits.
+    """
+
+    def __init__(self, net: nn.Module, images: Tensor) -> None:
+        named = dict(net.named_parameters())
+        self.parameters = [p for p in named.values() if p.requires_grad]
+        self.images = images.clone()
+        # Not the parameters themselves: they would accumulate gradients on the stream of the
+        # capture from then on, and every step would have to wait for both streams.
+        aliases = {name: p.detach().requires_grad_(p.requires_grad) for name, p in named.items()}
+        trained = [alias for alias in aliases.values() if alias.requires_grad]
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UP):
+                logits = functional_call(net, aliases, self.images)
+                torch.autograd.grad(logits, trained, torch.zeros_like(logits), allow_unused=True)
+        here.wait_stream(aside)
+        with torch.cuda.graph(self._forward, stream=aside):
+            self.logits: Tensor = functional_call(net, aliases, self.images)
+        self.gradient = torch.zeros_like(self.logits)
+        with torch.cuda.graph(self._backward, pool=self._forward.pool(), stream=aside):
+            self.gradients = torch.autograd.grad(
+                self.logits, trained, self.gradient, allow_unused=True
+            )
+
+    def __call__(self, images: Tensor, before_backward: BeforeBackward) -> Tensor:
+        """Logits of images of the captured shape, with a gradient for the parameters."""
+        logits: Tensor = _Replay.apply(self, before_backward, images, *self.parameters)
+        return logits
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Replay the forward pass: logits, which lie in the graph's memory."""
+        self.images.copy_(images)
+        self._forward.replay()
+        return self.logits.detach()
+
+    def take_gradients(self, gradient: Tensor) -> Sequence[Tensor | None]:
+        """Replay the backward pass: the gradients of the parameters."""
+        self.gradient.copy_(gradient)
+        self._backward.replay()
+        return [None if g is None else g.detach() for g in self.gradients]
+
+
+class _Replay(torch.autograd.Function):
+    """Ties a capture to the parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, graph: Capture, before_backward: BeforeBackward, images: Tensor, *_: Tensor
+    ) -> Tensor:
+        ctx.graph, ctx.before_backward = graph, before_backward
+        return graph.answer(images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.before_backward(ctx.graph.parameters)
+        return (None, None, None, *ctx.graph.take_gradients(gradient))
+
+
+def capture(net: nn.Module, images: Tensor) -> Replay:
     """Capture a network's forward and backward pass, and leave the network as it was.
 
     Args:
@@ -143,23 +222,8 @@ def capture(net: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
         cache_enabled=False,  # Weights that were cast outside of the graph would be constants.
     )
     with torch.random.fork_rng([images.device]), autocast:
-        graph: Any = torch.cuda.make_graphed_callables(
-            _Alone(net), (images.clone(),), allow_unused_input=True
-        )
+        graph = Capture(net, images)
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)  # BatchNorm has seen the batch several times over.
-    replay: Callable[[Tensor], Tensor] = graph
-    return replay
-
-
-class _Alone(nn.Module):
-    """A module of its own to put the graph into."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(images)
-        return logits
+    return graph
