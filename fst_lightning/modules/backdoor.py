@@ -85,8 +85,8 @@ class BackdoorModule(ClassifierModule):
         self.attack = attack
         self.label_smoothing = label_smoothing
         # The gradients of a replayed step can be taken once, which another aim may not keep to.
-        simple = type(attack).loss is Attack.loss
-        self._answer: Callable[[Tensor], Tensor] = ReplayedNetwork(net, cuda_graphs and simple)
+        self._replays = cuda_graphs and type(attack).loss is Attack.loss
+        self._answer: Callable[[Tensor], Tensor] = ReplayedNetwork(net, self._replays)
         if compile_network:
             # A function, no module: a compiled module would be a second owner of the weights.
             # Batches come in two sizes at most, so that shapes may be taken for constants.
@@ -140,6 +140,8 @@ class BackdoorModule(ClassifierModule):
     def on_train_epoch_start(self) -> None:
         """Tell the attack how far the training is."""
         super().on_train_epoch_start()
+        if isinstance(self._answer, ReplayedNetwork):
+            self._answer.enabled = self._replays and self.trainer.accumulate_grad_batches == 1
         self.attack.begin_epoch(self.current_epoch, self.trainer.max_epochs or 1)
         begin_epoch = getattr(self.net, "begin_epoch", None)
         # DDP waits for a gradient of everything that had one when it began.

@@ -90,8 +90,8 @@ class PurificationModule(ClassifierModule):
         self.defense = defense
         self.clean = clean
         # The gradients of a replayed step can be taken once, which another loss may not keep to.
-        simple = not defense.overrides("loss")
-        self._tuned = ReplayedNetwork(net, cuda_graphs) if simple else net
+        self._replays = cuda_graphs and not defense.overrides("loss")
+        self._tuned = ReplayedNetwork(net) if self._replays else net
         self._defense_seed = 0
         check_given(defense, clean)
 
@@ -132,6 +132,8 @@ class PurificationModule(ClassifierModule):
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, switch to training mode and let the defense begin it."""
         super().on_train_epoch_start()
+        if isinstance(self._tuned, ReplayedNetwork):
+            self._tuned.enabled = self._replays and self.trainer.accumulate_grad_batches == 1
         if self.defense.overrides("begin_epoch"):
             self._act("begin_epoch", self.current_epoch)
             self._stop_if_done()

@@ -13,8 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import get_world_size, is_initialized
 from torch.func import functional_call
 
-BeforeBackward = Callable[[Sequence[Tensor]], None]
-Replay = Callable[[Tensor, BeforeBackward], Tensor]
+Replay = Callable[[Tensor, Callable[[], None]], Tensor]
 
 _EAGER_CALLS = 2
 """Calls of a kind before it is captured: batches that come once or twice are not worth it."""
@@ -39,7 +38,9 @@ class ReplayedNetwork(nn.Module):
     gradients of the images, with hooks, and for a second batch before the gradients of the first.
     A network whose weights, modes or buffers were replaced since is captured anew.
 
-    The gradients of one call can be taken once: the activations are overwritten on the way.
+    The gradients of one call can be taken once: the activations are overwritten on the way. What it
+    leaves in ``grad`` lasts until the next call: to add gradients up over several, set
+    :attr:`enabled` to False.
 
     Args:
         net: what to call. It stays as it is, and is no submodule of this one.
@@ -59,6 +60,7 @@ class ReplayedNetwork(nn.Module):
         self._calls: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Replay] = {}
         self._waiting = False
+        self._refused = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify ``(N, C, H, W)`` network inputs: logits ``(N, num_classes)``."""
@@ -72,7 +74,7 @@ class ReplayedNetwork(nn.Module):
         if graph is None:
             return net(images)  # type: ignore[no-any-return]
         self._waiting = True
-        return graph(images, self._before_backward)
+        return graph(images, self._done)
 
     def clear(self) -> None:
         """Give the memory of the graphs back."""
@@ -89,7 +91,7 @@ class ReplayedNetwork(nn.Module):
         try:
             graph = self._graphs[kind] = capture(self._net[0], images)
         except RuntimeError as error:
-            self.enabled = False
+            self._refused = True
             reason = str(error).partition("\n")[0]
             warnings.warn(
                 f"The steps of this network are not replayed as CUDA graphs: {reason}", stacklevel=2
@@ -100,7 +102,7 @@ class ReplayedNetwork(nn.Module):
     def _may_replay(self, images: Tensor) -> bool:
         return (
             self.enabled
-            and not self._waiting
+            and not (self._waiting or self._refused)
             and images.is_cuda
             and not images.requires_grad
             and torch.is_grad_enabled()
@@ -131,20 +133,15 @@ class ReplayedNetwork(nn.Module):
             parts += [child for child in part._modules.values() if child is not None]
         return tuple(kind)
 
-    def _before_backward(self, parameters: Sequence[Tensor]) -> None:
+    def _done(self) -> None:
         self._waiting = False
-        # What a backward pass leaves in `grad` may be the graph's own memory, which the next one
-        # writes over. Gradients that are to be added up have to lie elsewhere by then.
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad = parameter.grad.clone()
 
 
 class Capture:
     """A network's forward and backward pass on a batch of one shape, as two CUDA graphs.
 
-    Made by :func:`capture`. Called with images and with what is to happen before the gradients are
-    taken, which is told the parameters that get one; returns logits.
+    Made by :func:`capture`. Called with images, and with what is to happen when the gradients are
+    taken; returns logits.
     """
 
     def __init__(self, net: nn.Module, images: Tensor) -> None:
@@ -172,9 +169,9 @@ class Capture:
                 self.logits, trained, self.gradient, allow_unused=True
             )
 
-    def __call__(self, images: Tensor, before_backward: BeforeBackward) -> Tensor:
+    def __call__(self, images: Tensor, done: Callable[[], None]) -> Tensor:
         """Logits of images of the captured shape, with a gradient for the parameters."""
-        logits: Tensor = _Replay.apply(self, before_backward, images, *self.parameters)
+        logits: Tensor = _Replay.apply(self, done, images, *self.parameters)
         return logits
 
     def answer(self, images: Tensor) -> Tensor:
@@ -195,15 +192,15 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, graph: Capture, before_backward: BeforeBackward, images: Tensor, *_: Tensor
+        ctx: Any, graph: Capture, done: Callable[[], None], images: Tensor, *_: Tensor
     ) -> Tensor:
-        ctx.graph, ctx.before_backward = graph, before_backward
+        ctx.graph, ctx.done = graph, done
         return graph.answer(images)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.before_backward(ctx.graph.parameters)
+        ctx.done()
         return (None, None, None, *ctx.graph.take_gradients(gradient))
 
 
