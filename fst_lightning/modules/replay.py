@@ -36,7 +36,8 @@ class ReplayedNetwork(nn.Module):
     kernels: the same kernels in the same order, on the same weights. It calls the network as it is
     where a replay would not be the same: without gradients, on a CPU, with several processes, with
     gradients of the images, with hooks, and for a second batch before the gradients of the first.
-    A network whose weights, modes or buffers were replaced since is captured anew.
+    A network whose weights, modes or buffers were replaced since is captured anew. One that takes
+    decisions in Python from step to step, other than by these, must not be replayed.
 
     The gradients of one call can be taken once: the activations are overwritten on the way. What it
     leaves in ``grad`` lasts until the next call: to add gradients up over several, set
