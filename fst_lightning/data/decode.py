@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -30,8 +31,25 @@ _PIXELS_AT_A_TIME = 96_000_000
 _CHUNK_OF_PIXELS = 2**20
 
 
+class UnreadableImageError(ValueError):
+    """A file that cannot be decoded; the message names it, says why, and what to do.
+
+    Args:
+        message: which a DataLoader, where one of its processes met the file, hands on with the
+            whole traceback before it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
 def decode_images(
-    paths: Sequence[Path], image_size: int, into: Tensor | None = None, *, report: bool = False
+    paths: Sequence[Path],
+    image_size: int,
+    into: Tensor | None = None,
+    *,
+    report: bool = False,
+    processes: int = 1,
 ) -> Tensor:
     """Decode files in parallel threads.
 
@@ -45,28 +63,32 @@ def decode_images(
         image_size: height and width of the result in pixels.
         into: what to write the result to, of its shape; None makes a tensor in memory.
         report: say every few seconds how far it is.
+        processes: so many do this side by side, and share the cores and the memory.
 
     Returns:
         uint8 of shape (N, 3, image_size, image_size), in the order of the paths.
 
     Raises:
-        ValueError: naming the first file that cannot be read, and why.
+        UnreadableImageError: naming the first file that cannot be read, and why.
     """
     shape = (len(paths), 3, image_size, image_size)
     images = torch.empty(shape, dtype=torch.uint8) if into is None else into
     pixels = images.numpy()
-    budget = _Budget(_PIXELS_AT_A_TIME)
+    budget = _Budget(_PIXELS_AT_A_TIME // processes)
+    threads = max(1, min((os.cpu_count() or 1) // processes, _MAX_THREADS))
+    # A batch may be smaller than one chunk for every thread.
+    chunk = max(1, min(_CHUNK, math.ceil(len(paths) / threads)))
 
     def decode_chunk(start: int) -> None:
-        for row in range(start, min(start + _CHUNK, len(paths))):
+        for row in range(start, min(start + chunk, len(paths))):
             pixels[row] = _decode(paths[row], image_size, budget).transpose(2, 0, 1)
 
     with warnings.catch_warnings():
         # Pillow warns of what is an error or harmless here, many lines for each damaged file.
         warnings.simplefilter("ignore")
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             # Iterating raises the first error in order, and cancels the chunks that wait.
-            starts = range(0, len(paths), _CHUNK)
+            starts = range(0, len(paths), chunk)
             shown = time.monotonic()
             for start, _ in zip(starts, pool.map(decode_chunk, starts), strict=True):
                 if report and time.monotonic() - shown > _REPORT_SECONDS:
@@ -105,7 +127,7 @@ def _decode(path: Path, image_size: int, budget: _Budget) -> npt.NDArray[np.uint
     # Decoders report damage in many ways: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         reason = printable(error) or type(error).__name__
-        raise ValueError(
+        raise UnreadableImageError(
             f"Could not read the image {printable(path)}: {reason}. Replace or delete the file."
         ) from error
 

@@ -1,4 +1,4 @@
-"""Images and labels in memory, and what they must satisfy."""
+"""Images with their labels, and what they must satisfy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fst_lightning.data.stream import StreamedImages
 
 MAX_BYTES = 16 * 2**30
 """Most memory, in bytes, that the images of a data set may take."""
@@ -19,12 +21,26 @@ _CHANNELS = 3
 _CHUNK = 1024
 
 
+class TooLargeError(ValueError):
+    """Images take more memory, or disk, than there is.
+
+    Args:
+        found: how much they need, and how much there is; a clause.
+        advice: what to do; a sentence.
+    """
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found}. {advice}")
+        self.found = found
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images with one label each.
 
     Args:
-        images: uint8 of shape (N, 3, H, W), RGB.
+        images: uint8 of shape (N, 3, H, W), RGB; or :class:`StreamedImages`, which stand for such a
+            tensor wherever rows are taken of it.
         labels: int64 of shape (N,), each at least 0.
 
     Raises:
@@ -63,7 +79,7 @@ class ImageSet:
         return len(self.labels)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """Copy the given rows, in the given order.
+        """Copy the given rows, in the given order; of streamed images nothing is decoded.
 
         Args:
             indices: row numbers in [0, N), shape (M,).
@@ -79,7 +95,40 @@ class ImageSet:
                 f"Expected rows in [0, {len(self)}), but got rows "
                 f"from {int(rows.min())} to {int(rows.max())}."
             )
-        return ImageSet(self.images[rows], self.labels[rows])
+        images = self.images
+        chosen = images.only(rows) if isinstance(images, StreamedImages) else images[rows]
+        return ImageSet(chosen, self.labels[rows])
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are decoded from their files whenever they are needed."""
+        return isinstance(self.images, StreamedImages)
+
+    def in_memory(self, why: str = "") -> ImageSet:
+        """These images in a tensor: themselves, unless they are streamed.
+
+        Args:
+            why: who needs that, for the error; the start of a sentence.
+
+        Raises:
+            TooLargeError: if they don't fit.
+        """
+        if not self.streamed:
+            return self
+        self.check_memory(why)
+        return ImageSet(self.images[:], self.labels)
+
+    def check_memory(self, why: str = "") -> None:
+        """Refuse streamed images that :meth:`in_memory` would refuse, before any work is done.
+
+        Args:
+            why: who needs them in memory, for the error; the start of a sentence.
+
+        Raises:
+            TooLargeError: saying how much they need.
+        """
+        if self.streamed:
+            check_memory(len(self), self.images.shape[-1], why)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,26 +209,30 @@ def check_channels(name: str, values: Sequence[float], *, positive: bool = False
         raise ValueError(f"Expected `{name}` to be 3 {kind} numbers, but got {list(values)}.")
 
 
-def check_memory(num_images: int, image_size: int) -> None:
+def check_memory(num_images: int, image_size: int, why: str = "") -> None:
     """Refuse a data set that would not fit into memory, before any work is done.
 
     Args:
         num_images: training and test images together.
         image_size: height and width in pixels.
+        why: who needs them in memory, for the error; the start of a sentence.
 
     Raises:
-        ValueError: if the images take more than `MAX_BYTES`.
+        TooLargeError: if the images take more than `MAX_BYTES`.
     """
     needed = num_images * _CHANNELS * image_size * image_size
     if needed > MAX_BYTES:
-        raise ValueError(
-            f"{num_images:,} images of {image_size}x{image_size} pixels need "
-            f"{needed / 2**30:.1f} GiB of memory, and the limit is {MAX_BYTES / 2**30:.0f} GiB. "
-            f"Lower `image_size` or use fewer images."
+        start = f"{why} needs images in memory, but " if why else ""
+        raise TooLargeError(
+            f"{start}{num_images:,} images of {image_size}x{image_size} pixels need "
+            f"{needed / 2**30:.1f} GiB of memory, and the limit is {MAX_BYTES / 2**30:.0f} GiB",
+            "Lower `image_size` or use fewer images.",
         )
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    images: Tensor | StreamedImages,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     r"""Mean and standard deviation of each channel over all pixels, in units of [0, 1].
 
     $\mu_c = \frac{1}{NHW} \sum x_c / 255$, $\sigma_c^2 = \frac{1}{NHW} \sum (x_c/255 - \mu_c)^2$,
@@ -187,7 +240,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     deviation is at least `MIN_STD`, so that images of one colour can be normalised.
 
     Args:
-        images: uint8 of shape (N, C, H, W), N at least 1.
+        images: uint8 of shape (N, C, H, W), N at least 1; taken in chunks.
 
     Example:
         >>> channel_statistics(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8))
@@ -195,11 +248,12 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.zeros(256, dtype=torch.float64)
-        for start in range(0, len(images), _CHUNK):
-            chunk = images[start : start + _CHUNK, channel]
-            counts += torch.bincount(chunk.flatten(), minlength=256).cpu()
+    histograms = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK]  # once for all channels: it may have to be decoded
+        for channel, counts in enumerate(histograms):
+            counts += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
+    for counts in histograms:
         weights = counts / counts.sum()
         mean = float(weights @ levels)
         means.append(mean)

@@ -1,0 +1,127 @@
+"""Images that stay in their files, and are decoded whenever they are needed."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from fst_lightning.data.decode import decode_images
+
+
+class StreamedImages:
+    """Images as a tensor would hold them, each decoded anew whenever it is asked for.
+
+    It stands where a uint8 tensor of shape (N, 3, H, W) stands: `shape`, `len` and so on are those
+    of the decoded images, and ``images[rows]`` is an ordinary tensor of these rows, whatever picks
+    rows of a tensor: a number, a slice, row numbers. Nothing else that a tensor can do is there,
+    for it would take all images into memory, and does not go unnoticed.
+
+    Memory is bounded by the rows that are asked for at a time, and by what the threads decode;
+    processes that load batches side by side share cores and bound. A file that can't be read is
+    found when it is its turn.
+
+    Args:
+        paths: the files.
+        image_size: height and width that the images are resized to, in pixels.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "grey.png"
+        ...     Image.new("RGB", (9, 9), (128, 128, 128)).save(file)
+        ...     images = StreamedImages([file, file, file], image_size=4)
+        ...     images.shape, images[torch.tensor([2, 0])].shape, int(images[1].max())
+        (torch.Size([3, 3, 4, 4]), torch.Size([2, 3, 4, 4]), 128)
+    """
+
+    dtype = torch.uint8
+    device = torch.device("cpu")
+
+    def __init__(self, paths: Sequence[Path], image_size: int) -> None:
+        self._files = _Paths(paths)
+        self._rows = torch.arange(len(paths))
+        self._size = image_size
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """Decode rows: ``(3, H, W)`` for a row's number, else ``(n, 3, H, W)``.
+
+        Raises:
+            ValueError: naming the first file that cannot be read, and why.
+            IndexError: for a row that does not exist.
+        """
+        rows = self._rows[key]
+        worker = get_worker_info()
+        decoded = decode_images(
+            [self._files[row] for row in rows.flatten().tolist()],
+            self._size,
+            processes=1 if worker is None else worker.num_workers,
+        )
+        return decoded.view(*rows.shape, *self.shape[1:])
+
+    def only(self, rows: Tensor) -> Tensor:
+        """The given rows, which are streamed as well: nothing is decoded."""
+        view = copy.copy(self)
+        view._rows = self._rows[rows]
+        return view.as_tensor()
+
+    def as_tensor(self) -> Tensor:
+        """Itself, for the type checker: whoever takes rows can't tell it from a tensor."""
+        return cast(Tensor, self)
+
+    def paths(self) -> Iterable[Path]:
+        """The files, in the order of the rows."""
+        return (self._files[row] for row in self._rows.tolist())
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, 3, H, W)."""
+        return torch.Size((len(self), 3, self._size, self._size))
+
+    @property
+    def nbytes(self) -> int:
+        """That all images would take if they were decoded."""
+        return self.shape.numel()
+
+    def dim(self) -> int:
+        """4."""
+        return len(self.shape)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _refuse(f"`{name}`")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any) -> NoReturn:
+        _refuse(f"`torch.{getattr(function, '__name__', function)}`")
+
+
+def _refuse(what: str) -> NoReturn:
+    # Of this type, because it also answers those who only ask whether there is such an attribute.
+    raise AttributeError(
+        f"Expected images in memory for {what}, but these are streamed from their files. Take them "
+        "in batches, images[rows]; or make room for them: a smaller data.image_size, or a "
+        "data.cache_folder on a larger disk."
+    )
+
+
+class _Paths:
+    """Many paths in two pieces: worker processes share their memory, and would copy a list."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        names = [os.fsencode(path) for path in paths]
+        self._text = b"".join(names)
+        self._ends = torch.tensor([0, *map(len, names)]).cumsum(0)
+
+    def __getitem__(self, row: int) -> Path:
+        start, end = self._ends[row : row + 2].tolist()
+        return Path(os.fsdecode(self._text[start:end]))
