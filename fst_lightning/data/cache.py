@@ -6,22 +6,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fst_lightning.data.decode import decode_images
+from fst_lightning.data.images import TooLargeError
 from fst_lightning.locks import NoLocksError, file_lock
 from fst_lightning.printable import printable
-
-Cache = Literal["auto", "off"]
-
-MIN_FILES = 5000
-"""Fewer files are decoded again in every run: that takes about a second."""
 
 _FORMAT = 1
 _CHANNELS = 3
@@ -51,7 +46,8 @@ def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tenso
         does not change the file.
 
     Raises:
-        ValueError: naming the first file that cannot be read, or where the disk is too small.
+        ValueError: naming the first file that cannot be read.
+        TooLargeError: the disk is too small.
         NoLocksError: the folder's file system has no locks.
     """
     name = fingerprint(paths, image_size)
@@ -71,7 +67,7 @@ def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tenso
     return torch.from_file(str(target), shared=False, size=size, dtype=torch.uint8).view(shape)
 
 
-def fingerprint(paths: Sequence[Path], image_size: int) -> str:
+def fingerprint(paths: Iterable[Path], image_size: int) -> str:
     """A digest of what decides over the decoded images: 32 hexadecimal digits.
 
     Args:
@@ -143,7 +139,8 @@ def _samples(target: Path, size: int) -> str:
 def _check_disk(folder: Path, size: int, count: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise ValueError(
+        raise TooLargeError(
             f"{count:,} decoded images need {size / 2**30:.1f} GiB in {folder}, and its disk has "
-            f"{free / 2**30:.1f} GiB left. Lower `data.image_size`. {_ELSEWHERE}"
+            f"{free / 2**30:.1f} GiB left",
+            f"Lower `data.image_size`. {_ELSEWHERE}",
         )

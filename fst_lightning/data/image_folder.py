@@ -9,10 +9,9 @@ from typing import get_args
 
 import torch
 
-from fst_lightning.data.cache import MIN_FILES, Cache, cached_images
 from fst_lightning.data.class_folders import ClassFolders, choose_classes
-from fst_lightning.data.decode import decode_images
-from fst_lightning.data.images import ImageSet, check_memory
+from fst_lightning.data.held import Cache, held_images
+from fst_lightning.data.images import ImageSet
 from fst_lightning.data.placement import Placement
 from fst_lightning.data.source import Source, check_at_least
 from fst_lightning.data.split import stratified_split
@@ -45,10 +44,12 @@ class ImageFolder(Source):
         split_seed: of the draw of the held-out images.
         follow_symlinks: whether symbolic links may lead out of `root`.
         cache: ``auto`` keeps the decoded images of large folders in `cache_folder`, where later
-            runs find them; ``off`` decodes in every run.
+            runs find them, and streams what fits neither there nor into memory: such images are
+            decoded whenever they are needed; ``off`` decodes in every run, into memory; ``stream``
+            streams.
         cache_folder: None for no cache.
         placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit.
+            a GPU where they fit; streamed ones stay where they are.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
 
@@ -92,6 +93,11 @@ class ImageFolder(Source):
             raise ValueError(
                 f"Expected `cache` to be one of {', '.join(get_args(Cache))}, but got {cache!r}."
             )
+        if cache == "stream" and placement == "device":
+            raise ValueError(
+                "Expected data.placement=auto or host with data.cache=stream, but got device: "
+                "streamed images lie nowhere but in their files."
+            )
         self._size = image_size
         self.root = Path(root).expanduser()
         # YAML reads the name of a folder like 3 as a number.
@@ -99,9 +105,8 @@ class ImageFolder(Source):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.follow_symlinks = follow_symlinks
-        self.cache_folder = (
-            None if cache == "off" or cache_folder is None else Path(cache_folder).expanduser()
-        )
+        self.cache: Cache = cache
+        self.cache_folder = None if cache_folder is None else Path(cache_folder).expanduser()
 
     def _load(self) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
         folders = ClassFolders(self.root, follow_symlinks=self.follow_symlinks)
@@ -126,8 +131,13 @@ class ImageFolder(Source):
                 f"No image to test of the classes {', '.join(names[i] for i in sorted(missing))}.",
                 stacklevel=2,
             )
-        check_memory(sum(len(f) for f in (train, test) if not self._cache_of(f)), self._size)
-        return self._decode(train), self._decode(test), tuple(names)
+        paths = [[path for path, _ in files] for files in (train, test)]
+        held = held_images(paths, self._size, self.cache, self.cache_folder)
+        train_set, test_set = (
+            ImageSet(images, torch.tensor([label for _, label in files], dtype=torch.int64))
+            for images, files in zip(held, (train, test), strict=True)
+        )
+        return train_set, test_set, tuple(names)
 
     def _test_folders(
         self, folders: ClassFolders, test_root: Path, known: Mapping[str, Path]
@@ -142,18 +152,6 @@ class ImageFolder(Source):
         if not set(found) & set(self.classes or known):
             raise ValueError(f"{test_root} has no class in common with {self.root / _TRAIN}.")
         return found
-
-    def _cache_of(self, files: _Files) -> Path | None:
-        return self.cache_folder if len(files) >= MIN_FILES else None
-
-    def _decode(self, files: _Files) -> ImageSet:
-        paths, cache = [path for path, _ in files], self._cache_of(files)
-        images = (
-            decode_images(paths, self._size)
-            if cache is None
-            else cached_images(paths, self._size, cache)
-        )
-        return ImageSet(images, torch.tensor([label for _, label in files], dtype=torch.int64))
 
 
 def _find_parts(folders: ClassFolders, root: Path) -> tuple[Path, Path | None]:

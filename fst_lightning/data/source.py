@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from fst_lightning.data.images import ImageData, ImageSet, channel_statistics, check_channels
+from fst_lightning.data.held import Cache
+from fst_lightning.data.images import ImageData, ImageSet, check_channels
 from fst_lightning.data.placement import Placement
+from fst_lightning.data.statistics import training_statistics
 from fst_lightning.data.triggered import read_triggered
 
 
@@ -35,6 +37,12 @@ class Source(ABC):
 
     follow_symlinks = False
     """Whether symbolic links may lead out of a folder of images."""
+
+    cache: Cache = "auto"
+    """Where images are held that are read from files."""
+
+    cache_folder: Path | None = None
+    """Where something of them is kept for later runs; None for nowhere."""
 
     def __init__(
         self,
@@ -75,8 +83,8 @@ class Source(ABC):
             train, test, classes = self._load()
             mean, std = self.mean, self.std
             if (mean is None or std is None) and len(train):
-                found_mean, found_std = channel_statistics(train.images)
-                mean, std = mean or found_mean, std or found_std
+                found_mean, found_std = training_statistics(train, self.cache_folder)
+                mean, std = mean or tuple(found_mean), std or tuple(found_std)
             triggered = None
             if self.triggered_root is not None:
                 triggered = read_triggered(
@@ -84,6 +92,7 @@ class Source(ABC):
                     classes,
                     test.images.shape[-1],
                     follow_symlinks=self.follow_symlinks,
+                    cache=self.cache,
                 )
             self._data = ImageData(train, test, classes, mean or (), std or (), triggered)
         return self._data

@@ -8,12 +8,17 @@ from pathlib import Path
 import torch
 
 from fst_lightning.data.class_folders import ClassFolders
-from fst_lightning.data.decode import decode_images
-from fst_lightning.data.images import ImageSet, check_memory
+from fst_lightning.data.held import Cache, held_images
+from fst_lightning.data.images import ImageSet
 
 
 def read_triggered(
-    root: Path, classes: Sequence[str], size: int, *, follow_symlinks: bool = False
+    root: Path,
+    classes: Sequence[str],
+    size: int,
+    *,
+    follow_symlinks: bool = False,
+    cache: Cache = "auto",
 ) -> ImageSet:
     """Read images that carry a trigger already, from folders of their *true* classes.
 
@@ -25,6 +30,7 @@ def read_triggered(
         classes: names of the data set's classes, in the order of their labels.
         size: height and width to resize to, in pixels.
         follow_symlinks: whether symbolic links may lead out of `root`.
+        cache: where the images are held; none are kept for later runs.
 
     Raises:
         ValueError: where a folder is of no class, or holds no image.
@@ -41,6 +47,5 @@ def read_triggered(
             f"{', '.join(map(repr, unknown[:5])) or 'no folder'}."
         )
     files = [(path, labels_of[name]) for name in found for path in listing.images(found[name])]
-    check_memory(len(files), size)
-    images = decode_images([path for path, _ in files], size)
+    (images,) = held_images([[path for path, _ in files]], size, cache, folder=None)
     return ImageSet(images, torch.tensor([label for _, label in files], dtype=torch.int64))

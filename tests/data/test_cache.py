@@ -1,8 +1,6 @@
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fst_lightning.data import ImageFolder, cache
+from fst_lightning.data import cache
 from fst_lightning.data.cache import cached_images, fingerprint
 from fst_lightning.data.decode import decode_images
 from fst_lightning.locks import NoLocksError
@@ -136,34 +134,3 @@ def test_the_fingerprint_names_a_file_that_is_gone(files: list[Path]) -> None:
     files[1].unlink()
     with pytest.raises(ValueError, match=r"Could not read the image .*1\.png: No such file"):
         fingerprint(files, SIZE)
-
-
-@pytest.mark.parametrize(("mode", "kept"), [("auto", True), ("off", False)])
-def test_a_folder_of_many_images_is_kept(
-    mode: cache.Cache, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "root"
-    for part, count in (("train", 6), ("test", 2)):
-        for label in ("cat", "dog"):
-            (root / part / label).mkdir(parents=True)
-            for row in range(count):
-                write(root / part / label / f"{row}.png", row)
-    monkeypatch.setattr("fst_lightning.data.image_folder.MIN_FILES", 10)
-    options: dict[str, Any] = {"root": root, "image_size": SIZE}
-    plain = ImageFolder(**options).load()
-    source = ImageFolder(**options, cache=mode, cache_folder=tmp_path / "kept")
-    data = source.load()
-    for found, expected in ((data.train, plain.train), (data.test, plain.test)):
-        assert torch.equal(found.images, expected.images)
-        assert torch.equal(found.labels, expected.labels)
-    # The test images are too few.
-    assert (tmp_path / "kept").exists() == kept
-    if kept:
-        assert len(names(tmp_path / "kept", ".images")) == 1
-        (about,) = (tmp_path / "kept").glob("*.json")
-        assert json.loads(about.read_text())["bytes"] == 12 * 3 * SIZE * SIZE
-
-
-def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Expected `cache` to be one of auto, off, but got 'on'"):
-        ImageFolder(root=tmp_path, cache="on")  # type: ignore[arg-type]

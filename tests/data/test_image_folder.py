@@ -126,7 +126,7 @@ def test_errors_before_any_image_is_read(
     def refuse(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("fst_lightning.data.image_folder.decode_images", refuse)
+    monkeypatch.setattr("fst_lightning.data.held.decode_images", refuse)
     with pytest.raises(FileNotFoundError, match="nothing is there"):
         ImageFolder(root=tmp_path / "gone").load()
     (tmp_path / "empty").mkdir()
@@ -134,7 +134,7 @@ def test_errors_before_any_image_is_read(
         ImageFolder(root=tmp_path / "empty").load()
     monkeypatch.setattr(images_module, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"limit is 0 GiB\. Lower `image_size`"):
-        ImageFolder(root=parts).load()
+        ImageFolder(root=parts, cache="off").load()
     (parts / "train/2/notes.txt").touch()
     (parts / "train/empty").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*train/empty"):
