@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -28,6 +29,10 @@ from fst_lightning.seeds import derived_seed
 
 Purpose = Literal["backdoor", "purify"]
 
+# Each holds some batches of decoded images; more have to be asked for.
+_MOST_WORKERS = 8
+_KNOWS_ITS_CORES = hasattr(os, "sched_getaffinity")  # Linux
+
 
 class BackdoorDataModule(L.LightningDataModule):
     """A source of images, with the rows that an attack poisons or that a defender holds.
@@ -36,8 +41,8 @@ class BackdoorDataModule(L.LightningDataModule):
     for ``"purify"`` on a few clean images of it. Both evaluate on the test set: a ``clean`` loader
     of all images, and a ``triggered`` loader of those that count for the attack success rate.
 
-    Images stay uint8 in memory, and a batch is one gather. The trigger itself is put on by the
-    module, on the device.
+    Images stay uint8 in memory, and a batch is one gather; those of a streamed set are decoded for
+    each batch. The trigger itself is put on by the module, on the device.
 
     Args:
         source: where the images come from.
@@ -54,7 +59,8 @@ class BackdoorDataModule(L.LightningDataModule):
         reserved: the images that the defender holds, where they are none of the training set.
         held_out: share of the defender's images that no step sees, 0 to 1: ``held_out_rows``.
         seed: of the plan, the defender's draw and the order of the rows.
-        num_workers: of the training loader; 0 is fastest for images in memory.
+        num_workers: processes that load training images, and all that are streamed; None: one a
+            core for streamed images, and none for images in memory, which is fastest.
 
     Raises:
         ValueError: for sizes below 1 and ratios outside (0, 1].
@@ -82,7 +88,7 @@ class BackdoorDataModule(L.LightningDataModule):
         reserved: ImageSet | None = None,
         held_out: float = 0.0,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
     ) -> None:
         super().__init__()
         if purpose not in get_args(Purpose):
@@ -154,6 +160,7 @@ class BackdoorDataModule(L.LightningDataModule):
         else:
             self.train_rows = train
             self.plan = self.attack.plan(train.labels, data.num_classes, self.seed)
+            check_crafted(self.attack, train, self.plan)
         self.data = data
 
     def _choose_clean(self, train: ImageSet) -> None:
@@ -162,6 +169,8 @@ class BackdoorDataModule(L.LightningDataModule):
         if clean is None:
             held = clean_rows(train.labels, self.clean_ratio, self.seed, self.balanced)
             clean = train.subset(held.nonzero()[:, 0])
+        # A defense may study them as a whole.
+        clean = clean.in_memory(f"tuning.clean_ratio={self.clean_ratio}")
         self.train_rows = clean
         if self.held_out:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "unseen"))
@@ -195,7 +204,7 @@ class BackdoorDataModule(L.LightningDataModule):
         Returns:
             All rows in their order; images uint8, labels as given.
         """
-        train, plan = self.data.train, self.plan
+        train, plan = self.data.train.in_memory("The delivered training set"), self.plan
         if self._crafted is None:
             self._craft()
         images, labels = train.images.clone(), train.labels.clone()
@@ -216,7 +225,8 @@ class BackdoorDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of ``(images, labels, poisoned)``; with cover rows, of those as well."""
-        rows = self._place("train", self.train_rows)
+        workers = self._workers(self.train_rows)
+        rows = self._place("train", self.train_rows, workers)
         cover = self.plan.cover if bool(self.plan.cover.any()) else None
         order: EpochShuffle | ShuffleShare = EpochShuffle(len(rows), self.seed)
         if self.trainer is not None:
@@ -230,8 +240,8 @@ class BackdoorDataModule(L.LightningDataModule):
             Rows(rows, self.plan.poisoned, cover, self._crafted, self._crafted_rows),
             self.batch_size,
             order,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=self._pins(rows),
         )
 
@@ -257,7 +267,8 @@ class BackdoorDataModule(L.LightningDataModule):
             name = f"{most} {name}"
             stream = torch.Generator().manual_seed(derived_seed(self.seed, "validation"))
             rows = rows.subset(torch.randperm(len(rows), generator=stream)[:most].sort().values)
-        rows = self._place(name, rows)
+        workers = self._workers(rows) if rows.streamed else 0
+        rows = self._place(name, rows, workers)
         trainer = self.trainer
         num_processes = 1 if trainer is None else trainer.world_size
         batch_size = self.eval_batch_size or (128 if self._device.type == "cpu" else 1000)
@@ -267,7 +278,13 @@ class BackdoorDataModule(L.LightningDataModule):
             options["sampler"] = DistributedSampler(
                 chunks, num_processes, trainer.global_rank, shuffle=False
             )
-        return DataLoader(chunks, batch_size=None, pin_memory=self._pins(rows), **options)
+        return DataLoader(
+            chunks,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=self._pins(rows),
+            **options,
+        )
 
     def teardown(self, stage: str | None = None) -> None:
         """Give back the memory of the device."""
@@ -277,11 +294,19 @@ class BackdoorDataModule(L.LightningDataModule):
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
-    def _place(self, name: str, rows: ImageSet) -> ImageSet:
+    def _workers(self, rows: ImageSet) -> int:
+        """How many processes load these rows."""
+        if self.num_workers is not None or not rows.streamed:
+            return self.num_workers or 0
+        cores = len(os.sched_getaffinity(0)) if _KNOWS_ITS_CORES else os.cpu_count() or 1
+        processes = 1 if self.trainer is None else self.trainer.num_devices
+        return max(1, min(cores // processes, _MOST_WORKERS))
+
+    def _place(self, name: str, rows: ImageSet, workers: int) -> ImageSet:
         """The rows where batches are to be gathered, moved there once."""
-        device = self._device
+        device, placement = self._device, self.source.placement
         # Processes that load batches beside can't share the memory of a GPU.
-        if self.num_workers or not on_device(self.source.placement, rows.images.nbytes, device):
+        if workers or rows.streamed or not on_device(placement, rows.images.nbytes, device):
             return rows
         if name not in self._placed:
             self._placed[name] = ImageSet(rows.images.to(device), rows.labels.to(device))
@@ -289,3 +314,19 @@ class BackdoorDataModule(L.LightningDataModule):
 
     def _pins(self, rows: ImageSet) -> bool:
         return self._device.type == "cuda" and rows.images.device.type == "cpu"
+
+
+def check_crafted(attack: Attack, train: ImageSet, plan: PoisonPlan) -> None:
+    """Refuse an attack that replaces more of streamed images than fit into memory.
+
+    Args:
+        attack: what it crafts is kept in memory.
+        train: the training images.
+        plan: which of them it changes.
+
+    Raises:
+        TooLargeError: saying how much they need.
+    """
+    if attack.crafts:
+        changed = (plan.poisoned | plan.cover).nonzero()[:, 0]
+        train.subset(changed).check_memory(type(attack).__name__)

@@ -47,7 +47,8 @@ def check_settings(run: Run) -> None:
     _check_complete(run.cfg)
     _check_parts(run.cfg)
     _check_whole("seed", run.cfg.seed, 0, _LARGEST_SEED)
-    _check_whole("num_workers", run.cfg.num_workers, 0, _MOST_WORKERS)
+    if run.cfg.num_workers is not None:
+        _check_whole("num_workers", run.cfg.num_workers, 0, _MOST_WORKERS)
     if run.cfg.val_images is not None:
         _check_whole("val_images", run.cfg.val_images, 1)
     for name in ("training", "tuning"):

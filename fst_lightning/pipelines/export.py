@@ -16,12 +16,19 @@ from fst_lightning.data.class_folders import sort_classes
 _COLUMNS = ("file", "row", "original_label", "given_label", "poisoned", "cover")
 
 
-def check_export(folder: Path) -> None:
-    """Refuse a folder that holds something already, before anything is trained.
+def check_export(folder: Path, data: BackdoorDataModule) -> None:
+    """Refuse what would fail after the training.
+
+    Args:
+        folder: to write to.
+        data: set up, for a training.
 
     Raises:
-        FileExistsError: saying which.
+        FileExistsError: the folder holds something already.
+        TooLargeError: the images are streamed, and don't fit into memory.
     """
+    for rows in (data.data.train, data.data.test):
+        rows.check_memory(f"export={folder}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"Expected `export` to name a folder that is empty or not there yet, but {folder} "
@@ -41,7 +48,7 @@ def export_images(folder: Path, data: BackdoorDataModule) -> None:
         folder: empty, or not there yet.
         data: set up, for a training.
     """
-    original, plan, test = data.data.train, data.plan, data.data.test
+    original, plan, test = data.data.train, data.plan, data.data.test.in_memory("export")
     train = data.delivered()
     counted = data.attack.counts_for_asr(test.labels).nonzero()[:, 0]
     triggered = ImageSet(_triggered(data, test.images[counted]), test.labels[counted])

@@ -29,6 +29,7 @@ from fst_lightning.data import (
     reserve,
     with_training_images,
 )
+from fst_lightning.data.datamodule import check_crafted
 from fst_lightning.defenses import (
     CleanData,
     DatasetDefense,
@@ -113,6 +114,11 @@ def run_purify(run: Run) -> dict[str, Any]:
     if checkpoint is None:
         plan = attack.plan(data.data.train.labels, data.data.num_classes, run.cfg.seed)
         num_poisoned = plan.num_poisoned
+        check_crafted(attack, data.data.train, plan)
+    if defense.needs_poisoned_set:
+        data.data.train.check_memory(f"defense={run.choices['defense']}")
+    if checks:
+        data.data.train.check_memory(f"robustness={','.join(checks)}")
     net = make_network(run, data.data.num_classes)
     card = make_card(run, net, source, attack)
     check_enough_images(net, data)

@@ -117,5 +117,6 @@ def _some(rows: ImageSet) -> ImageSet:
 def _images(
     rows: ImageSet, data: BackdoorDataModule, trigger: Attack | None = None
 ) -> LabelledImages:
+    rows = rows.in_memory("robustness")
     images = rows.images if trigger is None else stamped(trigger.cpu(), rows.images)
     return LabelledImages(images, rows.labels, data.data.mean, data.data.std)

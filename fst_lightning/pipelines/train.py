@@ -33,14 +33,18 @@ def run_train(run: Run) -> dict[str, Any]:
     """
     source, attack = make_source(run), make_attack(run)
     data = BackdoorDataModule(
-        source, attack, batch_size=run.cfg.training.batch_size, seed=run.cfg.seed
+        source,
+        attack,
+        batch_size=run.cfg.training.batch_size,
+        seed=run.cfg.seed,
+        num_workers=run.cfg.num_workers,
     )
     data.setup()
     net = make_network(run, data.data.num_classes)
     card = make_card(run, net, source, attack)
     exported = None if run.cfg.export is None else Path(run.cfg.export)
     if exported is not None:
-        check_export(exported)
+        check_export(exported, data)
     prepare_folder(run)
 
     backdoored = from_store(run, net, source, attack, card)

@@ -6,12 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fst_lightning import BackdoorDataModule, BackdoorModule
-from fst_lightning.attacks import Attack, BadNets, Blended, NoAttack
+from fst_lightning.attacks import AdaptiveBlend, Attack, BadNets, Blended, NoAttack
 from fst_lightning.data import ImageSet, clean_rows
+from fst_lightning.data.images import TooLargeError
+from fst_lightning.data.stream import StreamedImages
 from tests import tiny
 
 Batches = list[tuple[Tensor, Tensor, Tensor]]
@@ -353,3 +356,87 @@ def test_an_attack_fits_and_crafts_before_a_training_and_not_otherwise() -> None
     )
     defender.setup("fit")
     assert defender.attack.fits == 0
+
+
+def streamed(folder: Path, num_train: int = 40, num_test: int = 20) -> tiny.MemorySource:
+    """The tiny source, from files."""
+    source = tiny.source(num_train, num_test)
+    parts = []
+    for name, rows in zip(("train", "test"), source.parts[:2], strict=True):
+        paths = [folder / f"{name} {row}.png" for row in range(len(rows))]
+        for path, image in zip(paths, rows.images, strict=True):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+        parts.append(ImageSet(StreamedImages(paths, tiny.SIZE).as_tensor(), rows.labels))
+    return tiny.MemorySource(parts[0], parts[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2, None])
+@pytest.mark.parametrize("purpose", ["backdoor", "purify"])
+def test_streamed_batches_are_those_from_memory(
+    purpose: Any, workers: int | None, tmp_path: Path
+) -> None:
+    found, delivered = [], []
+    for source in (tiny.source(40, 20), streamed(tmp_path)):
+        attack = AdaptiveBlend(poison_ratio=0.1)  # replaces images, and has cover rows
+        options: dict[str, Any] = {"batch_size": 16, "eval_batch_size": 7, "val_images": 9}
+        data = BackdoorDataModule(
+            source, attack, purpose=purpose, num_workers=workers, clean_ratio=0.3, **options
+        )
+        data.setup("fit")
+        loaders = [data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
+        found.append([batch for loader in loaders for batch in loader])
+        assert data.train_rows.streamed == (source.parts[0].streamed and purpose == "backdoor")
+        if purpose == "backdoor":
+            delivered.append(data.delivered().images)
+    assert len(found[0]) == len(found[1])
+    for one, other in zip(*found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not delivered or torch.equal(*delivered)
+
+
+@pytest.mark.parametrize(("cores", "asked", "expected"), [(3, None, 3), (99, None, 8), (3, 1, 1)])
+def test_streamed_images_are_decoded_beside(
+    cores: int,
+    asked: int | None,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    # Streamed images stay where they are, whatever room a GPU has.
+    monkeypatch.setattr("fst_lightning.data.datamodule.on_device", lambda *_: True)
+    data = BackdoorDataModule(streamed(tmp_path), BadNets(poison_ratio=0.1), num_workers=asked)
+    data.setup()
+    loaders = [data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
+    assert {loader.num_workers for loader in loaders} == {expected}
+    assert not data._placed
+    plain = made(BadNets(poison_ratio=0.1), num_workers=asked)
+    assert plain.train_dataloader().num_workers == (asked or 0)
+    assert {loader.num_workers for loader in plain.test_dataloader()} == {0}
+
+
+def test_what_streamed_images_have_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fst_lightning.data.images.MAX_BYTES", 5 * 3 * tiny.SIZE**2)
+    source = streamed(tmp_path)
+    for held, fits in ((0.1, True), (0.2, False)):
+        data = BackdoorDataModule(source, purpose="purify", clean_ratio=held)
+        if fits:
+            data.setup()
+            continue
+        with pytest.raises(TooLargeError, match=r"^tuning.clean_ratio=0.2 needs images in memory"):
+            data.setup()
+    for ratio, fits in ((0.05, True), (0.1, False)):
+        attack = AdaptiveBlend(poison_ratio=ratio, cover_ratio=ratio)
+        data = BackdoorDataModule(source, attack)
+        if fits:
+            data.setup()
+            continue
+        with pytest.raises(TooLargeError, match=r"AdaptiveBlend needs .*, but 8 images of 8x8"):
+            data.setup()
+    data = BackdoorDataModule(source, BadNets(poison_ratio=0.2))
+    data.setup()
+    with pytest.raises(TooLargeError, match=r"delivered training set needs .* 40 images"):
+        data.delivered()
