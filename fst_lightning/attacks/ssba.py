@@ -131,7 +131,7 @@ class SSBA(Attack):
         >>> attack = SSBA(width=4, fit_epochs=1)
         >>> attack.prepare(images, labels, num_classes=2, seed=0)
         >>> attack.fit_once(images, labels, 2, seed=0, device=torch.device("cpu"))
-        >>> float(attack(images / 255).max()) <= 8 / 255
+        >>> float(attack(images / 255).max()) <= 16 / 255
         True
     """
 
@@ -154,8 +154,8 @@ class SSBA(Attack):
     def __init__(
         self,
         bits: int = 8,
-        residual_bound: float = 8.0,
-        residual_weight: float = 0.1,
+        residual_bound: float = 16.0,
+        residual_weight: float = 0.02,
         width: int = 24,
         fit_epochs: int = 6,
         max_images: int = 4_000,
