@@ -58,6 +58,24 @@ def seconds(command: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
+def bare_trainer(**options: Any) -> Any:
+    """Lightning's Trainer for one epoch on the CPU, that shows, keeps and evaluates nothing."""
+    import lightning as L  # Seconds, which not every script has to spend.
+
+    return L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        **options,
+    )
+
+
 def spread(values: Sequence[float]) -> str:
     """The least and the greatest of the values."""
     return f"{min(values):.2f}-{max(values):.2f}"

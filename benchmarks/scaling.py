@@ -60,13 +60,12 @@ def case(images: int, classes: int) -> dict[str, Any]:
     import torch
     from torch import nn
 
+    from benchmarks.record import bare_trainer
     from fst_lightning import BackdoorDataModule, BackdoorModule
     from fst_lightning.attacks import Blended
     from fst_lightning.data import Fake
     from fst_lightning.pipelines.parts import quiet_lightning
     from fst_lightning.pipelines.score import peak_memory_mb
-
-    import lightning as L  # isort: skip
 
     quiet_lightning()
     imported = peak_memory_mb(torch.device("cpu")) or 0.0
@@ -78,17 +77,7 @@ def case(images: int, classes: int) -> dict[str, Any]:
     made = time.perf_counter()
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, classes))
     module = BackdoorModule(net, attack, crop_padding=4, horizontal_flip=True, seed=0)
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = bare_trainer()
     trainer.fit(module, data)
     trained = time.perf_counter()
     trainer.test(module, data, verbose=False)

@@ -48,12 +48,11 @@ def main() -> None:
 
 def case(root: Path, image_size: int, cache: Any, workers: int, folder: str) -> dict[str, Any]:
     """One case, once."""
+    from benchmarks.record import bare_trainer
     from fst_lightning import BackdoorDataModule, BackdoorModule
     from fst_lightning.attacks import Blended
     from fst_lightning.data import ImageFolder
     from fst_lightning.models import resnet18
-
-    import lightning as L  # isort: skip
 
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     started = time.perf_counter()
@@ -70,19 +69,7 @@ def case(root: Path, image_size: int, cache: Any, workers: int, folder: str) -> 
     module = BackdoorModule(
         net, attack, crop_padding=4, horizontal_flip=True, seed=0, mean=mean, std=std
     )
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        devices=1,
-        precision="bf16-mixed",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        default_root_dir=folder,
-    )
+    trainer = bare_trainer(precision="bf16-mixed", default_root_dir=folder)
     begun = time.perf_counter()
     trainer.fit(module, data)
     trained = time.perf_counter()

@@ -19,7 +19,6 @@ from fst_lightning.modules.classifier import (
     SchedulerFactory,
 )
 from fst_lightning.modules.inputs import CropFill, InputPipeline
-from fst_lightning.modules.replay import ReplayedNetwork
 
 
 class BackdoorModule(ClassifierModule):
@@ -81,12 +80,12 @@ class BackdoorModule(ClassifierModule):
         inputs = InputPipeline(
             attack, mean, std, crop_padding, horizontal_flip, crop_fill, alternate_flips
         )
-        super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card)
+        # The gradients of a replayed step can be taken once, which another aim may not keep to.
+        replays = cuda_graphs and type(attack).loss is Attack.loss
+        super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)
         self.attack = attack
         self.label_smoothing = label_smoothing
-        # The gradients of a replayed step can be taken once, which another aim may not keep to.
-        self._replays = cuda_graphs and type(attack).loss is Attack.loss
-        self._answer: Callable[[Tensor], Tensor] = ReplayedNetwork(net, self._replays)
+        self._answer: Callable[[Tensor], Tensor] = self.replayed
         if compile_network:
             # A function, no module: a compiled module would be a second owner of the weights.
             # Batches come in two sizes at most, so that shapes may be taken for constants.
@@ -132,16 +131,9 @@ class BackdoorModule(ClassifierModule):
         """Make the optimizer and its schedule, and let the attack act after every step."""
         return self.with_step_hook(self.attack.after_step)
 
-    def teardown(self, stage: str) -> None:
-        """Give the memory of captured steps back."""
-        if isinstance(self._answer, ReplayedNetwork):
-            self._answer.clear()
-
     def on_train_epoch_start(self) -> None:
         """Tell the attack how far the training is."""
         super().on_train_epoch_start()
-        if isinstance(self._answer, ReplayedNetwork):
-            self._answer.enabled = self._replays and self.trainer.accumulate_grad_batches == 1
         self.attack.begin_epoch(self.current_epoch, self.trainer.max_epochs or 1)
         begin_epoch = getattr(self.net, "begin_epoch", None)
         # DDP waits for a gradient of everything that had one when it began.

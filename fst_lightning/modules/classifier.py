@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fst_lightning.metrics import BackdoorMetrics
 from fst_lightning.modules.inputs import InputPipeline
+from fst_lightning.modules.replay import ReplayedNetwork
 from fst_lightning.seeds import derived_seed
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -70,6 +71,10 @@ class ClassifierModule(L.LightningModule):
         seed: reseeds the random numbers of augmentation and dropout every epoch, so that a resumed
             run sees the same; None leaves the global generator alone.
         card: JSON text that says what this network is, kept in checkpoints.
+        replays: whether :attr:`replayed` may replay steps as CUDA graphs.
+
+    Attributes:
+        replayed: calls the network; a step that is plain cross-entropy takes it instead.
     """
 
     def __init__(
@@ -81,9 +86,12 @@ class ClassifierModule(L.LightningModule):
         scheduler_interval: Interval = "epoch",
         seed: int | None = None,
         card: str | None = None,
+        replays: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
+        self.replayed = ReplayedNetwork(net, replays)
+        self._replays = replays
         self.inputs = inputs
         self.make_optimizer = optimizer or sgd
         self.make_scheduler = scheduler
@@ -156,6 +164,7 @@ class ClassifierModule(L.LightningModule):
         """Seed the epoch and switch to training mode."""
         self._seed_epoch()
         self.inputs.epoch = self.current_epoch
+        self.replayed.enabled = self._replays and self.trainer.accumulate_grad_batches == 1
         self.net.train()
         self._sums, self._num_batches = {}, 0
 
@@ -187,6 +196,10 @@ class ClassifierModule(L.LightningModule):
             mean = total / self._num_batches
             self.log(f"train/{name}", mean, prog_bar=name == "loss", sync_dist=True)
         self._sums, self._num_batches = {}, 0
+
+    def teardown(self, stage: str) -> None:
+        """Give the memory of captured steps back."""
+        self.replayed.clear()
 
     # Evaluation
 

@@ -23,7 +23,6 @@ from fst_lightning.modules.classifier import (
     SchedulerFactory,
 )
 from fst_lightning.modules.inputs import InputPipeline
-from fst_lightning.modules.replay import ReplayedNetwork
 from fst_lightning.seeds import derived_seed
 
 
@@ -86,12 +85,12 @@ class PurificationModule(ClassifierModule):
         clean: CleanData | None = None,
     ) -> None:
         inputs = InputPipeline(attack, mean, std, crop_padding, horizontal_flip)
-        super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card)
+        # The gradients of a replayed step can be taken once, which another loss may not keep to.
+        replays = cuda_graphs and not defense.overrides("loss")
+        super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)
         self.defense = defense
         self.clean = clean
-        # The gradients of a replayed step can be taken once, which another loss may not keep to.
-        self._replays = cuda_graphs and not defense.overrides("loss")
-        self._tuned = ReplayedNetwork(net) if self._replays else net
+        self._tuned = self.replayed if replays else net
         self._defense_seed = 0
         check_given(defense, clean)
 
@@ -124,16 +123,9 @@ class PurificationModule(ClassifierModule):
             self._act("study")
         return self.with_step_hook(self.defense.after_step)
 
-    def teardown(self, stage: str) -> None:
-        """Give the memory of captured steps back."""
-        if isinstance(self._tuned, ReplayedNetwork):
-            self._tuned.clear()
-
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, switch to training mode and let the defense begin it."""
         super().on_train_epoch_start()
-        if isinstance(self._tuned, ReplayedNetwork):
-            self._tuned.enabled = self._replays and self.trainer.accumulate_grad_batches == 1
         if self.defense.overrides("begin_epoch"):
             self._act("begin_epoch", self.current_epoch)
             self._stop_if_done()
