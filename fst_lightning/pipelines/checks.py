@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any, get_args
 
 import torch
@@ -54,6 +56,8 @@ def check_settings(run: Run) -> None:
     for name in ("training", "tuning"):
         if name in run.cfg:
             _check_recipe(name, run.cfg[name])
+    if "tuning" in run.cfg:
+        _check_search(run.cfg.tuning)
     check_arguments(run.cfg.trainer)
     for group in ("callbacks", "logger"):
         run.parts(group)
@@ -149,6 +153,14 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
             f"Expected `{name}.clean_source` to be one of {', '.join(get_args(CleanSource))}, "
             f"but got {recipe.clean_source!r}."
         )
+    if OmegaConf.select(recipe, "optimizer.lr") == "auto":
+        if name != "tuning":
+            raise ValueError(
+                f"Expected `{name}.optimizer.lr` to be a number, but got 'auto', which is for "
+                "tuning.optimizer.lr: a purification has clean images to choose it on."
+            )
+        recipe = copy.deepcopy(recipe)
+        recipe.optimizer.lr = recipe.lr_range[0]
     optimizer, scheduler = make_optimizer(recipe)
     if total_steps_of(optimizer) is None:
         optimizer = with_total_steps(optimizer, 1)
@@ -162,6 +174,26 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
         raise ValueError(
             f"Expected `{name}.optimizer` and `{name}.scheduler` to work together, but got: {error}"
         ) from error
+
+
+def _check_search(tuning: DictConfig) -> None:
+    """Refuse what ``tuning.optimizer.lr=auto`` can't search in, before it is asked for."""
+    found = tuning.lr_range
+    low, high = found if isinstance(found, ListConfig) and len(found) == 2 else (0.0, 0.0)
+    if not (_is_number(low) and _is_number(high) and 0 < low <= high):
+        raise ValueError(
+            "Expected `tuning.lr_range` to be two learning rates, [LOWEST, HIGHEST] and above 0, "
+            f"but got {found}."
+        )
+    drop = tuning.max_ca_drop
+    if not (_is_number(drop) and 0 <= drop <= 1):
+        raise ValueError(
+            f"Expected `tuning.max_ca_drop` to be a number in [0, 1], but got {drop!r}."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:

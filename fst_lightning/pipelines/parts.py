@@ -30,6 +30,11 @@ from fst_lightning.pipelines.precision import resolve_precision
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.sigterm import SigtermAsBefore
 
+LEARNING_RATE = "tuning.optimizer.lr"
+ALPHA = "defense.alpha"
+AUTOMATIC = (LEARNING_RATE, ALPHA)
+"""What a run chooses on clean images where it is ``auto``."""
+
 
 def make_attack(run: Run) -> Attack:
     """The attack; its trigger is prepared later, from the data."""
@@ -40,23 +45,30 @@ def make_defense(run: Run) -> Defense:
     """The defense; where ``alpha=auto`` is still to be chosen, with the alpha of its constructor.
 
     Raises:
-        ValueError: where it has no alpha to be chosen, or whatever its constructor raises.
+        ValueError: where a number is to be chosen that it has no use for, or whatever its
+            constructor raises.
     """
     config = run.cfg.defense
-    parameters = inspect.signature(located(config)).parameters
-    if is_automatic(run) and "alpha" not in parameters:
+    keys = automatic_keys(run)
+    if ALPHA in keys and "alpha" not in inspect.signature(located(config)).parameters:
         raise ValueError(
             f"Expected a defense with an `alpha` for defense.alpha=auto, such as fst, but "
             f"{run.choices['defense']} has none."
         )
-    if is_automatic(run):
+    if ALPHA in keys:
         config = OmegaConf.masked_copy(config, [key for key in config if key != "alpha"])
-    return make(config, Defense)
+    defense = make(config, Defense)
+    if LEARNING_RATE in keys and not defense.tunes:
+        raise ValueError(
+            f"Expected a defense that tunes the network for {LEARNING_RATE}=auto, such as fst, but "
+            f"{run.choices['defense']} takes no steps with it."
+        )
+    return defense
 
 
-def is_automatic(run: Run) -> bool:
-    """Whether the weight of the defense's penalty is to be chosen by the run."""
-    return bool(run.cfg.defense.get("alpha") == "auto")
+def automatic_keys(run: Run) -> list[str]:
+    """The numbers that the run is to choose: the learning rate of the tuning, the alpha."""
+    return [key for key in AUTOMATIC if OmegaConf.select(run.cfg, key) == "auto"]
 
 
 def make_source(run: Run) -> Source:

@@ -39,7 +39,7 @@ from fst_lightning.defenses import (
     apply,
 )
 from fst_lightning.defenses.dataset import detection_rates
-from fst_lightning.pipelines.alpha import choose_alpha
+from fst_lightning.pipelines.automatic import choose_settings
 from fst_lightning.pipelines.backdoored import (
     Backdoored,
     from_file,
@@ -53,7 +53,8 @@ from fst_lightning.pipelines.export_model import check_formats, export_model
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
 from fst_lightning.pipelines.known import adopt_card
 from fst_lightning.pipelines.parts import (
-    is_automatic,
+    ALPHA,
+    automatic_keys,
     make_attack,
     make_clean,
     make_defense,
@@ -134,14 +135,12 @@ def run_purify(run: Run) -> dict[str, Any]:
         poisoned, truth = delivered_set(source, attack, run.cfg.seed)
         if checkpoint is not None and not attack.has_trigger:
             truth = None  # Nobody knows what is in it.
-    automatic: dict[str, Any] = {}
-    search: dict[str, Any] = {}
+    searches: dict[str, Any] = {}
     purify_seconds = 0.0
-    if is_automatic(run):
+    if automatic := automatic_keys(run):
         started = time.perf_counter()
-        run.cfg.defense.alpha, search = choose_alpha(run, net, data, poisoned)
+        searches = choose_settings(run, net, data, poisoned)
         purify_seconds = time.perf_counter() - started
-        automatic = {"auto": ["alpha"]}
         defense = make_defense(run)
     trains = defense.tunes or isinstance(defense, DatasetDefense)
     work = work_folder(run, tuning_key(run, backdoored)) if trains else run.folder
@@ -179,7 +178,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         device = trainer.strategy.root_device
         robustness = check_robustness(run, checks, came_in, net, data, attack, device)
         robustness_seconds = time.perf_counter() - started
-    findings = {**search, **defense.findings()}
+    findings = {**searches, **defense.findings()}
     if isinstance(defense, DatasetDefense):
         findings |= detection_rates(defense.suspected, truth)
 
@@ -203,7 +202,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         defense={
             "name": run.choices["defense"],
             **run.arguments("defense"),
-            **automatic,
+            **({"auto": ["alpha"]} if ALPHA in automatic else {}),
             "findings": findings,
         },
         data=data_block(run, data, num_poisoned=num_poisoned),

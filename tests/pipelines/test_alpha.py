@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fst_lightning.pipelines.alpha import Comparison, choose_alpha, log_grid, strongest
 from torch import Tensor
 
 from fst_lightning.attacks import BadNets
@@ -18,7 +19,6 @@ from fst_lightning.metrics import paired_drop_interval
 from fst_lightning.models import find_head, small_resnet
 from fst_lightning.modules import InputPipeline
 from fst_lightning.pipelines import alpha, run_pipeline
-from fst_lightning.pipelines.alpha import Comparison, choose_alpha, log_grid, strongest
 from fst_lightning.pipelines.parts import make_attack, make_defense, make_source
 from tests.pipelines.conftest import Start
 
