@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
+from fst_lightning.data import BackdoorDataModule
 from fst_lightning.pipelines import Run, run_pipeline
+from fst_lightning.pipelines.parts import make_attack, make_source
 from tests.runs import make_run
 
 Start = Callable[..., Run]
@@ -46,3 +48,12 @@ def models(tmp_path: Path) -> Callable[[], set[str]]:
         return {folder.name for folder in (tmp_path / "store" / "models").glob("*")}
 
     return keys
+
+
+def defender(run: Run) -> BackdoorDataModule:
+    """The data of a purification, half of the images clean ones of the defender's."""
+    data = BackdoorDataModule(
+        make_source(run), make_attack(run), purpose="purify", batch_size=8, clean_ratio=0.5
+    )
+    data.setup()
+    return data

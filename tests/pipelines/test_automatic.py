@@ -1,0 +1,288 @@
+"""A learning rate and an alpha are chosen on clean images alone."""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from fst_lightning.attacks import BadNets
+from fst_lightning.data import BackdoorDataModule
+from fst_lightning.defenses import FST
+from fst_lightning.metrics import paired_drop_interval
+from fst_lightning.models import find_head, small_resnet
+from fst_lightning.modules import InputPipeline
+from fst_lightning.pipelines import automatic, run_pipeline
+from fst_lightning.pipelines.automatic import choose_settings, log_grid, strongest
+from fst_lightning.pipelines.parts import ALPHA, LEARNING_RATE, make_defense
+from fst_lightning.pipelines.probe import Trial, compare
+from tests.pipelines.conftest import Start, defender
+
+
+def test_a_number_is_chosen_and_recorded(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run_pipeline(start("defense.alpha=auto"))
+    block = results["defense"]
+    tried = block["findings"]["alpha_search"]["tried"]
+    assert f"{block['alpha']:.3g}" in tried
+    assert block["auto"] == ["alpha"]
+    assert block["findings"]["alpha_search"]["chosen"] == block["alpha"]
+    assert f"alpha={block['alpha']:.3g} chosen" in capsys.readouterr().out
+    fixed = run_pipeline(start(f"defense.alpha={block['alpha']}"))
+    assert fixed["after"] == results["after"]
+    assert "auto" not in fixed["defense"]
+
+
+def test_the_search_is_a_part_of_what_a_purification_costs(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(run: Any, *_: Any) -> dict[str, Any]:
+        time.sleep(2)
+        run.cfg.defense.alpha = 0.1
+        return {}
+
+    fixed = run_pipeline(start("defense.alpha=0.1"))["seconds"]
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["fst_lightning.pipelines.purify"], "choose_settings", slow)
+    chosen = run_pipeline(start("defense.alpha=auto"))["seconds"]
+    assert fixed["purify"] < 2 < chosen["purify"]
+
+
+@pytest.mark.parametrize("option", ["anp", "nft", "rnp"])
+def test_every_defense_with_an_alpha_has_it_chosen(option: str, start: Start) -> None:
+    quick = ["defense.unlearn_epochs=1"] if option == "rnp" else []
+    results = run_pipeline(start(f"defense={option}", "defense.alpha=auto", *quick))
+    low, high = sorted(make_defense(start(f"defense={option}")).alpha_range(small_resnet(3)))
+    assert low <= results["defense"]["alpha"] <= high
+
+
+def test_neither_trigger_nor_test_images_are_looked_at(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start("defense.alpha=auto")
+    data = defender(run)
+    held = {image.numpy().tobytes() for image in data.train_rows.images}
+    net = small_resnet(3, width=4)
+    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    seen: list[bytes] = []
+
+    def refuse(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("not for the defender's eyes")
+
+    monkeypatch.setattr(BadNets, "trigger", refuse)
+    monkeypatch.setattr(BackdoorDataModule, "test_dataloader", refuse)
+    monkeypatch.setattr(BackdoorDataModule, "val_dataloader", refuse)
+    look = InputPipeline.forward
+
+    def watched(self: InputPipeline, images: Tensor, *rest: Any, **options: Any) -> Tensor:
+        seen.extend(image.numpy().tobytes() for image in images)
+        return look(self, images, *rest, **options)
+
+    monkeypatch.setattr(InputPipeline, "forward", watched)
+    choose_settings(run, net, data)
+    assert set(seen) == held  # all of them, and nothing else
+    assert all(torch.equal(value, kept[name]) for name, value in net.state_dict().items())
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch,
+    right: Callable[[float, float], int],
+    before: int,
+    count: int = 600,
+) -> list[tuple[float, float]]:
+    """Replace the tunings: a rate and an alpha get the first so many of the images right."""
+    asked: list[tuple[float, float]] = []
+
+    def first(number: int) -> Tensor:
+        return torch.arange(count) < number
+
+    class Pretended:
+        def __init__(self, run: Any, *_: Any) -> None:
+            self.settings = {key: OmegaConf.select(run.cfg, key) for key in (LEARNING_RATE, ALPHA)}
+
+        def set(self, key: str, value: float) -> None:
+            self.settings[key] = value
+
+        def before(self) -> Tensor:
+            return first(before)
+
+        def __call__(self, reference: Tensor, allowed: float) -> Trial:
+            setting = (self.settings[LEARNING_RATE], self.settings[ALPHA])
+            if setting not in asked:
+                asked.append(setting)
+            answers, everything = first(right(*setting)), torch.ones(count, dtype=torch.bool)
+            return Trial(answers, everything, compare(reference, answers, count))
+
+    monkeypatch.setattr(automatic, "Probe", Pretended)
+    return asked
+
+
+def chosen(start: Start, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
+    """What is chosen on 600 images for a head of norm 1: the configuration, what was tried."""
+    run = start(*overrides)
+    data = defender(run)
+    monkeypatch.setattr(data, "train_rows", range(600))
+    return run.cfg, choose_settings(run, head_of_norm(1.0), data)
+
+
+def head_of_norm(norm: float) -> torch.nn.Module:
+    net = small_resnet(3, width=4)
+    head = find_head(net)[1]
+    with torch.no_grad():
+        head.weight.mul_(norm / head.weight.norm())
+    return net
+
+
+def test_the_strongest_alpha_that_is_not_shown_to_cost_more(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten more images of 600 are lost with every power of ten."""
+    asked = pretend(monkeypatch, lambda _, alpha: round(590 - 10 * math.log10(alpha / 0.01)), 590)
+    cfg, found = chosen(start, monkeypatch, "defense.alpha=auto")
+    grid = log_grid(0.01, 100)
+    fitting = [
+        number
+        for number in grid
+        if paired_drop_interval(round(10 * math.log10(number / 0.01)), 0, 600, 0.9)[0] <= 0.02
+    ]
+    assert 1 < len(fitting) < len(grid)
+    assert cfg.defense.alpha == pytest.approx(fitting[-1])
+    assert len(asked) <= 2 + math.log2(len(grid))
+    assert found["alpha_search"]["compared_with"] == "before"
+    for drop, alpha in ((1, 100), (0, 0.01)):
+        overrides = ("defense.alpha=auto", f"defense.max_ca_drop={drop}")
+        assert chosen(start, monkeypatch, *overrides)[0].defense.alpha == pytest.approx(alpha)
+
+
+def test_what_the_recipe_itself_costs_is_not_charged_to_alpha(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, lambda _, alpha: 540 if alpha < 1.5 else 480, before=600)
+    cfg, found = chosen(start, monkeypatch, "defense.alpha=auto")
+    search = found["alpha_search"]
+    assert search["compared_with"] == "0.01"
+    assert search["compared_with_ca_drop"] == pytest.approx(0.1)
+    assert search["tried"]["0.01"]["ca_drop"] == 0
+    assert cfg.defense.alpha == pytest.approx(max(v for v in log_grid(0.01, 100) if v < 1.5))
+
+
+def valley(rate: float, _: float) -> int:
+    """Rates that are too low cost accuracy as well as those that are too high."""
+    return 590 if 0.004 < rate < 0.05 else 500
+
+
+def test_the_highest_rate_that_fits(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = pretend(monkeypatch, valley, before=592)
+    cfg, found = chosen(start, monkeypatch, "tuning.optimizer.lr=auto", "defense.alpha=0.3")
+    grid = log_grid(1.0, 0.001)
+    assert cfg.tuning.optimizer.lr == pytest.approx(max(rate for rate in grid if rate < 0.05))
+    assert found["lr_search"]["chosen"] == cfg.tuning.optimizer.lr
+    assert [rate for rate, _ in asked] == [
+        rate for rate in grid if rate >= found["lr_search"]["chosen"]
+    ]
+    assert {alpha for _, alpha in asked} == {0.3}
+    assert cfg.defense.alpha == 0.3
+    assert "alpha_search" not in found
+
+
+def test_rates_that_all_cost_too_much_are_measured_by_the_cheapest(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on images that the network knew by heart."""
+    cheapest = log_grid(1.0, 0.001)[6]
+    asked = pretend(
+        monkeypatch, lambda rate, _: 530 + (rate == cheapest) - 50 * (rate > 0.2), before=600
+    )
+    cfg, found = chosen(start, monkeypatch, "tuning.optimizer.lr=auto")
+    assert len(asked) == len(log_grid(1.0, 0.001))
+    assert found["lr_search"]["compared_with"] == f"{cheapest:.3g}"
+    assert found["lr_search"]["compared_with_ca_drop"] == pytest.approx(69 / 600)
+    highest = max(rate for rate in log_grid(1.0, 0.001) if rate < 0.2)
+    assert cfg.tuning.optimizer.lr == pytest.approx(highest)
+
+
+def test_the_rate_comes_first_at_the_weakest_alpha(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = pretend(
+        monkeypatch, lambda rate, alpha: 590 - 100 * (rate > 0.05) - 100 * (alpha > 3), before=590
+    )
+    cfg, found = chosen(
+        start, monkeypatch, "tuning.optimizer.lr=auto", "defense.alpha=auto", "seed=3"
+    )
+    rate = found["lr_search"]["chosen"]
+    assert rate == pytest.approx(max(r for r in log_grid(1.0, 0.001) if r <= 0.05))
+    assert cfg.defense.alpha == pytest.approx(max(a for a in log_grid(0.01, 100) if a <= 3))
+    first = [pair for pair in asked if pair[0] != rate]
+    assert asked[: len(first)] == first  # every rate, then every alpha
+    assert all(alpha == pytest.approx(0.01) for _, alpha in first)
+
+
+def test_both_are_chosen_and_recorded(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run_pipeline(start("defense.alpha=auto", "tuning.optimizer.lr=auto"))
+    rate = results["defense"]["findings"]["lr_search"]["chosen"]
+    alpha = results["defense"]["alpha"]
+    said = capsys.readouterr().out
+    assert f"{LEARNING_RATE}={rate:.3g} chosen" in said
+    assert f"{ALPHA}={alpha:.3g} chosen" in said
+    fixed = run_pipeline(start(f"defense.alpha={alpha}", f"tuning.optimizer.lr={rate}"))
+    assert fixed["after"] == results["after"]
+
+
+def test_a_defense_without_alpha_has_its_rate_chosen(start: Start) -> None:
+    results = run_pipeline(start("defense=ft", "tuning.optimizer.lr=auto"))
+    assert 0.001 <= results["defense"]["findings"]["lr_search"]["chosen"] <= 1.0
+    assert "auto" not in results["defense"]
+
+
+def test_a_head_of_another_norm_gets_the_same_penalty() -> None:
+    """alpha ||W0||^2 is what is searched over."""
+    for norm in (0.5, 7.0):
+        low, high = alpha_range(norm)
+        assert (low * norm**2, high * norm**2) == pytest.approx((0.01, 100))
+
+
+def alpha_range(norm: float) -> tuple[float, float]:
+    return FST().alpha_range(head_of_norm(norm))
+
+
+@pytest.mark.parametrize("last", range(13))
+def test_bisection_finds_what_a_walk_finds(last: int) -> None:
+    grid = log_grid(0.01, 100)
+    assert len(grid) == 13
+    asked: list[float] = []
+
+    def fits(value: float) -> bool:
+        asked.append(value)
+        return value <= grid[last]
+
+    assert strongest(grid, fits) == grid[last]
+    assert len(asked) <= 4
+    assert all(b / a == pytest.approx(10 ** (1 / 3)) for a, b in itertools.pairwise(grid))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("defense.alpha=auto", "tuning.clean_ratio=0.08"), "6 or more clean images"),
+        (("tuning.optimizer.lr=auto", "tuning.clean_ratio=0.08"), "for tuning.optimizer.lr=auto"),
+        (("defense.alpha=auto", "defense.max_ca_drop=2"), "max_ca_drop"),
+        (("defense.alpha=auto", "defense.max_ca_drop=abc"), "max_ca_drop"),
+        (("tuning.max_ca_drop=abc",), "`tuning.max_ca_drop` to be a number in"),
+        (("tuning.lr_range=[1,0.1]",), "tuning.lr_range"),
+        (("tuning.lr_range=0.1",), "tuning.lr_range"),
+        (("training.optimizer.lr=auto",), "training.optimizer.lr` to be a number"),
+        (("defense=ft", "+defense.alpha=auto"), "such as fst, but ft has none"),
+        (("defense=clp", "tuning.optimizer.lr=auto"), "clp takes no steps"),
+    ],
+)
+def test_what_can_not_be_used_is_refused(
+    overrides: tuple[str, ...], message: str, start: Start
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_pipeline(start(*overrides))
