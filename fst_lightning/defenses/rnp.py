@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,9 @@ from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.train import keep_modes, seeded
 
 _MAX_GRADIENT_NORM = 20.0
+_ASKED = 500
+"""So many of the last images say how much is unlearned, as in an epoch of the paper's: after a pass
+over thousands the network has long forgotten everything, the trigger included."""
 
 
 class ReconstructiveNeuronPruning(MaskDefense):
@@ -36,7 +40,8 @@ class ReconstructiveNeuronPruning(MaskDefense):
 
     Args:
         alpha: weight of the loss while recovering, greater than 0.
-        unlearn_accuracy: unlearning stops at this training accuracy, in [0, 1].
+        unlearn_accuracy: unlearning stops at this training accuracy over the last 500 images, in
+            [0, 1].
         unlearn_epochs: or after so many passes over the clean images, 0 or more.
         unlearn_lr: of SGD with momentum 0.9 while unlearning, greater than 0.
         unlearn_batch_size: images a step while unlearning, 2 or more.
@@ -120,22 +125,24 @@ class ReconstructiveNeuronPruning(MaskDefense):
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         optimizer = torch.optim.SGD(self._frozen, lr=self.unlearn_lr, momentum=0.9)
-        accuracy = 1.0
+        asked = min(_ASKED, len(clean))
+        recent = torch.ones(asked, device=clean.device)
         with keep_modes(net), seeded(generator, clean.device):
             net.train()
-            for _ in range(self.unlearn_epochs):
-                hits = seen = 0
-                for images, labels in clean.batches(self.unlearn_batch_size, generator):
-                    optimizer.zero_grad()
-                    logits = net(images)
-                    torch.autograd.backward(-functional.cross_entropy(logits, labels))
-                    # The loss has no upper bound: without a limit the weights soon overflow.
-                    nn.utils.clip_grad_norm_(self._frozen, max_norm=_MAX_GRADIENT_NORM)
-                    optimizer.step()
-                    hits += int((logits.argmax(1) == labels).sum())
-                    seen += len(labels)
-                accuracy = hits / seen
-                if accuracy <= self.unlearn_accuracy:
+            passes = (
+                clean.batches(self.unlearn_batch_size, generator)
+                for _ in range(self.unlearn_epochs)
+            )
+            for images, labels in chain.from_iterable(passes):
+                optimizer.zero_grad()
+                logits = net(images)
+                torch.autograd.backward(-functional.cross_entropy(logits, labels))
+                # The loss has no upper bound: without a limit the weights soon overflow.
+                nn.utils.clip_grad_norm_(self._frozen, max_norm=_MAX_GRADIENT_NORM)
+                optimizer.step()
+                right = (logits.argmax(1) == labels).to(recent)
+                recent = torch.cat([recent, right])[-asked:]
+                if float(recent.mean()) <= self.unlearn_accuracy:
                     break
         optimizer.zero_grad()
         for mask in masks:
@@ -147,7 +154,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
                 "Expected unlearning to leave finite weights, but got infinity or NaN. Lower "
                 f"`unlearn_lr`, now {self.unlearn_lr:g}."
             )
-        self.unlearned = self.original.new_tensor(accuracy)
+        self.unlearned = recent.mean().to(self.original)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy of the unlearned network under its masks, times alpha."""

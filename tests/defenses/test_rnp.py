@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fst_lightning.defenses import ReconstructiveNeuronPruning
+from fst_lightning.defenses import ReconstructiveNeuronPruning, rnp
 from fst_lightning.defenses.train import accuracy
 from tests.defenses import pruning
 from tests.defenses.drive import drive
@@ -36,12 +36,42 @@ def test_unlearning_stops_once_the_classes_are_forgotten() -> None:
     defense.finish()
 
 
+def test_unlearning_stops_in_the_middle_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as the last images are forgotten, however many more there are."""
+    monkeypatch.setattr(rnp, "_ASKED", 16)
+    net, clean = pruning.network(), pruning.clean_data(256)
+    clean.labels = pruning.logits(net, clean).argmax(1)
+    answers: list[torch.Tensor] = []
+    net.register_forward_hook(lambda _, inputs, logits: answers.append(logits.argmax(1)))
+    labels: list[torch.Tensor] = []
+    batches = type(clean).batches
+
+    def watched(*arguments: Any) -> Any:
+        for batch in batches(*arguments):
+            labels.append(batch[1])
+            yield batch
+
+    monkeypatch.setattr(type(clean), "batches", watched)
+    defense = unlearning(unlearn_accuracy=0.2)
+    defense.prepare(net, pruning.seeded())
+    defense.study(net, clean, pruning.seeded())
+    assert len(answers) < 256 // 8
+    shares = [
+        float((torch.cat(answers[n - 2 : n]) == torch.cat(labels[n - 2 : n])).float().mean())
+        for n in range(2, len(answers) + 1)
+    ]
+    assert shares[-1] == float(defense.unlearned) <= 0.2
+    assert all(share > 0.2 for share in shares[:-1])
+    defense.finish()
+
+
 def test_without_epochs_nothing_is_unlearned() -> None:
     net, clean = pruning.network(), pruning.clean_data()
     before = copy.deepcopy(net.state_dict())
     defense = ReconstructiveNeuronPruning(unlearn_epochs=0)
     defense.prepare(net, pruning.seeded())
     defense.study(net, clean, pruning.seeded())
+    assert defense.findings()["unlearned_accuracy"] == 1.0
     defense.finish()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
