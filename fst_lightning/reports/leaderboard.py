@@ -21,6 +21,11 @@ _BEFORE = "(before)"
 _UNDECIDED = "Defenses against attacks"
 _MOST_ATTACKS = 8
 _MOST_FOLLOWERS = 6
+_MOST_NAMED = 9
+"""More points than these would hide each other's names: those on the frontier are named then."""
+
+_RING = 5
+"""The look of what is not told apart."""
 
 
 def write_leaderboard(summary: SweepSummary, folder: str | os.PathLike[str]) -> Path:
@@ -82,7 +87,7 @@ Cells = dict[tuple[str, str], Group]
 
 
 def _boards(summary: SweepSummary) -> dict[str, Cells]:
-    """One board for every combination of what is neither attack nor defense."""
+    """One board for every combination of what belongs to neither attack nor defense."""
     boards: dict[str, Cells] = {}
     for group in summary.groups:
         if group.settings.get("task") != "purify":
@@ -92,19 +97,23 @@ def _boards(summary: SweepSummary) -> dict[str, Cells]:
         rest = [
             f"{name}={group.settings.get(name, NOT_GIVEN)}"
             for name in summary.varying
-            if name.partition(".")[0] not in ("attack", "defense", "task")
+            if name.partition(".")[0] not in ("attack", "defense", "tuning", "task")
         ]
         boards.setdefault(" ".join(rest), {})[attack, defense] = group
     return boards
 
 
 def _named(summary: SweepSummary, group: Group, owner: str) -> str:
-    """Name an attack or a defense, with the arguments that vary: `fst alpha=0.1`."""
+    """Name an attack or a defense, with what varies of it: `fst alpha=0.1 lr=0.02`.
+
+    The recipe of a tuning is a part of the defense.
+    """
+    owners = (owner, "tuning") if owner == "defense" else (owner,)
     words = [str(group.settings.get(owner, NOT_GIVEN))]
     words += [
-        f"{name.partition('.')[2]}={group.settings[name]}"
+        f"{name.partition('.')[2].removeprefix('optimizer.')}={group.settings[name]}"
         for name in summary.varying
-        if name.startswith(f"{owner}.") and name in group.settings
+        if name.startswith(tuple(f"{part}." for part in owners)) and name in group.settings
     ]
     return " ".join(words)
 
@@ -199,17 +208,21 @@ def _board(name: str, cells: Cells) -> Iterator[str]:
         "what doing nothing gets, to 1. DER counts runs whose attack took."
     )
     yield section(f"Defense against attack{title}", [figures(maps)], note)
-    asr, ca = _Axis("after.asr", "ASR after, %", 100), _Axis("after.ca", "CA after, %", 100)
-    seconds, der = _Axis("seconds.purify", "seconds to purify", 1), _Axis("der", "DER", 1)
+    asr, ca = _Axis("after.asr", "ASR after, %", 100, False), _Axis("after.ca", "CA after, %", 100)
+    ra, der = _Axis("after.ra", "RA after, %", 100), _Axis("der", "DER", 1)
+    seconds = _Axis("seconds.purify", "seconds to purify", 1, False)
     note = (
-        "Best is up and to the left. Filled: no other defense is better in one and as good in the "
-        "other (Pareto frontier); rings: one is. Lines: standard deviation over seeds."
+        "Best is up and to the {side}. Filled: no other defense is better in one and as good in "
+        "the other (Pareto frontier); rings: one is. Lines: standard deviation over seeds. Of more "
+        f"than {_MOST_NAMED} points, marks tell the defenses apart, and the frontier is named."
     )
-    yield section(
-        f"Clean accuracy against attack success{title}", [figures(_trades(cells, asr, ca))], note
-    )
+    for heading, x, side in (
+        ("Clean accuracy against attack success", asr, "left"),
+        ("Clean accuracy against robust accuracy", ra, "right"),
+    ):
+        yield section(f"{heading}{title}", [figures(_trades(cells, x, ca))], note.format(side=side))
     benefit = figures(_trades(cells, seconds, der, mean_only=True))
-    yield section(f"Cost against benefit{title}", [benefit], note)
+    yield section(f"Cost against benefit{title}", [benefit], note.format(side="left"))
 
 
 def _heat(
@@ -258,11 +271,12 @@ def _heat(
 
 @dataclass(frozen=True)
 class _Axis:
-    """A value of an experiment, its label and the factor to show it with."""
+    """A value of an experiment, its label, the factor to show it with, whether more is better."""
 
     value: str
     label: str
     factor: float
+    more: bool = True
 
 
 def _trades(cells: Cells, x: _Axis, y: _Axis, mean_only: bool = False) -> Iterator[str]:
@@ -270,8 +284,8 @@ def _trades(cells: Cells, x: _Axis, y: _Axis, mean_only: bool = False) -> Iterat
 
     Args:
         cells: the experiments.
-        x: of which less is better.
-        y: of which more is better.
+        x: across.
+        y: up, of which more is better.
         mean_only: leave out the single attacks, where there is a mean over them.
     """
     taken = _taken(cells)
@@ -318,21 +332,19 @@ def _interval(spread: Spread, factor: float) -> Point | None:
 def _trade(places: Placed, title: str, x: _Axis, y: _Axis, ranges: Sequence[Point]) -> str:
     names = list(places)
     points = [point for point, _ in places.values()]
-    front = pareto(points)
-    series = []
-    for kind, style in (("on the frontier", 0), ("beaten", 5)):
-        those = [i for i in range(len(points)) if (i in front) == (style == 0)]
-        if those:
-            series.append(
-                Series(
-                    kind,
-                    [points[i][1] for i in those],
-                    [points[i][0] for i in those],
-                    style,
-                    [names[i] for i in those],
-                    [places[names[i]][1] for i in those],
-                )
-            )
+    front = pareto([(-across if x.more else across, up) for across, up in points])
+    clouds = _by_defense(names) if len(names) > _MOST_NAMED else _by_rank(len(names), front)
+    series = [
+        Series(
+            kind,
+            [points[i][1] for i in those],
+            [points[i][0] for i in those],
+            style,
+            ["" if i not in front and len(names) > _MOST_NAMED else names[i] for i in those],
+            [places[names[i]][1] for i in those],
+        )
+        for kind, style, those in clouds
+    ]
     return scatter(
         series,
         title=f"{y.label} against {x.label}, {title}",
@@ -343,6 +355,30 @@ def _trade(places: Placed, title: str, x: _Axis, y: _Axis, ranges: Sequence[Poin
         frontier=[points[i] for i in front],
         radius=4.5,
     )
+
+
+Clouds = list[tuple[str, int, list[int]]]
+"""Points that look alike: their name, their look, their places."""
+
+
+def _by_rank(count: int, front: Sequence[int]) -> Clouds:
+    """What no other defense beats is filled, the rest are rings."""
+    beaten = [i for i in range(count) if i not in front]
+    clouds = [("on the frontier", 0, sorted(front)), ("beaten", _RING, beaten)]
+    return [cloud for cloud in clouds if cloud[2]]
+
+
+def _by_defense(names: Sequence[str]) -> Clouds:
+    """The settings of a defense look alike: those with most of them, and rings for the others."""
+    kinds: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        kinds.setdefault(name.split(" ")[0], []).append(i)
+    ranked = sorted(kinds, key=lambda kind: -len(kinds[kind]))
+    shown, others = (ranked, []) if len(ranked) <= _RING else (ranked[:_RING], ranked[_RING:])
+    clouds = [(kind, style, kinds[kind]) for style, kind in enumerate(shown)]
+    if others:
+        clouds.append(("others", _RING, [i for kind in others for i in kinds[kind]]))
+    return clouds
 
 
 def _wide(values: Sequence[float]) -> Point:

@@ -18,8 +18,17 @@ _NOT_CHOSEN = {
     "model.num_parameters",
 }
 # Where a run writes, or what it says, does not change what it finds.
-_PLUMBING = ("hydra.", "paths.", "report.")
-_IGNORED = {"seed", "debug", "resume", "retrain"}
+_PLUMBING = ("hydra.", "paths.", "report.", "logger.")
+_IGNORED = {
+    "seed",
+    "debug",
+    "resume",
+    "retrain",
+    "logger",
+    "num_workers",
+    "cuda_graphs",
+    "val_images",
+}
 
 
 def settings_of(results: Mapping[str, Any]) -> dict[str, Setting]:

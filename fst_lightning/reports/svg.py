@@ -204,9 +204,9 @@ def scatter(
             x, y = plot.place(point)
             parts.append(plot.whiskers(point, across, along, cloud.style % STYLES))
             marks.append(marker(cloud.style % STYLES, x, y, radius))
+            taken.append((x - radius, y - radius, x + radius, y + radius))
             if text:
                 labels.append((x, y, shorten(text)))
-                taken.append((x - radius, y - radius, x + radius, y + radius))
     parts += marks
     parts += [_label_at(x, y, text, radius, plot, taken) for x, y, text in labels]
     parts += _names(plot, names)

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -137,6 +138,50 @@ def test_other_settings_make_boards_of_their_own(tmp_path: Path) -> None:
     text = read(render_leaderboard(summarise_sweep(tmp_path))).text
     assert "Defense against attack (data=digits)" in text
     assert "Defense against attack (data=gtsrb)" in text
+
+
+def recipes(folder: Path, rates: list[float], after: list[Any]) -> None:
+    for job, (rate, figures) in enumerate(zip(rates, after, strict=True)):
+        results = example(
+            overrides=[f"tuning.optimizer.lr={rate}", f"logger={'csv' if job else 'none'}"],
+            after=figures,
+        )
+        write_json(folder / str(job) / "results.json", results)
+
+
+def test_the_recipe_of_a_tuning_is_a_part_of_the_defense(tmp_path: Path) -> None:
+    recipes(tmp_path, [0.01, 0.1], [score(900, 100, 600), score(880, 50, 700)])
+    page = read(render_leaderboard(summarise_sweep(tmp_path)))
+    assert page.text.count("Defense against attack") == 1
+    assert "fst lr=0.01" in page.text
+    assert "fst lr=0.1 rates best" in page.text
+    assert "logger" not in page.text  # changes nothing that is measured
+
+
+def test_of_many_settings_the_frontier_is_named(tmp_path: Path) -> None:
+    """Every rate costs accuracy and removes more; the fifth alone is beaten by the sixth."""
+    rates = [float(i) for i in range(1, 13)]
+    after = [score(900 - 2 * i, 300 - 20 * i, 500 + 10 * i) for i in range(12)]
+    after[4] = score(800, 299, 510)
+    recipes(tmp_path, rates, after)
+    text = render_leaderboard(summarise_sweep(tmp_path))
+    for heading in ("attack success", "robust accuracy"):
+        chart = text.split(f"<h2>Clean accuracy against {heading}</h2>")[1].split("</svg>")[0]
+        labels = re.findall(r'class="beside"[^>]*>([^<]*)', chart)
+        assert sorted(labels) == sorted(f"fst lr={rate}" for rate in rates if rate != 5.0), heading
+        assert ">fst</text>" in chart  # the legend
+
+
+def test_more_robust_accuracy_is_better(tmp_path: Path) -> None:
+    """The first one has both more CA and more RA than the second."""
+    recipes(tmp_path, [0.01, 0.1], [score(900, 100, 700), score(880, 50, 600)])
+    text = render_leaderboard(summarise_sweep(tmp_path))
+    chart = text.split("<h2>Clean accuracy against robust accuracy</h2>")[1].split("</svg>")[0]
+    (line,) = re.findall(r'class="frontier" points="([^"]*)"', chart)
+    assert len(line.split()) == 1
+    chart = text.split("<h2>Clean accuracy against attack success</h2>")[1].split("</svg>")[0]
+    (line,) = re.findall(r'class="frontier" points="([^"]*)"', chart)
+    assert len(line.split()) == 2
 
 
 places = st.tuples(st.integers(0, 6), st.integers(0, 6)).map(lambda p: (float(p[0]), float(p[1])))
