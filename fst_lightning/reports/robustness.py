@@ -24,6 +24,8 @@ _WORDS = {
     "asr_after": "ASR with the perturbation",
     "clean_asr_before": "ASR of a network that was never backdoored",
     "clean_asr_after": "The same with the perturbation",
+    "clean_o_asr": "ASR of a network that was never backdoored",
+    "clean_p_asr": "The same after the retuning",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +69,6 @@ class RobustnessCheck(ABC):
 
     Another one is a subclass in a file of its own, and a YAML in ``conf/robustness/``.
     """
-
-    needs_clean_network: ClassVar[bool] = False
-    """Whether it asks for :attr:`Subject.make_clean`, which may mean a training."""
 
     @abstractmethod
     def run(self, subject: Subject, generator: torch.Generator) -> dict[str, Any]:

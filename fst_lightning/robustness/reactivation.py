@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,6 @@ class ReactivationAttack(RobustnessCheck):
         >>> ReactivationAttack(images=100).images
         100
     """
-
-    needs_clean_network: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class RetuningAttack(RobustnessCheck):
     """Tune the purified network on clean images, a handful of which are poisoned ones.
 
     A network that has forgotten its backdoor learns nothing from so few. The attack success rate
-    before is O-ASR, the one after it P-ASR.
+    before is O-ASR, the one after it P-ASR. What a network that never had a backdoor learns from
+    the same images, in the same order, is the control.
 
     Args:
         poisoned_images: poisoned training images among the others, 1 or more; no more than there
@@ -34,6 +36,7 @@ class RetuningAttack(RobustnessCheck):
         epochs: passes over them, 1 or more.
         lr: of SGD with momentum 0.9 at a constant rate, above 0.
         batch_size: images a step, 2 or more.
+        control: retune a network that was never backdoored as well.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -50,6 +53,7 @@ class RetuningAttack(RobustnessCheck):
         epochs: int = 5,
         lr: float = 0.01,
         batch_size: int = 128,
+        control: bool = False,
     ) -> None:
         check_number("poisoned_images", poisoned_images, low=1, whole=True)
         check_number("share", share, low_open=True, high=1)
@@ -61,12 +65,20 @@ class RetuningAttack(RobustnessCheck):
         self.epochs = epochs
         self.lr = lr
         self.batch_size = batch_size
+        self.control = control
 
     def run(self, subject: Subject, generator: torch.Generator) -> dict[str, Any]:
         """Measure, retune a copy, and measure again."""
+        again = torch.Generator()
+        again.set_state(generator.get_state())
         before = rates_of(subject.purified, subject)
-        retuned = self.retuned(subject, generator)
-        after = rates_of(retuned, subject)
+        after = rates_of(self.retuned(subject, generator), subject)
+        control = {}
+        if self.control:
+            clean = subject.make_clean()
+            control["clean_o_asr"] = rates_of(clean, subject).asr
+            retuned = self.retuned(replace(subject, purified=clean), again)
+            control["clean_p_asr"] = rates_of(retuned, subject).asr
         return {
             "o_asr": before.asr,
             "p_asr": after.asr,
@@ -76,6 +88,7 @@ class RetuningAttack(RobustnessCheck):
             "ra_after": after.ra,
             "poisoned_images": min(self.poisoned_images, len(subject.poisoned)),
             "images": self._count(subject),
+            **control,
         }
 
     def retuned(self, subject: Subject, generator: torch.Generator) -> nn.Module:

@@ -62,6 +62,17 @@ def test_a_hidden_backdoor_comes_back_and_a_clean_network_learns_none() -> None:
     assert clean["o_asr"] == rates_of(trained(honest), subject()).asr
 
 
+def test_the_control_is_retuned_on_the_same_images() -> None:
+    honest = trained(delivered(poisoned=0)[0])
+    whole = subject(purified=honest, make_clean=lambda: honest)
+    settings: dict[str, Any] = {"share": 0.5, "epochs": 2, "batch_size": 16}
+    found = RetuningAttack(**settings, control=True).run(whole, seeded(3))
+    assert found["clean_o_asr"] == found["o_asr"]
+    assert found["clean_p_asr"] == found["p_asr"]
+    alone = RetuningAttack(**settings).run(whole, seeded(3))
+    assert alone == {k: v for k, v in found.items() if not k.startswith("clean_")}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"poisoned_images": 0}, {"share": 0}, {"epochs": 0}, {"lr": 0}, {"batch_size": 1}],
