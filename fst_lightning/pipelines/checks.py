@@ -124,13 +124,7 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
     # Lightning takes max_epochs=-1 for "for ever".
     _check_whole(f"{name}.max_epochs", recipe.max_epochs, 1)
     _check_whole(f"{name}.batch_size", recipe.batch_size, 1)
-    smoothing = recipe.get("label_smoothing", 0.0)
-    if isinstance(smoothing, bool) or not (
-        isinstance(smoothing, int | float) and 0 <= smoothing <= 1
-    ):
-        raise ValueError(
-            f"Expected `{name}.label_smoothing` to be in [0, 1], but got {smoothing!r}."
-        )
+    _check_share(f"{name}.label_smoothing", recipe.get("label_smoothing", 0.0))
     if recipe.scheduler_interval not in get_args(Interval):
         raise ValueError(
             f"Expected `{name}.scheduler_interval` to be one of {', '.join(get_args(Interval))}, "
@@ -185,11 +179,12 @@ def _check_search(tuning: DictConfig) -> None:
             "Expected `tuning.lr_range` to be two learning rates, [LOWEST, HIGHEST] and above 0, "
             f"but got {found}."
         )
-    drop = tuning.max_ca_drop
-    if not (_is_number(drop) and 0 <= drop <= 1):
-        raise ValueError(
-            f"Expected `tuning.max_ca_drop` to be a number in [0, 1], but got {drop!r}."
-        )
+    _check_share("tuning.max_ca_drop", tuning.max_ca_drop)
+
+
+def _check_share(name: str, value: Any) -> None:
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"Expected `{name}` to be a number in [0, 1], but got {value!r}.")
 
 
 def _is_number(value: Any) -> bool:

@@ -333,14 +333,15 @@ def _trade(places: Placed, title: str, x: _Axis, y: _Axis, ranges: Sequence[Poin
     names = list(places)
     points = [point for point, _ in places.values()]
     front = pareto([(-across if x.more else across, up) for across, up in points])
-    clouds = _by_defense(names) if len(names) > _MOST_NAMED else _by_rank(len(names), front)
+    many = len(names) > _MOST_NAMED
+    clouds = _by_defense(names) if many else _by_rank(len(names), front)
     series = [
         Series(
             kind,
             [points[i][1] for i in those],
             [points[i][0] for i in those],
             style,
-            ["" if i not in front and len(names) > _MOST_NAMED else names[i] for i in those],
+            ["" if many and i not in front else names[i] for i in those],
             [places[names[i]][1] for i in those],
         )
         for kind, style, those in clouds
@@ -374,11 +375,9 @@ def _by_defense(names: Sequence[str]) -> Clouds:
     for i, name in enumerate(names):
         kinds.setdefault(name.split(" ")[0], []).append(i)
     ranked = sorted(kinds, key=lambda kind: -len(kinds[kind]))
-    shown, others = (ranked, []) if len(ranked) <= _RING else (ranked[:_RING], ranked[_RING:])
-    clouds = [(kind, style, kinds[kind]) for style, kind in enumerate(shown)]
-    if others:
-        clouds.append(("others", _RING, [i for kind in others for i in kinds[kind]]))
-    return clouds
+    clouds = [(kind, style, kinds[kind]) for style, kind in enumerate(ranked[:_RING])]
+    others = [i for kind in ranked[_RING:] for i in kinds[kind]]
+    return [*clouds, ("others", _RING, others)] if others else clouds
 
 
 def _wide(values: Sequence[float]) -> Point:

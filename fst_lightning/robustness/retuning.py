@@ -69,8 +69,7 @@ class RetuningAttack(RobustnessCheck):
 
     def run(self, subject: Subject, generator: torch.Generator) -> dict[str, Any]:
         """Measure, retune a copy, and measure again."""
-        again = torch.Generator()
-        again.set_state(generator.get_state())
+        again = generator.clone_state()
         before = rates_of(subject.purified, subject)
         after = rates_of(self.retuned(subject, generator), subject)
         control = {}

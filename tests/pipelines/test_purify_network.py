@@ -2,8 +2,8 @@
 
 import copy
 import functools
+from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from fst_lightning.defenses import (
     PoisonedData,
 )
 from fst_lightning.models import small_resnet
+from tests import tiny
 
 Pairs = DataLoader[tuple[Tensor, ...]]
 
@@ -55,7 +56,7 @@ def test_purifies_a_copy(net: nn.Module, loader: Pairs) -> None:
     assert all(parameter.requires_grad for parameter in purified.parameters())
 
 
-def test_is_what_the_module_does_by_hand(net: nn.Module, loader: Pairs) -> None:
+def test_is_what_the_module_does_by_hand(net: nn.Module, loader: Pairs, tmp_path: Path) -> None:
     by_hand = copy.deepcopy(net)
     module = PurificationModule(
         by_hand,
@@ -64,16 +65,7 @@ def test_is_what_the_module_does_by_hand(net: nn.Module, loader: Pairs) -> None:
         functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2),
         seed=5,
     )
-    trainer = L.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, loader)
+    tiny.trainer(tmp_path, max_epochs=2).fit(module, loader)
     purified = purify(net, loader, FST(alpha=0.1), max_epochs=2, lr=0.02, seed=5, accelerator="cpu")
     assert same(purified, by_hand)
 
