@@ -57,18 +57,17 @@ def measure(images: int, classes: int) -> dict[str, Any]:
 
 def case(images: int, classes: int) -> dict[str, Any]:
     """One case, here."""
-    import torch
     from torch import nn
 
     from benchmarks.record import bare_trainer
     from fst_lightning import BackdoorDataModule, BackdoorModule
     from fst_lightning.attacks import Blended
     from fst_lightning.data import Fake
+    from fst_lightning.pipelines.memory import peak_memory_mb
     from fst_lightning.pipelines.parts import quiet_lightning
-    from fst_lightning.pipelines.score import peak_memory_mb
 
     quiet_lightning()
-    imported = peak_memory_mb(torch.device("cpu")) or 0.0
+    imported = peak_memory_mb() or 0.0
     started = time.perf_counter()
     source = Fake(num_classes=classes, num_train=images, num_test=max(classes, images // 5))
     attack = Blended(poison_ratio=0.1)
@@ -82,7 +81,7 @@ def case(images: int, classes: int) -> dict[str, Any]:
     trained = time.perf_counter()
     trainer.test(module, data, verbose=False)
     tested = time.perf_counter()
-    peak = peak_memory_mb(torch.device("cpu")) or 0.0
+    peak = peak_memory_mb() or 0.0
     return {
         "images": images,
         "classes": classes,

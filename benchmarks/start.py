@@ -23,12 +23,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lightning as L
-import torch
 
 from benchmarks.ours import data_overrides
 from benchmarks.record import ROOT, environment, seconds, write
 from benchmarks.setting import Setting
-from fst_lightning.pipelines.score import peak_memory_mb
+from fst_lightning.pipelines.memory import peak_memory_mb
 
 IMPORTS = ("torch", "torchvision", "torchmetrics", "lightning", "fst_lightning.pipelines")
 CIFAR = (
@@ -62,7 +61,7 @@ class FirstStep(L.Callback):
 
     def on_fit_end(self, *_: Any) -> None:
         """Take the memory and write both."""
-        self.found["peak_mb"] = peak_memory_mb(torch.device("cpu")) or 0.0
+        self.found["peak_mb"] = peak_memory_mb() or 0.0
         self.path.write_text(json.dumps(self.found), encoding="utf-8")
 
 
@@ -100,8 +99,8 @@ def memory_of_imports() -> float:
     """What a process that has imported everything holds at most, MB."""
     code = (
         "import torch, fst_lightning.pipelines, fst_lightning.modules\n"
-        "from fst_lightning.pipelines.score import peak_memory_mb\n"
-        "print(peak_memory_mb(torch.device('cpu')))"
+        "from fst_lightning.pipelines.memory import peak_memory_mb\n"
+        "print(peak_memory_mb())"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)

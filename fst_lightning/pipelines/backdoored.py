@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from fst_lightning.checkpoints import (
 )
 from fst_lightning.data import BackdoorDataModule, ImageData, Source
 from fst_lightning.modules import BackdoorModule, InputPipeline
+from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import (
     head_of,
@@ -53,7 +53,6 @@ class Backdoored:
         keys: how that file names them.
         card: what it is.
         identity: tells models apart: the store's key, or a digest of the file.
-        train_seconds: how long its training took; None where it was there already.
         use: keeps it in the store, as long as the run lasts.
     """
 
@@ -61,7 +60,6 @@ class Backdoored:
     keys: KeyMap | None
     card: ModelCard
     identity: str
-    train_seconds: float | None
     use: StoreUse | None = None
 
 
@@ -90,11 +88,11 @@ def from_file(
         fit_attack(run, source, attack, torch.device("cpu"))
     with checkpoint.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return Backdoored(checkpoint.path.absolute(), keys, card, digest, None)
+    return Backdoored(checkpoint.path.absolute(), keys, card, digest)
 
 
 def from_store(
-    run: Run, net: nn.Module, source: Source, attack: Attack, card: ModelCard
+    run: Run, net: nn.Module, source: Source, attack: Attack, card: ModelCard, costs: Costs
 ) -> Backdoored:
     """Load the model of this configuration from the store; train it first where it is missing.
 
@@ -121,10 +119,9 @@ def from_store(
             path = use.path / _MODEL_FILE
             load_into(net, read_checkpoint(path))
             load_attack(attack, path)
-            return Backdoored(path.absolute(), None, card, key, None, use)
-        started = time.perf_counter()
-        train_backdoored(run, net, source, attack, card, store.work(key))
-        seconds = time.perf_counter() - started
+            return Backdoored(path.absolute(), None, card, key, use)
+        with costs.of("train"):
+            train_backdoored(run, net, source, attack, card, store.work(key))
 
         def write(folder: Path) -> None:
             write_state(folder / _MODEL_FILE, net.state_dict(), card=card)
@@ -136,7 +133,7 @@ def from_store(
             store.clear_work(key)
             use = store.use(key)
     path = store.root / "models" / key / _MODEL_FILE
-    return Backdoored(path.absolute(), None, card, key, seconds, use)
+    return Backdoored(path.absolute(), None, card, key, use)
 
 
 def train_backdoored(

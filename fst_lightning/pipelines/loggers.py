@@ -137,7 +137,8 @@ def final_figures(results: Mapping[str, Any]) -> dict[str, float]:
         for name, rate in (results[when] or {}).items()
     }
     found |= {"der": results["der"]}
-    found |= {f"seconds/{name}": value for name, value in results["seconds"].items()}
+    for block in ("seconds", "peak_memory_mb"):
+        found |= {f"{block}/{name}": value for name, value in results.get(block, {}).items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from fst_lightning.pipelines.backdoored import (
     make_card,
     train_backdoored,
 )
+from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.delivered import delivered_set
 from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.export_model import check_formats, export_model
@@ -125,8 +125,9 @@ def run_purify(run: Run) -> dict[str, Any]:
     check_enough_images(net, data)
     prepare_folder(run)
 
+    costs = Costs()
     backdoored = (
-        from_store(run, net, source, attack, card)
+        from_store(run, net, source, attack, card, costs)
         if checkpoint is None
         else from_file(run, checkpoint, net, source, attack, card)
     )
@@ -136,11 +137,9 @@ def run_purify(run: Run) -> dict[str, Any]:
         if checkpoint is not None and not attack.has_trigger:
             truth = None  # Nobody knows what is in it.
     searches: dict[str, Any] = {}
-    purify_seconds = 0.0
     if automatic := automatic_keys(run):
-        started = time.perf_counter()
-        searches = choose_settings(run, net, data, poisoned)
-        purify_seconds = time.perf_counter() - started
+        with costs.of("purify"):
+            searches = choose_settings(run, net, data, poisoned)
         defense = make_defense(run)
     trains = defense.tunes or isinstance(defense, DatasetDefense)
     work = work_folder(run, tuning_key(run, backdoored)) if trains else run.folder
@@ -151,33 +150,31 @@ def run_purify(run: Run) -> dict[str, Any]:
 
     came_in = copy.deepcopy(net) if checks else net
 
-    started = time.perf_counter()
-    before = score(trainer, module, data)
-    evaluate_seconds = time.perf_counter() - started
+    with costs.of("evaluate"):
+        before = score(trainer, module, data)
     witness.look()
     shift = Shift(run, trainer, module, data)
     after = before
     if not isinstance(defense, NoDefense):
-        started = time.perf_counter()
-        if defense.tunes:
-            # The last weights are the result: picking an epoch by its ASR would take the trigger.
-            trainer.fit(module, data, ckpt_path=resume_point(run, work, "tune"), weights_only=True)
-        elif isinstance(defense, DatasetDefense) and poisoned is not None:
-            find_rows(run, trainer, net, defense, clean, work)
-            retrain(run, trainer, net, source, defense, poisoned, card, work)
-        else:
-            apply_at_once(run, trainer, net, defense, clean)
-        purify_seconds += time.perf_counter() - started
-        started = time.perf_counter()
-        after = score(trainer, module, data)
-        evaluate_seconds += time.perf_counter() - started
+        with costs.of("purify"):
+            if defense.tunes:
+                # The last weights are the result: picking an epoch by its ASR would take the
+                # trigger.
+                ckpt_path = resume_point(run, work, "tune")
+                trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+            elif isinstance(defense, DatasetDefense) and poisoned is not None:
+                find_rows(run, trainer, net, defense, clean, work)
+                retrain(run, trainer, net, source, defense, poisoned, card, work)
+            else:
+                apply_at_once(run, trainer, net, defense, clean)
+        with costs.of("evaluate"):
+            after = score(trainer, module, data)
         witness.look()
-    robustness, robustness_seconds = None, None
+    robustness = None
     if checks:
-        started = time.perf_counter()
         device = trainer.strategy.root_device
-        robustness = check_robustness(run, checks, came_in, net, data, attack, device)
-        robustness_seconds = time.perf_counter() - started
+        with costs.of("robustness"):
+            robustness = check_robustness(run, checks, came_in, net, data, attack, device)
     findings = {**searches, **defense.findings()}
     if isinstance(defense, DatasetDefense):
         findings |= detection_rates(defense.suspected, truth)
@@ -209,12 +206,8 @@ def run_purify(run: Run) -> dict[str, Any]:
         model=model_block(run, net, data.data.num_classes),
         before=before,
         after=after,
-        seconds={
-            "train": backdoored.train_seconds,
-            "purify": purify_seconds,
-            "evaluate": evaluate_seconds,
-            **({} if robustness_seconds is None else {"robustness": robustness_seconds}),
-        },
+        seconds={"purify": 0.0, **costs.seconds},
+        peak_memory_mb=costs.peak_memory_mb,
         robustness=robustness,
         environment=environment(run, trainer),
         shift=shift.measure(),

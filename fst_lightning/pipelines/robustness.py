@@ -15,6 +15,7 @@ from fst_lightning.configuration import conf_folder
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses.clean import LabelledImages
 from fst_lightning.pipelines.backdoored import from_store, make_card
+from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.delivered import delivered_set
 from fst_lightning.pipelines.evidence import spread
 from fst_lightning.pipelines.instantiate import make
@@ -95,7 +96,8 @@ def clean_network(run: Run, source: Source) -> nn.Module:
         cfg.retrain = False
     honest = replace(run, cfg=cfg, choices={**run.choices, "attack": "none"})
     net, attack = make_network(honest, source.load().num_classes), NoAttack()
-    from_store(honest, net, source, attack, make_card(honest, net, source, attack))
+    card = make_card(honest, net, source, attack)
+    from_store(honest, net, source, attack, card, Costs())
     return net
 
 

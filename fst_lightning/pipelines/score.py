@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -107,26 +106,9 @@ def environment(run: Run, trainer: L.Trainer) -> dict[str, Any]:
         if device.type == "cuda"
         else platform.processor() or platform.machine(),
         "num_processes": trainer.world_size,
-        "peak_memory_mb": peak_memory_mb(device),
         "versions": {
             "fst_lightning": __version__,
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
         },
     }
-
-
-def peak_memory_mb(device: torch.device) -> float | None:
-    """The most memory that this process took so far, in MiB; None where nobody counts it.
-
-    Args:
-        device: of a GPU, what torch has allocated there counts; else what the process has resident.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import NoDefense
 from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines.backdoored import from_store, make_card
+from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.export import check_export, export_images
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
@@ -47,14 +47,14 @@ def run_train(run: Run) -> dict[str, Any]:
         check_export(exported, data)
     prepare_folder(run)
 
-    backdoored = from_store(run, net, source, attack, card)
+    costs = Costs()
+    backdoored = from_store(run, net, source, attack, card, costs)
     trainer = make_trainer(run, "score", 0, run.folder)
     module = PurificationModule(
         net, NoDefense(), attack=data.measured, mean=data.data.mean, std=data.data.std
     )
-    started = time.perf_counter()
-    before = score(trainer, module, data)
-    evaluate_seconds = time.perf_counter() - started
+    with costs.of("evaluate"):
+        before = score(trainer, module, data)
     witness = Witness(run, trainer, module, data)
     witness.look()
     results = build_results(
@@ -64,10 +64,8 @@ def run_train(run: Run) -> dict[str, Any]:
         data=data_block(run, data, num_poisoned=data.plan.num_poisoned),
         model=model_block(run, net, data.data.num_classes),
         before=before,
-        seconds={
-            "train": backdoored.train_seconds,
-            "evaluate": evaluate_seconds,
-        },
+        seconds=costs.seconds,
+        peak_memory_mb=costs.peak_memory_mb,
         environment=environment(run, trainer),
         checkpoints={"backdoored": str(backdoored.path)},
         overrides=run.overrides,

@@ -69,6 +69,7 @@ def build_results(
     defense: Mapping[str, object] | None = None,
     shift: Mapping[str, float | None] | None = None,
     seconds: Mapping[str, float | None] | None = None,
+    peak_memory_mb: Mapping[str, float | None] | None = None,
     environment: Mapping[str, object] | None = None,
     checkpoints: Mapping[str, str | os.PathLike[str] | None] | None = None,
     overrides: Sequence[str] = (),
@@ -94,6 +95,7 @@ def build_results(
             arguments that the run chose itself; they then do not tell runs of a sweep apart.
         shift: how far the network moved: `head_cosine` and `feature_cosine` to the backdoored one.
         seconds: `train`, `purify`, `evaluate`.
+        peak_memory_mb: of the same stages, MiB.
         environment: `precision`, `device`, `versions`.
         checkpoints: the files `backdoored` and `purified`.
         overrides: what the command line changed, as `key=value`.
@@ -131,7 +133,12 @@ def build_results(
         "checkpoints": blank(("backdoored", "purified")) | dict(checkpoints or {}),
         "overrides": list(overrides),
     }
-    more = {"exported": exported, "robustness": robustness, "shift": shift}
+    more = {
+        "peak_memory_mb": peak_memory_mb,
+        "exported": exported,
+        "robustness": robustness,
+        "shift": shift,
+    }
     content |= {name: value for name, value in more.items() if value}
     results: dict[str, Any] = plain(content)
     validate(results)

@@ -244,18 +244,19 @@ def _over_epochs(name: str, values: Mapping[int, float], style: int, factor: flo
 
 
 def _cost(results: Mapping[str, Any]) -> str:
+    memory = results.get("peak_memory_mb") or {}
     rows: list[list[object]] = [
-        [name.capitalize(), f"{value:.1f} s"]
-        for name, value in results["seconds"].items()
-        if value is not None
+        [name.capitalize(), f"{seconds:.1f} s", _mebibytes(memory.get(name))]
+        for name, seconds in results["seconds"].items()
+        if seconds is not None
     ]
-    memory = results["environment"].get("peak_memory_mb")
-    if memory is not None:
-        rows.append(["Peak memory", f"{memory:,.0f} MiB"])
     tuning = results["data"]["num_clean_tuning"]
-    if tuning is not None:
-        rows.append(["Clean images used", f"{tuning:,}"])
-    return section("Time and memory", [table(["", ""], rows)])
+    used = "" if tuning is None else f"<p>Clean images used: {tuning:,}.</p>"
+    return section("Time and memory", [table(["", "time", "peak memory"], rows), used])
+
+
+def _mebibytes(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f} MiB"
 
 
 def _findings(results: Mapping[str, Any]) -> str:
@@ -269,7 +270,7 @@ def _origin(results: Mapping[str, Any], command: str) -> str:
     rows = [
         [name, _plain(value)]
         for name, value in environment.items()
-        if name != "peak_memory_mb" and value is not None and not isinstance(value, Mapping)
+        if value is not None and not isinstance(value, Mapping)
     ]
     rows += [[name, _plain(version)] for name, version in environment.get("versions", {}).items()]
     files = [list(file) for file in network_files(results)]

@@ -23,6 +23,9 @@ VALUES = (
     "seconds.train",
     "seconds.purify",
     "seconds.evaluate",
+    "peak_memory_mb.train",
+    "peak_memory_mb.purify",
+    "data.num_clean_tuning",
 )
 
 
@@ -34,7 +37,7 @@ class Run:
         job: its folder, relative to the sweep's.
         seed: its seed.
         settings: everything else that was chosen.
-        values: the numbers of `VALUES`; fractions, seconds, or None.
+        values: the numbers of `VALUES`; fractions, seconds, MiB, images, or None.
         implanted: whether the attack took; None where there was none.
     """
 
@@ -213,7 +216,7 @@ def _run(job: str, results: Mapping[str, Any]) -> Run:
     values: dict[str, float | None] = {}
     for name in VALUES:
         block, _, key = name.partition(".")
-        part = results[block]
+        part = results.get(block)
         values[name] = (part or {}).get(key) if key else part
     implanted = results["attack"]["implanted"]
     return Run(job, results["seed"], settings_of(results), values, implanted)

@@ -18,6 +18,7 @@ from fst_lightning.reports.sweep_table import (
     shared_lines,
     spread_text,
     sweep_notes,
+    whole,
 )
 
 Cell = str | int | float | bool | None
@@ -104,11 +105,14 @@ def table_rows(summary: SweepSummary) -> tuple[list[str], list[list[str]]]:
         for name in RATES:
             for when in ("before", "after"):
                 cells.append(spread_text(values[f"{when}.{name}"], percent, " ± "))
-        duration = "seconds.train" if group.settings.get("task") == "train" else "seconds.purify"
+        stage = "train" if group.settings.get("task") == "train" else "purify"
         cells.append(spread_text(values["der"], four_decimals, " ± "))
-        cells.append(spread_text(values[duration], one_decimal, " ± "))
+        cells.append(spread_text(values[f"seconds.{stage}"], one_decimal, " ± "))
+        cells.append(spread_text(values[f"peak_memory_mb.{stage}"], whole, " ± "))
+        cells.append(spread_text(values["data.num_clean_tuning"], whole, " ± "))
         rows.append(cells)
-    return [*summary.varying, "n", *ratings, "DER", "seconds"], rows
+    costs = ["seconds", "peak MiB", "clean images"]
+    return [*summary.varying, "n", *ratings, "DER", *costs], rows
 
 
 def _markdown(summary: SweepSummary) -> str:

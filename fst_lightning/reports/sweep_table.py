@@ -127,6 +127,11 @@ def one_decimal(value: float) -> str:
     return f"{value:.1f}"
 
 
+def whole(value: float) -> str:
+    """Write what is counted, or too large for decimals."""
+    return f"{value:.0f}"
+
+
 def _table(summary: SweepSummary, console: Console, *, narrow: bool) -> Table:
     sign = shown("±", console).replace("?", "+-")
     sign = sign if narrow else f" {sign} "

@@ -1,11 +1,17 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from fst_lightning.pipelines import memory
-from fst_lightning.pipelines.memory import keep_freed_memory
+from fst_lightning.pipelines.memory import (
+    keep_freed_memory,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 
 # 24 MiB are more than glibc's threshold for memory of its own from the system.
 PAGES = """
@@ -40,3 +46,34 @@ def test_freed_memory_is_not_asked_for_again() -> None:
 def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
     assert not keep_freed_memory()
+
+
+def test_the_peak_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("VmPeak:\t 9 kB\nVmHWM:\t  204800 kB\nVmRSS:\t 1024 kB\n")
+    monkeypatch.setattr(memory, "_PROCESS", tmp_path)
+    assert peak_memory_mb() == 200
+    reset_peak_memory()
+    if sys.platform.startswith("linux"):
+        assert (tmp_path / "clear_refs").read_text() == "5"
+
+
+def test_without_proc_the_peak_of_the_whole_process_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(memory, "_PROCESS", tmp_path / "missing")
+    resource = pytest.importorskip("resource")
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    reset_peak_memory()
+    expected = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    assert peak_memory_mb() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_torch_has_allocated_there_counts() -> None:
+    held = torch.cuda.memory_allocated() / 2**20
+    large = torch.ones(300 * 2**18, device="cuda")
+    del large
+    reset_peak_memory()
+    small = torch.ones(20 * 2**18, device="cuda")
+    assert peak_memory_mb() == pytest.approx(held + 20, abs=2)
+    assert small.sum() == small.numel()

@@ -99,6 +99,14 @@ def test_shows_every_part() -> None:
     assert "Classes that are suspicious: cat." in page.text
 
 
+def test_costs_are_shown_by_stage() -> None:
+    images = {"name": "digits", "num_clean_tuning": 1000}
+    page = read(_page(example(peak_memory_mb={"purify": 1234.6}, data=images)))
+    costs = page.text.partition("Time and memory")[2].partition("Where this comes from")[0]
+    shown = "timepeak memory Train12.3 s Purify3.2 s1,235 MiB Evaluate0.5 s"
+    assert " ".join(costs.split()) == f"{shown} Clean images used: 1,000."
+
+
 def test_every_text_is_escaped() -> None:
     results = example(
         attack={"name": EVIL, "poison_ratio": 0.05, "target_label": 0, "image": EVIL},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_lightning.reports import Failure, Spread, summarise_sweep, write_json
+from fst_lightning.reports import Failure, Spread, summarise_sweep, write_json, write_sweep
 from tests.reports.example import example, score
 
 DEFENSES = ({"name": "fst", "alpha": 0.2}, {"name": "ft"})
@@ -76,6 +76,18 @@ def test_groups_by_everything_but_the_seed(tmp_path: Path) -> None:
         assert group.values["der"].std == pytest.approx(der.std(ddof=1))
         assert group.values["before.ca"] == Spread(0.918, 0.0, 3)
         assert group.values["seconds.purify"].mean == pytest.approx(3.21)
+
+
+def test_costs_are_averaged_and_may_be_missing(tmp_path: Path) -> None:
+    images = {"name": "digits", "num_clean_tuning": 1000}
+    put(tmp_path, "0", seed=0, data=images, peak_memory_mb={"purify": 1200.0})
+    put(tmp_path, "1", seed=1, data=images)
+    summary = summarise_sweep(tmp_path)
+    assert summary.groups[0].values["peak_memory_mb.purify"] == Spread(1200.0, None, 1)
+    assert summary.groups[0].values["peak_memory_mb.train"] == Spread(None, None, 0)
+    table = write_sweep(summary, tmp_path)[1].read_text("utf-8")
+    assert "| seconds | peak MiB | clean images |" in table
+    assert "| 3.2 ± 0.0 | 1200 | 1000 ± 0 |" in table
 
 
 def test_says_what_is_the_same_everywhere(tmp_path: Path) -> None:
