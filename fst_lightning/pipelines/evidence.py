@@ -18,7 +18,7 @@ from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import head_of
 from fst_lightning.pipelines.run import Run
-from fst_lightning.pipelines.score import untouched
+from fst_lightning.pipelines.score import spread, untouched
 from fst_lightning.reports.evidence import (
     Answers,
     Evidence,
@@ -231,16 +231,6 @@ class Witness:
             self.data.data.std,
             torch.get_default_dtype(),
         )
-
-
-def spread(count: int, most: int) -> Tensor:
-    """Up to so many of the rows 0 to ``count`` - 1, evenly spread, ``(n,)``.
-
-    Example:
-        >>> spread(9, 3).tolist(), spread(2, 3).tolist()
-        ([0, 4, 8], [0, 1])
-    """
-    return torch.linspace(0, max(0, count - 1), min(count, most)).round().long()
 
 
 def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:

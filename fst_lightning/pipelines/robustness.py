@@ -17,10 +17,10 @@ from fst_lightning.defenses.clean import LabelledImages
 from fst_lightning.pipelines.backdoored import from_store, make_card
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.delivered import delivered_set
-from fst_lightning.pipelines.evidence import spread
 from fst_lightning.pipelines.instantiate import make
 from fst_lightning.pipelines.parts import make_network
 from fst_lightning.pipelines.run import Run
+from fst_lightning.pipelines.score import spread
 from fst_lightning.robustness import RobustnessCheck, Subject
 from fst_lightning.seeds import derived_seed
 

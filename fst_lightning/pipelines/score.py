@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.modules import ClassifierModule
@@ -59,12 +59,23 @@ def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
     return block
 
 
+def spread(count: int, most: int) -> Tensor:
+    """Up to so many of the rows 0 to ``count`` - 1, evenly spread, ``(n,)``.
+
+    Example:
+        >>> spread(9, 3).tolist(), spread(2, 3).tolist()
+        ([0, 4, 8], [0, 1])
+    """
+    return torch.linspace(0, max(0, count - 1), min(count, most)).round().long()
+
+
 @torch.no_grad()
 def trigger_examples(run: Run, data: BackdoorDataModule) -> dict[str, float | None] | None:
     """Write a picture of eight images without and with the trigger, and measure it."""
     if not is_first_process():
         return None
-    clean = data.triggered_rows.images[:8] / 255
+    rows = spread(len(data.triggered_rows), 8)  # Folders of images are sorted by class.
+    clean = data.triggered_rows.images[rows] / 255
     triggered = data.attack.cpu()(clean)
     return save_examples(clean, triggered, run.folder / "examples.png")
 

@@ -8,10 +8,9 @@ from torch.nn.functional import cosine_similarity
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.modules import ClassifierModule
-from fst_lightning.pipelines.evidence import spread
 from fst_lightning.pipelines.parts import head_of
 from fst_lightning.pipelines.run import Run
-from fst_lightning.pipelines.score import untouched
+from fst_lightning.pipelines.score import spread, untouched
 
 _MOST_IMAGES = 256
 
