@@ -203,7 +203,7 @@ def recipes() -> list[Path]:
     "file", recipes(), ids=lambda file: "-".join(file.with_suffix("").parts[-3:])
 )
 def test_a_recipe_is_merged_where_it_is_meant_and_loses_to_the_command_line(file: Path) -> None:
-    """`tuning/data/NAME.yaml` is for `data=NAME`; `data_defense` names both; others are chosen."""
+    """`tuning/data/NAME.yaml` is for `data=NAME`; `data_defense` names both."""
     group, chosen = file.parts[-3], choices_for(file)
     recipe = plain(OmegaConf.load(file))
     assert set(recipe) <= set(content(group, base(group, chosen)))
@@ -219,12 +219,6 @@ def choices_for(file: Path) -> list[str]:
         f"{d}_{f}": [f"data={d}", f"defense={f}"] for d in known["data"] for f in known["defense"]
     }
     kind = file.parts[-2]
-    if kind not in (
-        "data",
-        "defense",
-        "data_defense",
-    ):  # no recipe for another choice, but one itself
-        return [f"{file.parts[-3]}/{kind}={file.stem}"]
     if kind == "data_defense" or file.stem not in known[kind]:
         return pairs[file.stem]
     # Data come after the defense, and the embedded ones have a recipe of their own.

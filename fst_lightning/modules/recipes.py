@@ -1,4 +1,4 @@
-"""Parts of training recipes that PyTorch lacks: a learning-rate triangle, lookahead, and LARS."""
+"""Parts of training recipes that no library has: a learning-rate triangle, and lookahead."""
 
 from __future__ import annotations
 
@@ -95,77 +95,3 @@ class LookaheadSGD(torch.optim.SGD):
             if count % self.every == 0 or last:
                 state["average"].lerp_(parameter, share)
                 parameter.copy_(state["average"])
-
-
-class LARS(Optimizer):
-    r"""SGD whose rate is a share of the length of each tensor, whatever the size of its gradient.
-
-    .. math::
-        v \leftarrow \mu v + \frac{\max(\|\theta\|, r \sqrt n)}{\|g + \lambda \theta\|}
-        (g + \lambda \theta), \qquad \theta \leftarrow \theta - \eta v
-
-    for each tensor :math:`\theta` of n numbers. One rate then means the same change to every layer
-    of every network, where that of SGD depends on how the network was scaled and trained.
-
-    Args:
-        params: what to train.
-        lr: :math:`\eta`, how far a tensor moves in a step, as a share of its length, 0 or more.
-        momentum: :math:`\mu`, 0 to below 1.
-        weight_decay: :math:`\lambda`, 0 or more.
-        floor: r, the root mean square that a tensor counts with at least, 0 or more: biases
-            that are zero would never move.
-
-    Raises:
-        ValueError: for a value outside its range.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> weight.grad = torch.tensor([0.0, 1e-9])
-        >>> LARS([weight], lr=0.1).step()
-        >>> weight.data  # moved by a tenth of its length
-        tensor([3.0000, 3.5000])
-
-    Source: You, Gitman and Ginsburg, 2017, arXiv 1708.03888, which leaves biases and the weights of
-    normalisation to SGD.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        floor: float = 0.05,
-    ) -> None:
-        for name, value in {"lr": lr, "weight_decay": weight_decay, "floor": floor}.items():
-            if value < 0:
-                raise ValueError(f"Expected `{name}` to be 0 or more, but got {value}.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"Expected `momentum` to be in [0, 1), but got {momentum}.")
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "floor": floor}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every tensor that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
-        return loss
-
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if "velocity" not in state:
-            state["velocity"] = torch.zeros_like(parameter)
-        direction = parameter.grad + group["weight_decay"] * parameter
-        length = parameter.norm().clamp(min=group["floor"] * parameter.numel() ** 0.5)
-        # A gradient of zeros has no direction; asking whether it is one would wait for the device.
-        tiny = torch.finfo(parameter.dtype).tiny
-        direction *= length / direction.norm().clamp(min=tiny)
-        state["velocity"].mul_(group["momentum"]).add_(direction)
-        parameter.sub_(state["velocity"], alpha=group["lr"])

@@ -2,18 +2,15 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fst_lightning import BackdoorDataModule, BackdoorModule
 from fst_lightning.attacks import BadNets
 from fst_lightning.models import airbench
 from fst_lightning.modules.classifier import with_total_steps
-from fst_lightning.modules.recipes import LARS, LookaheadSGD, triangle
+from fst_lightning.modules.recipes import LookaheadSGD, triangle
 from tests import tiny
 
 
@@ -101,74 +98,3 @@ def test_a_recipe_is_told_its_steps_and_a_network_its_rates(tmp_path: Path) -> N
     rates = {g["lr_scale"]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
     assert rates == {1.0: (0.1, 0.2), 64.0: pytest.approx((6.4, 0.2 / 64))}
     assert with_total_steps(steps, 3)(optimizer) is not None
-
-
-def test_lars_against_a_loop() -> None:
-    random = np.random.default_rng(0)
-    start, gradients = random.normal(size=(3, 4)), random.normal(size=(6, 3, 4))
-    weight = nn.Parameter(torch.from_numpy(start.copy()))
-    optimizer = LARS([weight], lr=0.02, momentum=0.7, weight_decay=0.1)
-    expected, velocity = start.copy(), np.zeros((3, 4))
-    for gradient in gradients:
-        weight.grad = torch.from_numpy(gradient)
-        optimizer.step()
-        along = gradient + 0.1 * expected
-        share = np.sqrt((expected**2).sum()) / np.sqrt((along**2).sum())
-        velocity = 0.7 * velocity + share * along
-        expected = expected - 0.02 * velocity
-    assert np.allclose(weight.detach().numpy(), expected, rtol=1e-12)
-
-
-@given(
-    scale=st.floats(1e-6, 1e6),
-    stretch=st.floats(1e-3, 1e3),
-    sides=st.lists(st.floats(-1, 1), min_size=2, max_size=5),
-)
-def test_lars_moves_by_a_share_of_the_length(
-    scale: float, stretch: float, sides: list[float]
-) -> None:
-    """Whatever the size of the gradient, and whatever the unit of the weights."""
-    gradient = torch.tensor(sides, dtype=torch.float64)
-    assume(float(gradient.norm()) > 1e-3)
-    start = stretch * torch.ones_like(gradient)
-    weight = nn.Parameter(start.clone())
-    weight.grad = scale * gradient
-    LARS([weight], lr=0.01, floor=0.0).step()
-    moved = start - weight.detach()
-    assert float(moved.norm()) == pytest.approx(0.01 * float(start.norm()), rel=1e-6)
-    cosine = torch.nn.functional.cosine_similarity(moved, gradient, dim=0)
-    assert float(cosine) == pytest.approx(1, abs=1e-6)
-
-
-def test_lars_lets_zeros_begin_to_move_and_stays_without_a_gradient() -> None:
-    bias = nn.Parameter(torch.zeros(16))
-    idle, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    bias.grad, idle.grad = torch.ones(16), torch.zeros(2)
-    LARS([bias, idle, unused], lr=0.1, floor=0.05).step()
-    assert bias.detach().tolist() == pytest.approx([-0.1 * 0.05] * 16)
-    assert idle.detach().tolist() == unused.detach().tolist() == [1.0, 1.0]
-
-
-def test_lars_goes_on_from_its_state() -> None:
-    def run(parts: list[int]) -> Tensor:
-        weight = nn.Parameter(torch.ones(3))
-        state = None
-        for steps in parts:
-            optimizer = LARS([weight], lr=0.1)
-            if state is not None:
-                optimizer.load_state_dict(state)
-            for _ in range(steps):
-                weight.grad = weight.detach() * torch.tensor([1.0, 2.0, -1.0])
-                optimizer.step()
-            state = optimizer.state_dict()
-        return weight.detach()
-
-    assert torch.equal(run([9]), run([4, 5]))
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"lr": -0.1}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"floor": -0.1}]
-)
-def test_lars_refuses_what_makes_no_sense(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"Expected `{next(iter(wrong))}` to be"):
-        LARS([torch.zeros(1)], **{"lr": 0.1, **wrong})
