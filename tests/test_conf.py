@@ -277,6 +277,7 @@ def test_runs_end_to_end(
     store = tmp_path_factory.getbasetemp() / "conf_store"  # badnets is trained once for all
     small = [*small_budgets("attack", attack), *small_budgets("defense", defense)]
     chosen = [f"attack={attack}", f"defense={defense}", *small]
+    chosen.append("trainer.precision=bf16-mixed")  # what `auto` is on most machines
     run = make_run("purify", tmp_path / "run", *chosen, store=store)
     run_pipeline(run)
     results, error = read_results(tmp_path / "run" / "results.json")

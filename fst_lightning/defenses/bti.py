@@ -64,6 +64,7 @@ class TriggerGenerator(nn.Module):
         quarter = self.down_2(half)
         up = self.up_1(torch.cat([_resized(quarter, half), half], dim=1))
         maps = self.out(torch.cat([_resized(up, images), images], dim=1)).sigmoid()
+        maps = maps.to(images.dtype)  # of lower precision under autocast
         return torch.lerp(images, maps[:, 1:], maps[:, :1])
 
 
