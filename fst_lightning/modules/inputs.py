@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -139,9 +139,36 @@ def random_crop(images: Tensor, padding: int, fill: CropFill = "zeros") -> Tenso
     """
     count, _, height, width = images.shape
     padded = functional.pad(images, [padding] * 4, "constant" if fill == "zeros" else fill)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     top, left = torch.randint(2 * padding + 1, (2, count), device=images.device)
-    return windows[torch.arange(count, device=images.device), :, top, left]
+    return cast(Tensor, _Cut.apply(padded, top, left, height, width))
+
+
+class _Cut(torch.autograd.Function):
+    """Windows of images, each at a place of its own.
+
+    The gradient of a view of all windows is as large as all of them, 81 times the images for a
+    padding of 4. What a window owes to its image is a window again, of the padded gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, top: Tensor, left: Tensor, height: int, width: int
+    ) -> Tensor:
+        ctx.save_for_backward(top, left)
+        ctx.size = images.shape[2:]
+        windows = images.unfold(2, height, 1).unfold(3, width, 1)
+        return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = gradients
+        top, left = ctx.saved_tensors
+        height, width = ctx.size
+        # As far as the first and the last window are apart.
+        rows, columns = height - gradient.shape[2], width - gradient.shape[3]
+        padded = functional.pad(gradient, [columns, columns, rows, rows])
+        whole: Tensor = _Cut.apply(padded, rows - top, columns - left, height, width)
+        return whole, None, None, None, None
 
 
 def _dtype(images: Tensor) -> torch.dtype:

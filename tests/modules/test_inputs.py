@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -18,7 +19,7 @@ from fst_lightning.attacks import BadNets, Blended, NoAttack
 from fst_lightning.data.rows import Rows, as_gathered
 from fst_lightning.defenses import FineTuning
 from fst_lightning.modules import BackdoorModule, InputPipeline, PurificationModule
-from fst_lightning.modules.inputs import random_crop
+from fst_lightning.modules.inputs import CropFill, random_crop
 from tests import tiny
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.2, 0.3)
@@ -225,6 +226,29 @@ def test_the_module_tells_the_epoch_to_alternating_flips(tmp_path: Path) -> None
     tiny.trainer(tmp_path, max_epochs=2).fit(module, loader)
     first, second = net.seen[True]
     assert torch.equal(first, second.flip(3))
+
+
+@pytest.mark.parametrize("fill", ["zeros", "reflect"])
+def test_the_gradient_of_crops_against_differences(fill: CropFill) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 2, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def crops(images: Tensor) -> Tensor:
+        torch.manual_seed(4)
+        return random_crop(images, 2, fill)
+
+    assert torch.autograd.gradcheck(crops, images)
+    assert torch.autograd.gradgradcheck(crops, images)
+
+
+def test_the_gradient_of_a_crop_needs_no_more_than_a_few_images() -> None:
+    """That of a view of all windows is as large as all of them: here 81 times the images."""
+    images = torch.rand(8, 3, 16, 16, requires_grad=True)
+    crops = random_crop(images, 4)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        crops.sum().backward()  # type: ignore[no-untyped-call]
+    largest = max(event.self_cpu_memory_usage for event in record.events())
+    assert largest <= 4 * 4 * images.numel()  # The sides grow by 2 * 4 twice, which is 4 times.
 
 
 @pytest.mark.parametrize("padding", [1, 3])
