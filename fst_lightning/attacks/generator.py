@@ -45,7 +45,8 @@ class Generator(nn.Module):
         if len(images) == 0:  # Layers refuse it.
             return images.new_zeros(0, self.out.out_channels, *images.shape[2:])
         with full_precision(images):
-            half = self.down_1((images * 2 - 1).to(self.out.weight.dtype))
+            dtype, channels_last = self.out.weight.dtype, torch.channels_last
+            half = self.down_1((images * 2 - 1).to(dtype, memory_format=channels_last))
             maps = self.up_1(_resize(self.down_2(half), half))
             return torch.tanh(self.out(_resize(maps, images))).to(images.dtype)
 

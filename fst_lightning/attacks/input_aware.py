@@ -159,9 +159,7 @@ class InputAware(TrainedAttack):
 
     def cover(self, images: Tensor) -> Tensor:
         """Put on every image the trigger that is made from the one before it in the batch."""
-        if len(images) == 1:  # Made from itself it would be the trigger.
-            return images
-        return torch.lerp(images, self.patterns(images).roll(1, 0), self.masks(images).roll(1, 0))
+        return _exchanged(images, self.patterns(images), self.masks(images))
 
     def own_optimizer(self) -> torch.optim.Optimizer:
         """Adam, for the pattern network."""
@@ -177,9 +175,17 @@ class InputAware(TrainedAttack):
         label_smoothing: float,
     ) -> Tensor:
         """Cross-entropy, and the diversity of the patterns."""
-        entropy = super().loss(classify, images, labels, poisoned, cover, label_smoothing)
+        # As `stamp`, but the networks are asked once for all that is made of their answers.
         with full_precision(images):
-            return entropy + self.diversity * diversity_loss(images, self.patterns(images))
+            patterns, masks = self.patterns(images), self.masks(images)
+            diversity = diversity_loss(images, patterns)
+            own, others = torch.lerp(images, patterns, masks), _exchanged(images, patterns, masks)
+            stamped = torch.where(poisoned[:, None, None, None], own, images)
+            stamped = torch.where(cover[:, None, None, None], others, stamped)
+        logits = classify(stamped)
+        targets = self.training_targets(labels, poisoned, logits.shape[1])
+        entropy = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        return entropy + self.diversity * diversity
 
     def _draw(self, channels: int, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -187,6 +193,13 @@ class InputAware(TrainedAttack):
             self.mask_net = Generator(channels, 1, self.width).requires_grad_(False)
             self.pattern_net = Generator(channels, channels, self.width)
         self._drawn_for = channels, seed
+
+
+def _exchanged(images: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
+    """Every image with what was made from the one before it in the batch."""
+    if len(images) == 1:  # Made from itself it would be the trigger.
+        return images
+    return torch.lerp(images, patterns.roll(1, 0), masks.roll(1, 0))
 
 
 def diversity_loss(images: Tensor, maps: Tensor) -> Tensor:
