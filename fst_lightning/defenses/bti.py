@@ -33,22 +33,26 @@ class TriggerGenerator(nn.Module):
 
     Opacity a, one value a pixel, and colour c are in [0, 1], so that images in [0, 1] stay in it.
     The opacity starts close to 0: at first g is close to the identity. Group normalisation gives
-    an image the same trigger in every batch.
+    an image the same trigger in every batch. To the logits of both, what the convolutions make of
+    the image, a canvas is added that is the same for all images: a trigger that is a picture, or
+    lies in a corner, is no function of what surrounds a pixel.
 
     Args:
         channels: of the images.
+        size: height and width of the images.
         width: channels at half of the resolution, 1 or more; twice as many at a quarter.
 
     Shapes:
         ``(N, channels, H, W)`` in [0, 1] to the same; H and W of 3 or more.
 
     Example:
-        >>> TriggerGenerator(3, width=4)(torch.rand(2, 3, 9, 12)).shape
+        >>> TriggerGenerator(3, (9, 12), width=4)(torch.rand(2, 3, 9, 12)).shape
         torch.Size([2, 3, 9, 12])
     """
 
-    def __init__(self, channels: int, width: int = 16) -> None:
+    def __init__(self, channels: int, size: tuple[int, int], width: int = 16) -> None:
         super().__init__()
+        self.canvas = nn.Parameter(torch.zeros(channels + 1, *size))
         self.down_1 = _layer(channels, width, stride=2)
         self.down_2 = _layer(width, 2 * width, stride=2)
         self.up_1 = _layer(3 * width, width)
@@ -63,13 +67,17 @@ class TriggerGenerator(nn.Module):
         half = self.down_1(images * 2 - 1)
         quarter = self.down_2(half)
         up = self.up_1(torch.cat([_resized(quarter, half), half], dim=1))
-        maps = self.out(torch.cat([_resized(up, images), images], dim=1)).sigmoid()
+        logits = self.out(torch.cat([_resized(up, images), images], dim=1))
+        maps = (logits + _CANVAS_SPEED * self.canvas).sigmoid()
         maps = maps.to(images.dtype)  # of lower precision under autocast
         return torch.lerp(images, maps[:, 1:], maps[:, :1])
 
 
 _FIRST_OPACITY = -3.0
 """The logit of a at first: 5 %."""
+
+_CANVAS_SPEED = 20.0
+"""A step of Adam is as long for every parameter, and a pixel of the canvas has to go further."""
 
 
 def _layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -85,7 +93,7 @@ def _resized(maps: Tensor, like: Tensor) -> Tensor:
 
 
 def benign_mask(
-    head: nn.Linear, features: Tensor, labels: Tensor, *, steps: int, lr: float = 0.05
+    head: nn.Linear, features: Tensor, labels: Tensor, *, steps: int, lr: float = 0.01
 ) -> Tensor:
     r"""Split features into those that the clean task needs and the rest.
 
@@ -108,7 +116,7 @@ def benign_mask(
         >>> head = nn.Linear(3, 2, bias=False)
         >>> with torch.no_grad(): _ = head.weight.copy_(torch.tensor([[1.0, 0, 0], [-1, 0, 0]]))
         >>> z = torch.tensor([[1.0, 1, 1], [-1, 1, 1]])
-        >>> benign_mask(head, z, torch.tensor([0, 1]), steps=50)[0] > 0.9
+        >>> benign_mask(head, z, torch.tensor([0, 1]), steps=200)[0] > 0.9
         tensor(True)
     """
     features = features.detach().float()
@@ -178,13 +186,13 @@ class InvertingDefense(Defense):
         stamp_ratio: float = 0.2,
         rounds: int = 3,
         round_epochs: int = 3,
-        mask_steps: int = 200,
+        mask_steps: int = 20,
         generator_epochs: int = 5,
         generator_lr: float = 2e-3,
         generator_width: int = 16,
         batch_size: int = 32,
-        image_bound: float = 0.02,
-        feature_bound: float = 0.1,
+        image_bound: float = 0.005,
+        feature_bound: float = 3.0,
         head: str | None = None,
     ) -> None:
         super().__init__()
@@ -257,7 +265,9 @@ class InvertingDefense(Defense):
         generator: torch.Generator,
     ) -> None:
         head = self.linear
-        trigger = TriggerGenerator(clean.images.shape[1], self.generator_width).to(clean.device)
+        channels, *size = clean.images.shape[1:]
+        trigger = TriggerGenerator(channels, (size[0], size[1]), self.generator_width)
+        trigger.to(clean.device)
         if len(self.generator_weights):
             nn.utils.vector_to_parameters(self.generator_weights, trigger.parameters())
         optimizer = torch.optim.Adam(trigger.parameters(), lr=self.generator_lr, betas=(0.5, 0.9))
@@ -312,7 +322,8 @@ class InvertingDefense(Defense):
         if len(self.generator_weights) == 0 or len(images) == 0:
             return images
         with torch.device("meta"):
-            shapes = TriggerGenerator(images.shape[1], self.generator_width)
+            channels, *size = images.shape[1:]
+            shapes = TriggerGenerator(channels, (size[0], size[1]), self.generator_width)
         weights, start = {}, 0
         for name, parameter in shapes.named_parameters():
             stop = start + parameter.numel()

@@ -71,13 +71,13 @@ class PathAwareMinimization(InvertingDefense):
         stamp_ratio: float = 0.2,
         rounds: int = 3,
         round_epochs: int = 3,
-        mask_steps: int = 200,
+        mask_steps: int = 20,
         generator_epochs: int = 5,
         generator_lr: float = 2e-3,
         generator_width: int = 16,
         batch_size: int = 32,
-        image_bound: float = 0.02,
-        feature_bound: float = 0.1,
+        image_bound: float = 0.005,
+        feature_bound: float = 3.0,
         head: str | None = None,
     ) -> None:
         super().__init__(

@@ -61,7 +61,14 @@ def planted_data() -> CleanData:
 
 def test_the_trigger_lies_in_the_feature_that_the_clean_task_does_without() -> None:
     net, clean = Planted(), planted_data()
-    defense = BTIDBF(rounds=1, generator_epochs=40, generator_lr=5e-3, image_bound=0.02)
+    defense = BTIDBF(
+        rounds=1,
+        mask_steps=200,
+        generator_epochs=40,
+        generator_lr=5e-3,
+        image_bound=0.02,
+        feature_bound=0.1,
+    )
     defense.prepare(net, seeded())
     defense.begin_epoch(net, clean, 0, seeded())
     assert bool((defense.mask[:CLASSES] > 0.9).all())
@@ -83,7 +90,7 @@ def test_a_generator_starts_close_to_the_identity_and_gives_images(size: tuple[i
     images[0], images[1] = 0, 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trigger = TriggerGenerator(3, width=4)
+        trigger = TriggerGenerator(3, size, width=4)
     with torch.no_grad():
         changed = trigger(images)
         alone = trigger(images[2:3])
