@@ -152,6 +152,10 @@ class InvertingDefense(Defense):
     to the features, and in units of [0, 1]. Its generator is trained to the identity first; this
     one starts there.
 
+    The mask is stopped early, as published. A trained network needs none of its features to be
+    absent, so that in the end m is 1 nearly everywhere, and where it is above 0.91 the second term
+    outweighs the first: the generator would be rewarded for changing nothing.
+
     Args:
         stamp_ratio: triggered images of a batch, as a share of it, in [0, 1].
         rounds: inversions, 1 or more.

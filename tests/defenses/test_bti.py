@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses import BTIDBF, CleanData, PathAwareMinimization
+from fst_lightning.defenses import BTIDBF, CleanData, PathAwareMinimization, bti
 from fst_lightning.defenses.bti import TriggerGenerator
 from fst_lightning.defenses.features import features_of
 from tests import tiny
@@ -82,6 +82,27 @@ def test_the_trigger_lies_in_the_feature_that_the_clean_task_does_without() -> N
     assert float(hits[clean.labels != 0].float().mean()) == pytest.approx(
         defense.findings()["success"][0], abs=1e-4
     )
+
+
+def test_a_canvas_holds_what_convolutions_cannot_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of noise is no function of what surrounds a pixel, the same everywhere."""
+    images = torch.rand(32, 3, SIZE, SIZE, generator=seeded(1))
+    blended = torch.lerp(images, torch.rand(3, SIZE, SIZE, generator=seeded(2)), 0.3)
+    left = []
+    for speed in (bti._CANVAS_SPEED, 0.0):
+        monkeypatch.setattr(bti, "_CANVAS_SPEED", speed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            trigger = TriggerGenerator(3, (SIZE, SIZE))
+        optimizer = torch.optim.Adam(trigger.parameters(), lr=2e-3, betas=(0.5, 0.9))
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = functional.mse_loss(trigger(images), blended)
+            torch.autograd.backward(loss)
+            optimizer.step()
+        left.append(float(loss.detach() / functional.mse_loss(images, blended)))
+    assert left[0] < 0.05
+    assert left[1] > 0.2
 
 
 @pytest.mark.parametrize("size", [(3, 3), (5, 7), (12, 12)])
