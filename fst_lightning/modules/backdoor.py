@@ -85,11 +85,13 @@ class BackdoorModule(ClassifierModule):
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)
         self.attack = attack
         self.label_smoothing = label_smoothing
-        self._answer: Callable[[Tensor], Tensor] = self.replayed
+        self._answer: Callable[[Tensor], Tensor]
         if compile_network:
             # A function, no module: a compiled module would be a second owner of the weights.
             # Batches come in two sizes at most, so that shapes may be taken for constants.
             self._answer = torch.compile(functools.partial(_answer, net), dynamic=False)
+        else:
+            self._answer = self.replayed
 
     def setup(self, stage: str) -> None:
         """Let the attack look at the network, and keep its networks out of DDP's hands.

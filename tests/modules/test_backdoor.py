@@ -121,6 +121,15 @@ def test_the_trigger_is_saved_with_the_network(tmp_path: Path) -> None:
     assert torch.equal(loaded.eval()(images), module.eval()(images))
 
 
+def test_a_network_that_is_to_be_compiled_keeps_its_names() -> None:
+    """Nothing is compiled before the first step."""
+    plain, compiled = (
+        BackdoorModule(tiny.conv_net(), prepared(BadNets()), compile_network=compiled)
+        for compiled in (False, True)
+    )
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
 def test_a_compiled_training_is_the_same_training_under_the_same_names(tmp_path: Path) -> None:
