@@ -38,6 +38,8 @@ class Started:
     def __init__(self, task: str, arguments: list[str], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        for name in ("out", "err"):  # A kill may come before the process has made them.
+            (folder / name).touch()
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self.process = context.Process(target=_command, args=(task, arguments, str(folder)))
