@@ -62,7 +62,7 @@ class BTIDBF(InvertingDefense):
         self,
         feature_weight: float = 1.0,
         stamp_ratio: float = 0.2,
-        rounds: int = 3,
+        rounds: int = 1,
         round_epochs: int = 3,
         mask_steps: int = 20,
         generator_epochs: int = 5,

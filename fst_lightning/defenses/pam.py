@@ -69,7 +69,7 @@ class PathAwareMinimization(InvertingDefense):
         self,
         rho: float = 0.5,
         stamp_ratio: float = 0.2,
-        rounds: int = 3,
+        rounds: int = 1,
         round_epochs: int = 3,
         mask_steps: int = 20,
         generator_epochs: int = 5,
