@@ -11,6 +11,7 @@ decoupling benign features", ICLR 2024.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,21 +39,21 @@ class TriggerGenerator(nn.Module):
     lies in a corner, is no function of what surrounds a pixel.
 
     Args:
-        channels: of the images.
-        size: height and width of the images.
+        shape: of one image, channels, height and width.
         width: channels at half of the resolution, 1 or more; twice as many at a quarter.
 
     Shapes:
-        ``(N, channels, H, W)`` in [0, 1] to the same; H and W of 3 or more.
+        ``(N, C, H, W)`` in [0, 1] to the same; H and W of 3 or more.
 
     Example:
-        >>> TriggerGenerator(3, (9, 12), width=4)(torch.rand(2, 3, 9, 12)).shape
+        >>> TriggerGenerator((3, 9, 12), width=4)(torch.rand(2, 3, 9, 12)).shape
         torch.Size([2, 3, 9, 12])
     """
 
-    def __init__(self, channels: int, size: tuple[int, int], width: int = 16) -> None:
+    def __init__(self, shape: Sequence[int], width: int = 16) -> None:
         super().__init__()
-        self.canvas = nn.Parameter(torch.zeros(channels + 1, *size))
+        channels, height, image_width = shape
+        self.canvas = nn.Parameter(torch.zeros(channels + 1, height, image_width))
         self.down_1 = _layer(channels, width, stride=2)
         self.down_2 = _layer(width, 2 * width, stride=2)
         self.up_1 = _layer(3 * width, width)
@@ -269,9 +270,7 @@ class InvertingDefense(Defense):
         generator: torch.Generator,
     ) -> None:
         head = self.linear
-        channels, *size = clean.images.shape[1:]
-        trigger = TriggerGenerator(channels, (size[0], size[1]), self.generator_width)
-        trigger.to(clean.device)
+        trigger = TriggerGenerator(clean.images.shape[1:], self.generator_width).to(clean.device)
         if len(self.generator_weights):
             nn.utils.vector_to_parameters(self.generator_weights, trigger.parameters())
         optimizer = torch.optim.Adam(trigger.parameters(), lr=self.generator_lr, betas=(0.5, 0.9))
@@ -326,8 +325,7 @@ class InvertingDefense(Defense):
         if len(self.generator_weights) == 0 or len(images) == 0:
             return images
         with torch.device("meta"):
-            channels, *size = images.shape[1:]
-            shapes = TriggerGenerator(channels, (size[0], size[1]), self.generator_width)
+            shapes = TriggerGenerator(images.shape[1:], self.generator_width)
         weights, start = {}, 0
         for name, parameter in shapes.named_parameters():
             stop = start + parameter.numel()

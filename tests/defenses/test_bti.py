@@ -93,7 +93,7 @@ def test_a_canvas_holds_what_convolutions_cannot_draw(monkeypatch: pytest.Monkey
         monkeypatch.setattr(bti, "_CANVAS_SPEED", speed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            trigger = TriggerGenerator(3, (SIZE, SIZE))
+            trigger = TriggerGenerator((3, SIZE, SIZE))
         optimizer = torch.optim.Adam(trigger.parameters(), lr=2e-3, betas=(0.5, 0.9))
         for _ in range(150):
             optimizer.zero_grad()
@@ -111,7 +111,7 @@ def test_a_generator_starts_close_to_the_identity_and_gives_images(size: tuple[i
     images[0], images[1] = 0, 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trigger = TriggerGenerator(3, size, width=4)
+        trigger = TriggerGenerator((3, *size), width=4)
     with torch.no_grad():
         changed = trigger(images)
         alone = trigger(images[2:3])
