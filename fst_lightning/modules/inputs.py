@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks import Attack, full_precision
+from fst_lightning.modules.random_triggers import random_triggers
 
 CropFill = Literal["zeros", "reflect"]
 
@@ -30,13 +31,16 @@ class InputPipeline(nn.Module):
         crop_fill: what the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
         alternate_flips: mirror one half of the images in even epochs and the other half in odd
             ones, instead of a new draw in every epoch (Jordan, 2024, arXiv 2404.00498).
+        random_triggers: share of the training images that get a random trigger, in [0, 1]; see
+            :func:`~fst_lightning.modules.random_triggers.random_triggers`.
+        trigger_strength: of those, in [0, 1].
 
     Attributes:
         epoch: of the training, which alternating flips go by.
 
     Raises:
-        ValueError: where only one of mean and std is given, a std is not positive, or the padding
-            is negative or of an unknown kind.
+        ValueError: where only one of mean and std is given, a std is not positive, the padding is
+            negative or of an unknown kind, or a share or strength is outside [0, 1].
     """
 
     mean: Tensor
@@ -51,6 +55,8 @@ class InputPipeline(nn.Module):
         horizontal_flip: bool = False,
         crop_fill: CropFill = "zeros",
         alternate_flips: bool = False,
+        random_triggers: float = 0.0,
+        trigger_strength: float = 0.3,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -64,12 +70,20 @@ class InputPipeline(nn.Module):
         if crop_fill not in get_args(CropFill):
             valid = ", ".join(get_args(CropFill))
             raise ValueError(f"Expected `crop_fill` to be one of {valid}, but got {crop_fill!r}.")
+        for name, value in (
+            ("random_triggers", random_triggers),
+            ("trigger_strength", trigger_strength),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"Expected `{name}` to be in [0, 1], but got {value}.")
         self.attack = attack
         self.normalises = mean is not None
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
         self.crop_fill: CropFill = crop_fill
         self.alternate_flips = alternate_flips
+        self.random_triggers = random_triggers
+        self.trigger_strength = trigger_strength
         self.epoch = 0
         # Not persistent: they are data configuration, recorded with it, and no weights.
         self.register_buffer("mean", _per_channel(mean), persistent=False)
@@ -113,6 +127,8 @@ class InputPipeline(nn.Module):
 
     def _augment(self, images: Tensor) -> Tensor:
         turn = self._turn(images) if self.alternate_flips else None
+        if self.random_triggers:
+            images = random_triggers(images, self.random_triggers, self.trigger_strength)
         if self.crop_padding:
             images = random_crop(images, self.crop_padding, self.crop_fill)
         if self.horizontal_flip:

@@ -45,6 +45,9 @@ class PurificationModule(ClassifierModule):
         std: per channel.
         crop_padding: pixels of padding for random crops; 0 for none.
         horizontal_flip: mirror half of the images while tuning.
+        random_triggers: share of the images that get a random trigger while tuning, in [0, 1]; see
+            :func:`~fst_lightning.modules.random_triggers.random_triggers`.
+        trigger_strength: of those, in [0, 1].
         seed: of the defense's random numbers and of every epoch's; None takes
             ``torch.initial_seed()`` for the former.
         card: JSON text that says what the network is, kept in checkpoints.
@@ -79,12 +82,22 @@ class PurificationModule(ClassifierModule):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
+        random_triggers: float = 0.0,
+        trigger_strength: float = 0.3,
         cuda_graphs: bool = True,
         seed: int | None = None,
         card: str | None = None,
         clean: CleanData | None = None,
     ) -> None:
-        inputs = InputPipeline(attack, mean, std, crop_padding, horizontal_flip)
+        inputs = InputPipeline(
+            attack,
+            mean,
+            std,
+            crop_padding,
+            horizontal_flip,
+            random_triggers=random_triggers,
+            trigger_strength=trigger_strength,
+        )
         # The gradients of a replayed step can be taken once, which another loss may not keep to.
         replays = cuda_graphs and not defense.overrides("loss")
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)

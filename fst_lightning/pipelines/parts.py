@@ -142,6 +142,8 @@ def make_module(
         std=data.data.std,
         crop_padding=data.source.crop_padding if augment else 0,
         horizontal_flip=augment and data.source.horizontal_flip,
+        random_triggers=run.cfg.tuning.random_triggers,
+        trigger_strength=run.cfg.tuning.trigger_strength,
         cuda_graphs=run.cfg.cuda_graphs,
         seed=run.cfg.seed,
         card=card,
