@@ -1,4 +1,4 @@
-"""Triggers made at random, for images that are tuned on: what a backdoor answers to is unlearned."""
+"""Random triggers for images that are tuned on, so that a network learns to look past them."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def random_triggers(images: Tensor, share: float = 1.0, strength: float = 0.3) -
         True
     """
     count = len(images)
+    if not count:
+        return images  # affine_grid takes no empty batch
 
     def drawn(low: float, high: float) -> Tensor:
         numbers = torch.rand(count, 1, 1, 1, device=images.device)
