@@ -181,11 +181,10 @@ def orthogonalised(matrix: Tensor, iterations: int = 3) -> Tensor:
         >>> bool((singular > 0.6).all() and (singular < 1.3).all())
         True
     """
-    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    result = wide.bfloat16()
+    tall = len(matrix) > matrix.shape[1]
+    result: Tensor = (matrix.T if tall else matrix).bfloat16()
     result = result / (result.norm() + 1e-7)
     for _ in range(iterations):
         square = result @ result.T
         result = 3.4445 * result + (-4.7750 * square + 2.0315 * square @ square) @ result
-    result = result.to(matrix.dtype)
-    return result if wide is matrix else result.T
+    return (result.T if tall else result).to(matrix.dtype)

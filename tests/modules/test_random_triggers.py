@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fst_lightning.data.rows import Rows, as_gathered
 from fst_lightning.defenses import FineTuning
 from fst_lightning.modules import InputPipeline, PurificationModule
 from fst_lightning.modules.random_triggers import random_triggers
 from tests import tiny
-from tests.modules.test_inputs import Peek, Rows, as_gathered
+from tests.modules.test_inputs import Peek
 
 
 def grey(count: int, height: int = 32, width: int = 32) -> Tensor:
@@ -115,8 +116,9 @@ def test_noise_is_fine_and_coarse() -> None:
     steps = (noise[..., 1:] - noise[..., :-1]).abs().mean((1, 2, 3))
     fineness = steps / noise.abs().mean((1, 2, 3))
     # Two independent uniform numbers are 2/3 apart on average, and 1/2 from their mean.
-    # A few have a patch that is faint enough to be missed, so that the extremes say nothing.
-    assert float(fineness.quantile(0.98)) == pytest.approx(4 / 3, abs=0.1)
+    # That is 4/3; looked at from nearer it is less. A few images have a patch that is faint enough
+    # to be missed here, so that the extremes say nothing.
+    assert 1.1 < float(fineness.quantile(0.98)) < 4 / 3
     assert float(fineness.quantile(0.02)) < 0.3
 
 
