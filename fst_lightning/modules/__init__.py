@@ -4,6 +4,7 @@ from fst_lightning.modules.backdoor import BackdoorModule
 from fst_lightning.modules.classifier import ClassifierModule
 from fst_lightning.modules.inputs import CropFill, InputPipeline
 from fst_lightning.modules.purification import PurificationModule
+from fst_lightning.modules.random_triggers import random_triggers
 
 __all__ = [
     "BackdoorModule",
@@ -11,4 +12,5 @@ __all__ = [
     "CropFill",
     "InputPipeline",
     "PurificationModule",
+    "random_triggers",
 ]
