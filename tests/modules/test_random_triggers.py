@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 
 from fst_lightning.data.rows import Rows, as_gathered
 from fst_lightning.defenses import FineTuning
-from fst_lightning.modules import InputPipeline, PurificationModule
-from fst_lightning.modules.random_triggers import random_triggers
+from fst_lightning.modules import InputPipeline, PurificationModule, random_triggers
+from fst_lightning.pipelines import run_pipeline
 from tests import tiny
 from tests.modules.test_inputs import Peek
+from tests.runs import make_run
 
 
 def grey(count: int, height: int = 32, width: int = 32) -> Tensor:
@@ -162,3 +163,29 @@ def test_what_is_no_share_is_refused(name: str, value: float) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"`{name}` to be in \\[0, 1\\]"):
         InputPipeline(**options)
+
+
+@pytest.mark.slow
+def test_a_network_learns_to_look_past_a_trigger(tmp_path: Path) -> None:
+    scores = []
+    for share in (0, 1):
+        run = make_run(
+            "purify",
+            tmp_path / str(share),
+            "data=digits",
+            "attack=blended",
+            "attack.poison_ratio=0.05",
+            "defense=ft",
+            f"tuning.random_triggers={share}",
+            "model.width=16",
+            "training.max_epochs=20",
+            "tuning.max_epochs=20",
+            "tuning.clean_ratio=0.2",
+            store=tmp_path / "store",
+        )
+        scores.append(run_pipeline(run)["after"])
+    without, having = scores
+    # In bf16 it was 14.5 % ASR and 84 % RA without, 0 and 98 % with random triggers.
+    assert having["asr"] < 0.02 < without["asr"]
+    assert having["ra"] > without["ra"] + 0.05
+    assert having["ca"] > without["ca"] - 0.03
