@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_FINEST = 4  # the coarsest noise has cells of a quarter of the image
-_WAVES = 0.2
+_FEWEST_CELLS = 4  # of noise, along the shorter side
+_WAVES = 0.2  # share of the patterns
 _CYCLES = 12
-_PATCHES = 0.5
-_LEAST_PATCH = 2
-_LARGEST_PATCH = 4  # a quarter of the image
+_PATCHES = 0.5  # share of the triggers
+_LEAST_PATCH = 2  # pixels
+_LARGEST_PATCH = 1 / 4  # of a side
 
 
 def random_triggers(images: Tensor, share: float = 1.0, strength: float = 0.3) -> Tensor:
@@ -69,7 +69,7 @@ def _noise(images: Tensor) -> Tensor:
     """Uniform noise in [0, 1], every image through a magnifying glass of its own."""
     count, _, height, width = images.shape
     noise = torch.rand(images.shape, device=images.device)
-    most = math.log(max(1.0, min(height, width) / _FINEST))
+    most = math.log(max(1.0, min(height, width) / _FEWEST_CELLS))
     glass = torch.rand(count, device=images.device).mul(-most).exp()
     places = torch.zeros(count, 2, 3, device=images.device)
     places[:, 0, 0] = places[:, 1, 1] = glass
@@ -95,7 +95,7 @@ def _rectangles(images: Tensor) -> Tensor:
         places = torch.arange(length, device=images.device).view(shape)
         start, size = torch.rand(2, count, 1, 1, 1, device=images.device)
         start = (start * length).floor()
-        largest = max(_LEAST_PATCH, length // _LARGEST_PATCH)
+        largest = max(_LEAST_PATCH, int(length * _LARGEST_PATCH))
         size = _LEAST_PATCH + (size * (largest - _LEAST_PATCH + 1)).floor()
         inside = inside & (places >= start) & (places < start + size)
     return inside
