@@ -141,7 +141,9 @@ class MuonSGD(torch.optim.SGD):
                 loss = closure()
         filters: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
-            rate = self.filter_lr * group["lr"] / group.get("initial_lr", group["lr"])
+            # A schedule keeps the rate that it began with, and changes the other.
+            full = group.get("initial_lr")
+            rate = self.filter_lr * (group["lr"] / full if full else 1.0)
             for parameter in group["params"]:
                 if parameter.ndim == 4 and parameter.grad is not None:
                     self._follow(parameter, rate)

@@ -167,6 +167,17 @@ def test_muon_calls_the_closure_once_with_gradients() -> None:
     assert len(calls) == 1
 
 
+def test_muon_moves_filters_where_the_rest_stands_still() -> None:
+    weight = nn.Parameter(torch.randn(2, 3, 1, 1))
+    start = weight.detach().clone()
+    optimizer = MuonSGD([weight], lr=0.0)
+    schedule = triangle(optimizer, total_steps=2, start=1.0, peak=0.0, end=0.0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    schedule.step()
+    assert not torch.equal(weight, start)
+
+
 def test_muon_refuses_a_rate_of_zero() -> None:
     with pytest.raises(ValueError, match="Invalid learning rate of filters: 0"):
         MuonSGD([nn.Parameter(torch.ones(1))], filter_lr=0.0, lr=0.1)
