@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks import Attack, full_precision
+from fst_lightning.attacks.attack import check_ratio
 from fst_lightning.modules.random_triggers import random_triggers
 
 CropFill = Literal["zeros", "reflect"]
@@ -70,12 +71,8 @@ class InputPipeline(nn.Module):
         if crop_fill not in get_args(CropFill):
             valid = ", ".join(get_args(CropFill))
             raise ValueError(f"Expected `crop_fill` to be one of {valid}, but got {crop_fill!r}.")
-        for name, value in (
-            ("random_triggers", random_triggers),
-            ("trigger_strength", trigger_strength),
-        ):
-            if not 0 <= value <= 1:
-                raise ValueError(f"Expected `{name}` to be in [0, 1], but got {value}.")
+        check_ratio("random_triggers", random_triggers)
+        check_ratio("trigger_strength", trigger_strength)
         self.attack = attack
         self.normalises = mean is not None
         self.crop_padding = crop_padding

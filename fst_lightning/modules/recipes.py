@@ -145,9 +145,10 @@ class MuonSGD(torch.optim.SGD):
             full = group.get("initial_lr")
             rate = self.filter_lr * (group["lr"] / full if full else 1.0)
             for parameter in group["params"]:
-                if parameter.ndim == 4 and parameter.grad is not None:
-                    self._follow(parameter, rate)
-                    filters.append((parameter, parameter.grad))
+                gradient = parameter.grad
+                if parameter.ndim == 4 and gradient is not None:
+                    self._follow(parameter, gradient, rate)
+                    filters.append((parameter, gradient))
                     parameter.grad = None  # not a second time, by SGD
         super().step()
         for parameter, gradient in filters:
@@ -155,9 +156,7 @@ class MuonSGD(torch.optim.SGD):
         return loss
 
     @torch.no_grad()
-    def _follow(self, filters: Tensor, rate: float) -> None:
-        gradient = filters.grad
-        assert gradient is not None
+    def _follow(self, filters: Tensor, gradient: Tensor, rate: float) -> None:
         state = self.state[filters]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
