@@ -37,6 +37,9 @@ def random_triggers(images: Tensor, share: float = 1.0, strength: float = 0.3) -
     Returns:
         Images of the same shape, in [0, 1]; drawn from torch's global generator of their device.
 
+    Raises:
+        ValueError: for images of whole numbers, which are not in [0, 1].
+
     Example:
         >>> images = torch.full((8, 3, 32, 32), 0.5)
         >>> triggered = random_triggers(images)
@@ -45,6 +48,10 @@ def random_triggers(images: Tensor, share: float = 1.0, strength: float = 0.3) -
         >>> torch.equal(random_triggers(images, share=0.0), images)
         True
     """
+    if not images.is_floating_point():
+        raise ValueError(
+            f"Expected images as floats in [0, 1], but got {images.dtype}; divide uint8 by 255."
+        )
     count = len(images)
     if not count:
         return images  # affine_grid takes no empty batch

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from fst_lightning.data.rows import Rows, as_gathered
 from fst_lightning.defenses import FineTuning
 from fst_lightning.modules import InputPipeline, PurificationModule, random_triggers
+from fst_lightning.modules.inputs import random_crop
 from fst_lightning.pipelines import run_pipeline
 from tests import tiny
 from tests.modules.test_inputs import Peek
@@ -146,6 +147,8 @@ def test_without_them_no_number_is_drawn() -> None:
         torch.manual_seed(0)
         results.append(pipeline(images, augment=True))
     assert torch.equal(*results)
+    torch.manual_seed(0)
+    assert torch.equal(results[0], random_crop(images, 2))
     assert torch.equal(InputPipeline(random_triggers=1.0)(images), images)
 
 
@@ -163,6 +166,11 @@ def test_what_is_no_share_is_refused(name: str, value: float) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"`{name}` to be in \\[0, 1\\]"):
         InputPipeline(**options)
+
+
+def test_stored_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\], but got torch.uint8"):
+        random_triggers(tiny.images(2))
 
 
 @pytest.mark.slow
