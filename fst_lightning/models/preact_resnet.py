@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fst_lightning.models.bounds import check_bounds
 from fst_lightning.models.resnet import initialise_convolutions
+from fst_lightning.models.shortcut import shortcut_convolution
 
 
 class PreActBlock(nn.Module):
@@ -34,7 +35,7 @@ class PreActBlock(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
             # In a Sequential, so that weights of other implementations need new names only.
-            self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False))
+            self.downsample = nn.Sequential(shortcut_convolution(in_channels, channels, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""

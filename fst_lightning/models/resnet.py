@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.models.bounds import check_bounds
+from fst_lightning.models.shortcut import shortcut_convolution
 
 
 class BasicBlock(nn.Module):
@@ -32,7 +33,7 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                shortcut_convolution(in_channels, channels, stride), nn.BatchNorm2d(channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
