@@ -189,11 +189,14 @@ def test_a_network_learns_to_look_past_a_trigger(tmp_path: Path) -> None:
             "training.max_epochs=20",
             "tuning.max_epochs=20",
             "tuning.clean_ratio=0.2",
+            # At the usual rate, 0.1, fine-tuning alone is enough on one processor, not on another.
+            "tuning.optimizer.lr=0.005",
             store=tmp_path / "store",
         )
         scores.append(run_pipeline(run)["after"])
     without, having = scores
-    # In bf16 it was 14.5 % ASR and 84 % RA without, 0 and 98 % with random triggers.
-    assert having["asr"] < 0.02 < without["asr"]
-    assert having["ra"] > without["ra"] + 0.05
+    # 99.7 and 100 % ASR without on one thread and on two, 0 and 2.5 % with random triggers.
+    assert having["asr"] < 0.1
+    assert without["asr"] > 0.5
+    assert having["ra"] > without["ra"] + 0.5
     assert having["ca"] > without["ca"] - 0.03
