@@ -190,13 +190,13 @@ def test_a_network_learns_to_look_past_a_trigger(tmp_path: Path) -> None:
             "tuning.max_epochs=20",
             "tuning.clean_ratio=0.2",
             # At the usual rate, 0.1, fine-tuning alone is enough on one processor, not on another.
-            "tuning.optimizer.lr=0.005",
+            "tuning.optimizer.lr=0.02",
             store=tmp_path / "store",
         )
         scores.append(run_pipeline(run)["after"])
     without, having = scores
-    # 99.7 and 100 % ASR without on one thread and on two, 0 and 2.5 % with random triggers.
-    assert having["asr"] < 0.1
+    # 100 and 97 % ASR without on one thread and on two, 0.3 % with random triggers on both.
+    assert having["asr"] < 0.02
     assert without["asr"] > 0.5
     assert having["ra"] > without["ra"] + 0.5
     assert having["ca"] > without["ca"] - 0.03
