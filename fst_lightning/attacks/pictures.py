@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.image_files import SUFFIXES, open_image
+from fst_lightning.image_files import FORMATS, is_image, open_image
 
 
 def check_picture(path: str | None) -> None:
@@ -36,11 +36,10 @@ def pictures_in(folder: str) -> list[Path]:
         raise FileNotFoundError(
             f"Expected `attack.folder` to be a folder of pictures, but there is none at {folder}."
         )
-    found = (path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
-    pictures = sorted(path for path in found if path.is_file())
+    pictures = sorted(path for path in Path(folder).iterdir() if path.is_file() and is_image(path))
     if not pictures:
         raise ValueError(
-            f"Expected `attack.folder` to hold pictures ({', '.join(sorted(SUFFIXES))}), but "
+            f"Expected `attack.folder` to hold pictures ({', '.join(FORMATS)}), but "
             f"there is none in {folder}."
         )
     return pictures

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fst_lightning.image_files import SUFFIXES
+from fst_lightning.image_files import FORMATS, is_image
 from fst_lightning.printable import printable
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _DEEPEST = 64
+_MOST_NAMED = 5
 
 
 class ClassFolders:
     """Lists folders and images below a root, and stays inside it.
 
-    Hidden files and folders, and files without the ending of an image, are left out.
+    Hidden files and folders are left out. A file is an image if its suffix says so, or, if the
+    suffix is unusual, its content. `warn` tells which other files were left out.
 
     Args:
         root: the folder to stay in.
@@ -38,25 +43,38 @@ class ClassFolders:
         self._root = root
         self._inside = root.resolve()
         self._follow_symlinks = follow_symlinks
+        self._left_out: Counter[str] = Counter()
 
     def folders(self, directory: Path) -> dict[str, Path]:
         """Return the visible folders in a directory by name, sorted by name.
+
+        Names are in Unicode's composed form (NFC): some systems write the same name in another.
 
         Args:
             directory: `root` or a folder below it.
 
         Raises:
-            ValueError: if one is a symbolic link that leads out of `root`, or has a name that
-                can't be printed, as that of a class has to be.
+            ValueError: if one is a symbolic link that leads out of `root`, has a name that can't
+                be printed, as that of a class has to be, or if two names differ in their Unicode
+                form alone.
         """
-        found = {e.name: Path(e.path) for e in self._entries(directory) if e.is_dir()}
-        for name, path in found.items():
+        found: dict[str, Path] = {}
+        for entry in self._entries(directory):
+            if not entry.is_dir():
+                continue
+            name, path = unicodedata.normalize("NFC", entry.name), Path(entry.path)
             if not name.isprintable():
                 raise ValueError(
                     f"Expected the names of class folders to be printable text in UTF-8, but got "
                     f"{printable(path)}. Rename the folder."
                 )
-        return found
+            if name in found:
+                raise ValueError(
+                    f"Expected folders with different names in {directory}, but two are called "
+                    f"{name!r} and differ in their Unicode form alone. Merge or rename them."
+                )
+            found[name] = path
+        return dict(sorted(found.items()))
 
     def images(self, directory: Path) -> list[Path]:
         """Return the images in a directory and all folders below it, sorted by path.
@@ -70,16 +88,52 @@ class ClassFolders:
             ValueError: if there is none, a symbolic link leads out of `root`, or folders lie in
                 folders more than 64 deep.
         """
-        found = sorted(self._walk(directory, set(), 0))
+        left_out: Counter[str] = Counter()
+        found = sorted(self._walk(directory, set(), 0, left_out))
         if not found:
+            seen = f" It holds {_counted(left_out)}." if left_out else ""
             raise ValueError(
-                f"Found no image in the class folder {printable(directory)}. Images end in "
-                f"{', '.join(sorted(SUFFIXES))}. Add images, delete the folder, "
-                f"or leave it out with `data.classes`."
+                f"Found no image in the class folder {printable(directory)}.{seen} Formats that "
+                f"are read: {', '.join(FORMATS)}. Add images, delete the folder, or leave it out "
+                f"with `data.classes`."
             )
+        self._left_out += left_out
         return found
 
-    def _walk(self, directory: Path, seen: set[Path], depth: int) -> Iterable[Path]:
+    def has_images(self, directory: Path) -> bool:
+        """Whether images lie in a directory itself, not in folders below it.
+
+        Args:
+            directory: `root` or a folder below it.
+        """
+        files = (Path(entry.path) for entry in self._entries(directory) if not entry.is_dir())
+        return any(map(is_image, files))
+
+    def warn(self, directory: Path) -> None:
+        """Warn of the files below a directory that are in no class, or that `images` has left out.
+
+        Args:
+            directory: the folder that holds the class folders.
+        """
+        files = (Path(entry.path) for entry in self._entries(directory) if entry.is_file())
+        beside = sum(map(is_image, files))
+        if beside:
+            warnings.warn(
+                f"Left out of {printable(directory)}: {beside:,} images beside the class folders.",
+                stacklevel=3,
+            )
+        if self._left_out:
+            warnings.warn(
+                f"Left out of the classes in {printable(directory)}: {_counted(self._left_out)}. "
+                f"By content these files are no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}. "
+                f"Convert images of other formats, for example to PNG.",
+                stacklevel=3,
+            )
+        self._left_out.clear()
+
+    def _walk(
+        self, directory: Path, seen: set[Path], depth: int, left_out: Counter[str]
+    ) -> Iterable[Path]:
         # A link to a folder above would never end, and a few folders of links to each other would
         # take for ever: 30 with two links each make a thousand million paths.
         here = directory.resolve()
@@ -94,7 +148,9 @@ class ClassFolders:
         for entry in self._entries(directory):
             path = Path(entry.path)
             if entry.is_dir():
-                yield from self._walk(path, seen, depth + 1)
+                yield from self._walk(path, seen, depth + 1, left_out)
+            elif not is_image(path):
+                left_out[path.suffix.lower()] += 1
             # A broken link is listed, so that reading it names it; a pipe or device is not.
             elif entry.is_file() or not path.exists():
                 yield path
@@ -102,7 +158,9 @@ class ClassFolders:
     def _entries(self, directory: Path) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(directory) as listing:
-                entries = [entry for entry in listing if self._counts(entry)]
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+                for entry in entries:
+                    entry.is_dir()  # raises for a link to itself
         except OSError as error:  # not allowed, or a link to itself
             raise ValueError(
                 f"Could not list {printable(directory)}: {printable(error)}. Delete or mend what "
@@ -120,10 +178,16 @@ class ClassFolders:
                     )
         return entries
 
-    @staticmethod
-    def _counts(entry: os.DirEntry[str]) -> bool:
-        image = Path(entry.name).suffix.lower() in SUFFIXES
-        return not entry.name.startswith(".") and (entry.is_dir() or image)
+
+def _counted(suffixes: Mapping[str, int]) -> str:
+    """Write numbers of files by their suffix: ``3 .avif, 1 without a suffix``."""
+    common = Counter(suffixes).most_common()
+    parts = [
+        f"{number:,} {printable(suffix)[:20]}" if suffix else f"{number:,} without a suffix"
+        for suffix, number in common[:_MOST_NAMED]
+    ]
+    rest = sum(number for _, number in common[_MOST_NAMED:])
+    return ", ".join([*parts, f"{rest:,} others"] if rest else parts)
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
@@ -156,7 +220,11 @@ def choose_classes(
         ValueError: for a chosen name that was not found or is given twice, or fewer than two
             classes.
     """
-    names = sort_classes(found) if chosen is None else list(chosen)
+    names = (
+        sort_classes(found)
+        if chosen is None
+        else [unicodedata.normalize("NFC", name) for name in chosen]
+    )
     unknown = [name for name in names if name not in found]
     if unknown:
         raise ValueError(

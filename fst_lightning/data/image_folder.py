@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from fst_lightning.data.placement import Placement
 from fst_lightning.data.source import Source, check_at_least
 from fst_lightning.data.split import stratified_split
 
-_TRAIN = "train"
-_TEST_NAMES = ("test", "val", "valid")
+_TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+"""Names of the two parts, in the order of preference; case does not count."""
+
+_SET = re.compile(r"[ _-]?(set|data|images)$")
 
 _Files = list[tuple[Path, int]]
 
@@ -25,9 +28,13 @@ _Files = list[tuple[Path, int]]
 class ImageFolder(Source):
     """Your own images: `root/train/CLASS/*.png` and `root/test/CLASS/*.png`, or `root/CLASS/*.png`.
 
-    The test folder may also be called `val` or `valid`. Without `train` and test folders a share
-    of every class is held out to test. Images may have any size: the centre square is resized.
-    Class folders sort by number where all names are integers, else by name.
+    The training folder may also be called `training`, the test folder `testing`, `val`, `valid` or
+    `validation`, each in upper or lower case and with `set`, `data` or `images` at its end. Without
+    such folders a share of every class is held out to test. Images may have any size: the center
+    square is resized. Class folders sort by number if all names are integers, else by name.
+
+    A file counts as an image by its suffix, or if that is unusual by its content; a warning counts
+    the files that are left out.
 
     Args:
         root: the folder.
@@ -112,8 +119,10 @@ class ImageFolder(Source):
         folders = ClassFolders(self.root, follow_symlinks=self.follow_symlinks)
         train_root, test_root = _find_parts(folders, self.root)
         found = folders.folders(train_root)
+        if self.classes is None:
+            _refuse_parts(folders, found)
         names = choose_classes(found, self.classes, train_root)
-        train = _list_files(folders, found, names)
+        train = _list_files(folders, train_root, found, names)
         if test_root is None:
             labels = torch.tensor([label for _, label in train], dtype=torch.int64)
             kept, held_out = stratified_split(labels, self.test_fraction, self.split_seed)
@@ -124,7 +133,8 @@ class ImageFolder(Source):
             test = [train[row] for row in held_out.tolist()]
             train = [train[row] for row in kept.tolist()]
         else:
-            test = _list_files(folders, self._test_folders(folders, test_root, found), names)
+            tests = self._test_folders(folders, train_root, test_root, found)
+            test = _list_files(folders, test_root, tests, names)
         missing = set(range(len(names))) - {label for _, label in test}
         if missing:
             warnings.warn(
@@ -140,50 +150,100 @@ class ImageFolder(Source):
         return train_set, test_set, tuple(names)
 
     def _test_folders(
-        self, folders: ClassFolders, test_root: Path, known: Mapping[str, Path]
+        self, folders: ClassFolders, train_root: Path, test_root: Path, known: Mapping[str, Path]
     ) -> dict[str, Path]:
         found = folders.folders(test_root)
         unknown = sorted(set(found) - set(known))
         if unknown and self.classes is None:
+            spelled = {name.strip().casefold(): name for name in known}
+            pairs = [(name, spelled.get(name.strip().casefold())) for name in unknown]
+            alike = [f"{name!r} is {other!r} there" for name, other in pairs if other]
+            hint = f" Upper case and spaces count: {', '.join(alike)}." if alike else ""
             raise ValueError(
-                f"{test_root} has classes that {self.root / _TRAIN} has not: "
-                f"{', '.join(unknown)}. Delete them, or choose with `data.classes`."
+                f"{test_root} has classes that {train_root} has not: {', '.join(unknown)}.{hint} "
+                f"Delete or rename them, or choose with `data.classes`."
             )
         if not set(found) & set(self.classes or known):
-            raise ValueError(f"{test_root} has no class in common with {self.root / _TRAIN}.")
+            raise ValueError(f"{test_root} has no class in common with {train_root}.")
         return found
 
 
 def _find_parts(folders: ClassFolders, root: Path) -> tuple[Path, Path | None]:
+    """Return the folders to train on and to test on; `root` and None if it has no parts."""
     found = folders.folders(root)
     if not found:
         raise ValueError(
             f"Found no folder in {root}. Expected one for each class, or train/ and test/ with "
             f"one for each class in them."
         )
+    named = {name: path for name, path in found.items() if _part(name)}
     # A class may be called train, as in pictures of vehicles: a part has folders in it.
-    parts = {
-        name: found[name]
-        for name in (_TRAIN, *_TEST_NAMES)
-        if name in found and folders.folders(found[name])
-    }
-    tests = [path for name, path in parts.items() if name != _TRAIN]
-    if _TRAIN in parts and tests:
-        return parts[_TRAIN], tests[0]
-    if parts or set(found) <= {_TRAIN, *_TEST_NAMES}:
+    parts = {name: path for name, path in named.items() if folders.folders(path)}
+    train, test = ([name for name in parts if _part(name) in names] for names in (_TRAIN, _TEST))
+    if not parts and len(named) < len(found):
+        if len(found) == 1:
+            _refuse_wrapped(folders, found)
+        return root, None
+    if len(train) != 1 or not test:
         raise ValueError(
-            f"Expected folders of classes in {root / _TRAIN} and in one of "
-            f"{', '.join(str(root / name) for name in _TEST_NAMES)}, but found them only in "
+            f"Expected class folders in one of {' or '.join(_TRAIN)} and in one of "
+            f"{', '.join(_TEST)} below {root}, but found them only in "
             f"{', '.join(str(path) for path in parts.values()) or 'none'}. Without a part to test, "
             f"put the class folders into {root} itself."
         )
-    return root, None
+    test.sort(key=lambda name: _TEST.index(_part(name)))
+    if len(test) > 1:
+        if _part(test[0]) == _part(test[1]):
+            raise ValueError(
+                f"Expected one folder to test on in {root}, but got {test[0]} and {test[1]}. "
+                f"Rename or merge them."
+            )
+        rest = ", ".join(str(parts[name]) for name in test[1:])
+        warnings.warn(f"{parts[test[0]]} is the test set. Left out: {rest}.", stacklevel=2)
+    return parts[train[0]], parts[test[0]]
 
 
-def _list_files(folders: ClassFolders, found: Mapping[str, Path], names: Sequence[str]) -> _Files:
-    return [
+def _part(name: str) -> str:
+    """The usual name of a part, or nothing for the folder of a class."""
+    plain = _SET.sub("", name.strip().casefold())
+    return plain if plain in (*_TRAIN, *_TEST) else ""
+
+
+def _refuse_wrapped(folders: ClassFolders, found: Mapping[str, Path]) -> None:
+    """Name the folder inside that holds the parts, as archives often have one around all."""
+    (path,) = found.values()
+    if any(map(_part, folders.folders(path))):
+        raise ValueError(
+            f"Expected the parts of a data set in {path.parent}, but they are in {path}. "
+            f"Set data.root to it."
+        )
+
+
+def _refuse_parts(folders: ClassFolders, found: Mapping[str, Path]) -> None:
+    """Refuse folders that look like parts with the classes in them, whatever they are called."""
+    below: dict[frozenset[str], str] = {}
+    for name, path in found.items():
+        inside = frozenset(folders.folders(path))
+        if not inside or folders.has_images(path):
+            continue
+        if inside in below:
+            raise ValueError(
+                f"Expected a folder for each class in {path.parent}, but {below[inside]} and "
+                f"{name} hold no image and the same folders: {', '.join(sorted(inside)[:5])}. If "
+                f"they are the parts of a data set, call them train and test; if they are classes, "
+                f"say data.classes=[...]."
+            )
+        below[inside] = name
+
+
+def _list_files(
+    folders: ClassFolders, directory: Path, found: Mapping[str, Path], names: Sequence[str]
+) -> _Files:
+    files = [
         (path, label)
         for label, name in enumerate(names)
         if name in found
         for path in folders.images(found[name])
     ]
+    folders.warn(directory)
+    return files

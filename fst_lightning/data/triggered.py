@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_triggered(
     listing = ClassFolders(root, follow_symlinks=follow_symlinks)
     found = listing.folders(root)
     labels_of = {str(label): label for label in range(len(classes))}
-    labels_of |= {name: label for label, name in enumerate(classes)}
+    labels_of |= {unicodedata.normalize("NFC", name): i for i, name in enumerate(classes)}
     unknown = [name for name in found if name not in labels_of]
     if unknown or not found:
         raise ValueError(
@@ -47,5 +48,6 @@ def read_triggered(
             f"{', '.join(map(repr, unknown[:5])) or 'no folder'}."
         )
     files = [(path, labels_of[name]) for name in found for path in listing.images(found[name])]
+    listing.warn(root)
     (images,) = held_images([[path for path, _ in files]], size, cache, folder=None)
     return ImageSet(images, torch.tensor([label for _, label in files], dtype=torch.int64))

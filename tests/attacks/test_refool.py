@@ -137,6 +137,9 @@ def test_pictures_of_the_user(tmp_path: Path) -> None:
     assert {round(float(level)) for level in levels[:, 0]} < {50, 100, 150}
     assert len(levels) == 2
     assert len(Refool(folder=str(tmp_path)).light) == 3
+    Image.new("RGB", (9, 7)).save(tmp_path / "a picture without suffix", format="PNG")
+    (tmp_path / "notes").write_bytes(b"no picture")
+    assert len(Refool(folder=str(tmp_path)).light) == 4
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken.jpg to be a picture, but it can't be read"):
         Refool(folder=str(tmp_path))

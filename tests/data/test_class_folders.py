@@ -1,8 +1,11 @@
+import os
+import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fst_lightning.data.class_folders import ClassFolders, choose_classes, sort_classes
 
@@ -108,3 +111,66 @@ def test_chosen_classes(tmp_path: Path) -> None:
         choose_classes(found, ["8"], tmp_path)
     with pytest.raises(ValueError, match="at least 2 classes"):
         choose_classes({"a": tmp_path}, None, tmp_path)
+
+
+def encoded(path: Path, kind: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (9, 99, 199)).save(path, format=kind)
+    return path
+
+
+def test_unusual_suffixes_are_told_by_content_and_the_rest_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    wanted = [
+        encoded(folder / name, kind)
+        for name, kind in [("1.jfif", "JPEG"), ("2", "PNG"), ("3.jpe", "JPEG"), ("4.data", "GIF")]
+    ]
+    for name in ("notes.txt", "more.txt", "empty", "photo.avif", ".hidden"):
+        touch(folder / name)
+    os.mkfifo(folder / "pipe")
+    folders = ClassFolders(tmp_path)
+    assert folders.images(folder) == sorted(wanted)
+    with pytest.warns(UserWarning, match=r"2 without a suffix, 2 \.txt, 1 \.avif\. By content"):
+        folders.warn(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folders.warn(tmp_path)  # says it once
+
+
+def test_files_with_usual_suffixes_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [encoded(tmp_path / "a" / f"{n}.png", "PNG") for n in range(3)]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("fst_lightning.image_files.open_image", refuse)
+    assert ClassFolders(tmp_path).images(tmp_path / "a") == files
+
+
+def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
+    encoded(tmp_path / "a" / "1.png", "PNG")
+    encoded(tmp_path / "2.png", "PNG")
+    touch(tmp_path / "index.csv")
+    with pytest.warns(UserWarning, match=r": 1 images beside the class folders"):
+        ClassFolders(tmp_path).warn(tmp_path)
+
+
+def test_a_link_out_is_refused_whatever_its_suffix(tmp_path: Path) -> None:
+    outside = encoded(tmp_path / "outside", "PNG")
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "a" / "x").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"a/x is a symbolic link out of"):
+        ClassFolders(tmp_path / "root").images(tmp_path / "root" / "a")
+
+
+def test_names_are_compared_in_nfc(tmp_path: Path) -> None:
+    composed, decomposed = "Katz\u00e9", "Katze\u0301"
+    (tmp_path / decomposed).mkdir()
+    found = ClassFolders(tmp_path).folders(tmp_path)
+    assert found == {composed: tmp_path / decomposed}
+    assert choose_classes({**found, "x": tmp_path}, [decomposed, "x"], tmp_path) == [composed, "x"]
+    (tmp_path / composed).mkdir()
+    with pytest.raises(ValueError, match=r"two are called 'Katz\u00e9'.*Merge or rename"):
+        ClassFolders(tmp_path).folders(tmp_path)

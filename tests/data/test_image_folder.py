@@ -51,6 +51,84 @@ def test_other_names_of_the_test_folder(name: str, parts: Path) -> None:
     assert torch.equal(data.test.images, expected.test.images)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("TRAIN", "Validation"),
+        ("training", "testing"),
+        ("training_set", "test_set"),
+        ("Train images", "val-data"),
+    ],
+)
+def test_usual_names_of_the_parts_in_any_case(train: str, test: str, parts: Path) -> None:
+    expected = ImageFolder(root=parts, image_size=4).load()
+    (parts / "train").rename(parts / train)
+    (parts / "test").rename(parts / test)
+    data = ImageFolder(root=parts, image_size=4).load()
+    assert data.classes == ("2", "10")
+    assert torch.equal(data.train.images, expected.train.images)
+    assert torch.equal(data.test.images, expected.test.images)
+
+
+def test_of_two_test_folders_the_other_one_is_named(parts: Path) -> None:
+    write_class(parts / "val/2", 9, 0)
+    with pytest.warns(UserWarning, match=r"test is the test set\. Left out: .*/val"):
+        data = ImageFolder(root=parts, image_size=4).load()
+    assert len(data.test) == 3
+    write_class(parts / "Test/2", 9, 0)
+    with pytest.raises(ValueError, match=r"one folder to test on in .* got Test and test"):
+        ImageFolder(root=parts, image_size=4).load()
+
+
+def test_parts_with_unknown_names_are_no_classes(tmp_path: Path) -> None:
+    for part in ("north", "south"):
+        for name in ("cat", "dog"):
+            write_class(tmp_path / part / name, 3, 0)
+    with pytest.raises(
+        ValueError,
+        match=r"north and south hold no image and the same folders: cat, dog\..*classes=",
+    ):
+        ImageFolder(root=tmp_path).load()
+    chosen = ImageFolder(root=tmp_path, image_size=2, classes=["south", "north"]).load()
+    assert chosen.classes == ("south", "north")
+    write(tmp_path / "north" / "1.png", 0)  # now it is a class with folders in it
+    assert ImageFolder(root=tmp_path, image_size=2).load().classes == ("north", "south")
+
+
+def test_a_folder_around_the_parts_is_named(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "around").mkdir()
+    for name in ("train", "test"):
+        (parts / name).rename(tmp_path / "around" / name)
+    with pytest.raises(ValueError, match=r"but they are in .*/around\. Set data\.root to it"):
+        ImageFolder(root=tmp_path).load()
+
+
+def test_what_is_left_out_is_counted(parts: Path) -> None:
+    Image.new("RGB", (6, 6)).save(parts / "train/2/a.jfif", format="JPEG")
+    Image.new("RGB", (6, 6)).save(parts / "train/10/no suffix", format="PNG")
+    (parts / "test/2/b.avif").write_bytes(b"\0\0\0\x1cftypavif")
+    with pytest.warns(UserWarning, match=r"classes in .*/test: 1 \.avif\."):
+        data = ImageFolder(root=parts, image_size=4).load()
+    assert data.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_names_in_other_unicode_forms(tmp_path: Path) -> None:
+    for part, name in (("train", "Katz\u00e9"), ("test", "Katze\u0301")):
+        write_class(tmp_path / part / name, 2, 0)
+        write_class(tmp_path / part / "dog", 2, 100)
+    data = ImageFolder(root=tmp_path, image_size=4).load()
+    assert data.classes == ("Katz\u00e9", "dog")
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_test_class_that_is_spelled_otherwise_is_named(parts: Path) -> None:
+    for part, name in (("train", "Cat "), ("test", "cat")):
+        write_class(parts / part / name, 1, 0)
+    with pytest.raises(ValueError, match=r"has not: cat.*'cat' is 'Cat ' there"):
+        ImageFolder(root=parts).load()
+
+
 def test_chosen_classes_give_the_labels(parts: Path) -> None:
     write_class(parts / "train/cat", 2, 200)
     write_class(parts / "test/cat", 1, 210)
