@@ -37,8 +37,8 @@ def open_archive(file: BinaryIO, size: int) -> Archive:
     """Read the pickle of a torch archive after checking the archive's structure and checksums.
 
     The structure must be the plain one that `torch.save` writes, so that every reader of zip files
-    sees the same entries: no repeated names (upper and lower case count as equal), no gaps, nothing
-    after the end record.
+    sees the same entries: no repeated names (upper and lower case count as equal), no bytes before,
+    between or after the entries, nothing after the end record.
 
     Args:
         file: the open file.
@@ -51,6 +51,7 @@ def open_archive(file: BinaryIO, size: int) -> Archive:
     try:
         with zipfile.ZipFile(file) as archive:
             folder = _check_entries(archive.infolist(), size)
+            _check_gaps(file, archive.infolist(), archive.start_dir)
             sizes: dict[str, int] = {}
             content = b""
             for entry in archive.infolist():
@@ -147,6 +148,27 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> str:
             f"is a zip bomb: {size:,} bytes unpack to {total:,} bytes", "Do not unpack it"
         )
     return folder
+
+
+def _check_gaps(file: BinaryIO, entries: list[zipfile.ZipInfo], directory: int) -> None:
+    """Refuse bytes that belong to no entry: another reader may find entries in them."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        file.seek(entry.header_offset)
+        header = file.read(30)
+        if entry.header_offset != end or len(header) < 30:
+            raise Refusal("is damaged or altered: bytes lie between its entries", _DAMAGED)
+        name, extra = struct.unpack("<2H", header[26:])
+        end += 30 + name + extra + entry.compress_size
+        if entry.flag_bits & 0x8:  # a checksum and two lengths follow, of 4 or 8 bytes each
+            file.seek(end)
+            after = file.read(24)
+            large = after[16:20] not in (b"PK\x03\x04", b"PK\x01\x02")
+            end += 24 if large else 16
+            if after[:4] != b"PK\x07\x08":
+                raise Refusal("is damaged or altered: an entry has no end", _DAMAGED)
+    if end != directory:
+        raise Refusal("is damaged or altered: bytes lie between its entries", _DAMAGED)
 
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, *, keep: bool) -> bytes:

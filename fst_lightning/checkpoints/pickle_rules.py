@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -26,6 +26,7 @@ __all__ = [
     "is_module",
     "is_numpy",
     "is_risky",
+    "numbers",
     "simple_key",
     "weight",
 ]
@@ -125,14 +126,20 @@ def is_allowed(name: str) -> bool:
 
 
 def simple_key(value: object) -> bool:
-    """Whether `value` hashes quickly, so that it may be a dictionary's key or a set's item."""
+    """Whether `value` may be a dictionary's key or a set's item.
+
+    Tuples and complex numbers may not: a file can hold millions of them that hash alike.
+    """
     if type(value) is int:
         return abs(value) < 2**63
     if isinstance(value, Inert):
-        return value.kind == "numpy number"
-    if type(value) is tuple:
-        return len(value) <= 16 and all(type(v) is not tuple and simple_key(v) for v in value)
+        return value.kind == "numpy integer"
     return value is None or type(value) in (bool, float, str, bytes)
+
+
+def numbers(keys: Iterable[object]) -> int:
+    """Count the keys whose hash a file can choose; that of text differs in every process."""
+    return sum(type(key) not in (str, bytes) for key in keys)
 
 
 def call(function: object, arguments: object) -> object:
@@ -280,7 +287,8 @@ def _encode(arguments: tuple[object, ...]) -> object:
 def _numpy_type(arguments: tuple[object, ...]) -> object:
     match arguments:
         case (str(code), False, True) if _NUMPY_TYPE.fullmatch(code):
-            return NumpyType(int(code.lstrip("<>=|")[1:]))
+            kind, size = code.lstrip("<>=|")[0], code.lstrip("<>=|")[1:]
+            return NumpyType(int(size), integer=kind in "iu")
     return None
 
 
@@ -294,8 +302,8 @@ def _numpy_array(arguments: tuple[object, ...]) -> object:
 
 def _numpy_number(arguments: tuple[object, ...]) -> object:
     match arguments:
-        case (NumpyType(complete=True, itemsize=itemsize), bytes(data)) if len(data) == itemsize:
-            return Inert("numpy number")
+        case (NumpyType(complete=True) as kind, bytes(data)) if len(data) == kind.itemsize:
+            return Inert("numpy integer" if kind.integer else "numpy number")
     return None
 
 

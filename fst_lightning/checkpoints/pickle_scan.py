@@ -6,6 +6,7 @@ import io
 import math
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fst_lightning.checkpoints.errors import Refusal, shown
@@ -17,6 +18,7 @@ from fst_lightning.checkpoints.pickle_rules import (
     is_module,
     is_numpy,
     is_risky,
+    numbers,
     simple_key,
     weight,
 )
@@ -33,6 +35,8 @@ _CONTAINER_LIMIT = 2_000_000
 _CONTAINERS = {"MARK", "EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}
 _COPY_LIMIT = 256 * 2**20
 _TENSOR_LIMIT = 200_000
+# Numbers can be chosen so that a dictionary takes time that grows with their square.
+_NUMBER_KEY_LIMIT = 100_000
 _NAMES_KEPT = 1_000
 
 
@@ -161,6 +165,7 @@ class _Machine:
         self._copied = 0
         self._tensors = 0
         self._containers = 0
+        self._number_keys = 0
 
     def step(self, opcode: str, argument: object) -> None:
         stack = self._stack
@@ -220,9 +225,9 @@ class _Machine:
                 _extend(self._to_mark()[-1], stack)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _set_items(stack[-1], [key, value])
+                self._set_items(stack[-1], [key, value])
             case "SETITEMS":
-                _set_items(self._to_mark()[-1], stack)
+                self._set_items(self._to_mark()[-1], stack)
             case "BINPUT" | "LONG_BINPUT":
                 self._memo[_position(argument)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -253,10 +258,33 @@ class _Machine:
     def _charge(self, arguments: object) -> None:
         # one long text may be named a million times, and each call would copy it
         self._copied += weight(arguments)
+        for value in arguments if type(arguments) is tuple else ():
+            if isinstance(value, list | Pairs):  # becomes a set, or another dictionary
+                self._count_keys(value if isinstance(value, list) else (k for k, _ in value.items))
         if self._copied > _COPY_LIMIT:
             raise Refusal(
                 "is made to fill the memory: it copies the same values over and over",
                 "Ask for a file that torch.save(model.state_dict(), ...) wrote",
+            )
+
+    def _set_items(self, target: object, flat: list[object]) -> None:
+        if not isinstance(target, Pairs) or len(flat) % 2:
+            raise IndexError
+        keys = flat[::2]
+        if not all(map(simple_key, keys)):
+            raise Refusal(
+                "uses a dictionary key that is neither text nor a number",
+                "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+            )
+        self._count_keys(keys)
+        target.items.extend(zip(keys, flat[1::2], strict=True))
+
+    def _count_keys(self, keys: Iterable[object]) -> None:
+        self._number_keys += numbers(keys)
+        if self._number_keys > _NUMBER_KEY_LIMIT:
+            raise Refusal(
+                f"uses more than {_NUMBER_KEY_LIMIT:,} numbers as dictionary keys",
+                "Ask for a file with the state_dict alone",
             )
 
     def _count(self, tensor: TensorRef) -> None:
@@ -314,15 +342,3 @@ def _extend(target: object, values: list[object]) -> None:
     if type(target) is not list:
         raise IndexError
     target.extend(values)
-
-
-def _set_items(target: object, flat: list[object]) -> None:
-    if not isinstance(target, Pairs) or len(flat) % 2:
-        raise IndexError
-    for key, value in zip(flat[::2], flat[1::2], strict=True):
-        if not simple_key(key):
-            raise Refusal(
-                "uses a dictionary key that is neither text nor a number",
-                "Ask for a state_dict: torch.save(model.state_dict(), ...)",
-            )
-        target.items.append((key, value))

@@ -48,6 +48,7 @@ class NumpyType:
     """A numeric NumPy type; `complete` once its byte order was set."""
 
     itemsize: int
+    integer: bool = False
     complete: bool = False
 
 

@@ -297,6 +297,12 @@ def filling() -> Iterator[Case]:
     for fault, body in bodies.items():
         yield Case(ZIP.name, fault, partial(_new_file, body=body))
         yield Case(LEGACY.name, fault, partial(_old_file, body=body))
+    for fault, body, says in (
+        ("tuples as keys that hash alike", _alike(12), "neither text nor a number"),
+        ("tuples in a set that hash alike", _alike(12, in_set=True), "arguments that no ordinary"),
+    ):
+        yield Case(ZIP.name, fault, partial(_new_file, body=body), says)
+        yield Case(LEGACY.name, fault, partial(_old_file, body=body), says)
     large: dict[str, Callable[[], bytes]] = {
         "five million empty lists": lambda: b"(" + b"]" * many + b"t",
         "five million empty dictionaries": lambda: b"(" + b"}" * many + b"t",
@@ -306,6 +312,9 @@ def filling() -> Iterator[Case]:
         "a text of wide letters": lambda: _wide(60_000_000),
         "ordered dictionaries": lambda: (
             b"ccollections\nOrderedDict\nq\0(" + b"h\0)R" * 1_000_000 + b"t"
+        ),
+        "200,000 numbers as keys": lambda: (
+            b"}(" + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(200_000)) + b"u"
         ),
         "more than five million instructions": lambda: b"N0" * 2_600_000 + b"}",
         "a pickle of 80 MB": lambda: _wide(80_000_000),
@@ -391,6 +400,17 @@ def _wide(length: int) -> bytes:
 def _many_tensors(count: int) -> bytes:
     entry = '"{:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
     return f"{{{','.join(entry.format(number) for number in range(count))}}}".encode()
+
+
+def _alike(bits: int, *, in_set: bool = False) -> bytes:
+    """Tuples of -1 and -2, whose hashes are equal, as keys of a dictionary or items of a set."""
+    keys = [
+        b"(" + b"".join(struct.pack("<ci", b"J", -1 - (number >> bit & 1)) for bit in range(bits))
+        for number in range(2**bits)
+    ]
+    if in_set:
+        return ops(("__builtin__", "set"), b"](" + b"t".join(keys) + b"te\x85R")[2:-1]
+    return b"}(" + b"".join(key + b"tN" for key in keys) + b"u"
 
 
 def _copies() -> bytes:
@@ -512,13 +532,23 @@ def lying() -> Iterator[Case]:
         "an entry that is cut short": lambda content: _resized(content, 15, 15),
         "an encrypted entry": lambda content: _flagged(content),
     }
-    for fault, change in changes.items():
+    gaps: dict[str, Callable[[bytes], bytes]] = {
+        "bytes between two entries": lambda content: _with_gap(content, b"evil"),
+        "an entry between two entries": lambda content: _with_gap(content, _first_entry(content)),
+        "bytes between the entries and their list": lambda content: _with_gap(
+            content, b"evil", b"PK\x01\x02"
+        ),
+        "bytes between the list and its end": lambda content: _with_gap(
+            content, b"evil", b"PK\x05\x06"
+        ),
+    }
+    for fault, change in (changes | gaps).items():
 
         def write(path: Path, change: Callable[[bytes], bytes] = change) -> None:
             _zip(path, [good, data])
             path.write_bytes(change(path.read_bytes()))
 
-        yield Case(ZIP.name, fault, write)
+        yield Case(ZIP.name, fault, write, "altered: bytes lie" if fault in gaps else "")
     persistent = {
         "a persistent text": ops("storage", b"Q"),
         "a persistent pair": ops(b"(", "storage", ("torch", "FloatStorage"), b"tQ"),
@@ -542,6 +572,24 @@ def _resized(content: bytes, packed: int, size: int) -> bytes:
     entry = altered.index(b"PK\x01\x02", altered.index(b"PK\x01\x02") + 1)  # the tensor's data
     struct.pack_into("<2L", altered, entry + 20, packed, size)
     return bytes(altered)
+
+
+def _with_gap(content: bytes, gap: bytes, before: bytes = b"PK\x03\x04") -> bytes:
+    """Put bytes before the second entry, or before the first such mark; all offsets still fit."""
+    place = content.index(before, 1)
+    altered = bytearray(content[:place] + gap + content[place:])
+    end = altered.index(b"PK\x05\x06")
+    entry = altered.index(b"PK\x01\x02")
+    if before != b"PK\x05\x06":
+        struct.pack_into("<L", altered, end + 16, entry)
+    while before == b"PK\x03\x04" and (entry := altered.find(b"PK\x01\x02", entry + 1)) >= 0:
+        (offset,) = struct.unpack_from("<L", altered, entry + 42)
+        struct.pack_into("<L", altered, entry + 42, offset + len(gap))
+    return bytes(altered)
+
+
+def _first_entry(content: bytes) -> bytes:
+    return content[: content.index(b"PK\x03\x04", 1)]
 
 
 def _flagged(content: bytes) -> bytes:
