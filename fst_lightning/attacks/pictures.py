@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from fst_lightning.folders import entries_inside
 from fst_lightning.image_files import FORMATS, is_image, open_image
 
 
@@ -30,13 +31,15 @@ def pictures_in(folder: str) -> list[Path]:
 
     Raises:
         FileNotFoundError: where there is no such folder.
-        ValueError: where there is no picture in it.
+        ValueError: where there is no picture in it, or a symbolic link leads out of it.
     """
-    if not Path(folder).is_dir():
+    root = Path(folder)
+    if not root.is_dir():
         raise FileNotFoundError(
             f"Expected `attack.folder` to be a folder of pictures, but there is none at {folder}."
         )
-    pictures = sorted(path for path in Path(folder).iterdir() if path.is_file() and is_image(path))
+    found = [Path(entry.path) for entry in entries_inside(root, root) if entry.is_file()]
+    pictures = [path for path in found if is_image(path)]
     if not pictures:
         raise ValueError(
             f"Expected `attack.folder` to hold pictures ({', '.join(FORMATS)}), but "

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from fst_lightning.folders import entries_inside
 from fst_lightning.image_files import FORMATS, is_image
 from fst_lightning.printable import printable
 
@@ -41,7 +42,6 @@ class ClassFolders:
         if not root.is_dir():
             raise NotADirectoryError(f"Expected a folder of images at {root}, but it is a file.")
         self._root = root
-        self._inside = root.resolve()
         self._follow_symlinks = follow_symlinks
         self._left_out: Counter[str] = Counter()
 
@@ -156,27 +156,13 @@ class ClassFolders:
                 yield path
 
     def _entries(self, directory: Path) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(directory) as listing:
-                entries = [entry for entry in listing if not entry.name.startswith(".")]
-                for entry in entries:
-                    entry.is_dir()  # raises for a link to itself
-        except OSError as error:  # not allowed, or a link to itself
-            raise ValueError(
-                f"Could not list {printable(directory)}: {printable(error)}. Delete or mend what "
-                f"is in the way."
-            ) from error
-        entries.sort(key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.is_symlink() and not self._follow_symlinks:
-                target = Path(entry.path).resolve()
-                if not target.is_relative_to(self._inside):
-                    raise ValueError(
-                        f"{printable(entry.path)} is a symbolic link out of {self._root}, to "
-                        f"{printable(target)}. Copy the files, or set "
-                        f"`data.follow_symlinks=true` (data=image_folder) if you trust them."
-                    )
-        return entries
+        return entries_inside(
+            self._root,
+            directory,
+            follow_symlinks=self._follow_symlinks,
+            advice="Copy the files, or set `data.follow_symlinks=true` (data=image_folder) if you "
+            "trust them.",
+        )
 
 
 def _counted(suffixes: Mapping[str, int]) -> str:

@@ -118,3 +118,23 @@ def test_a_damaged_stream(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match="Could not read"):
         read_arrays(path, ["a"])
+
+
+@pytest.mark.parametrize(("growth", "refused"), [(90, False), (110, True)])
+def test_a_file_unpacks_to_100_times_its_length(
+    growth: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "_ALWAYS_ALLOWED", 0)
+    noise = np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8)
+    path = tmp_path / "data.npz"
+    size = 0
+    # Zeros pack a thousandfold, so they add to the file's length as well.
+    for _ in range(3):
+        array = np.concatenate([noise, np.zeros(size, np.uint8)])
+        size = growth * write(path, a=member(array)).stat().st_size - len(noise)
+    assert len(array) / path.stat().st_size == pytest.approx(growth, rel=0.02)
+    if refused:
+        with pytest.raises(ValueError, match="is a zip bomb"):
+            read_arrays(path, ["a"])
+    else:
+        assert read_arrays(path, ["a"])["a"].sum() == noise.sum()
