@@ -409,7 +409,7 @@ def _alike(bits: int, *, in_set: bool = False) -> bytes:
         for number in range(2**bits)
     ]
     if in_set:
-        return ops(("__builtin__", "set"), b"](" + b"t".join(keys) + b"te\x85R")[2:-1]
+        return ops(("__builtin__", "set"), b"](" + b"t".join(keys) + b"t" + b"e\x85R")[2:-1]
     return b"}(" + b"".join(key + b"tN" for key in keys) + b"u"
 
 
