@@ -155,7 +155,7 @@ class BackdoorDataModule(L.LightningDataModule):
                 f"all {len(test)} are of class {self.attack.target_label}."
             )
         if self.purpose == "purify":
-            self._choose_clean(train)
+            self._choose_clean(train, data.changed)
             self.plan = PoisonPlan.nothing(len(self.train_rows))
         else:
             self.train_rows = train
@@ -163,11 +163,11 @@ class BackdoorDataModule(L.LightningDataModule):
             check_crafted(self.attack, train, self.plan)
         self.data = data
 
-    def _choose_clean(self, train: ImageSet) -> None:
+    def _choose_clean(self, train: ImageSet, changed: Tensor | None) -> None:
         """Draw the images that the defender holds, and those of them that no step sees."""
         clean = self.reserved
         if clean is None:
-            held = clean_rows(train.labels, self.clean_ratio, self.seed, self.balanced)
+            held = clean_rows(train.labels, self.clean_ratio, self.seed, self.balanced, changed)
             clean = train.subset(held.nonzero()[:, 0])
         # A defense may study them as a whole.
         clean = clean.in_memory(f"tuning.clean_ratio={self.clean_ratio}")

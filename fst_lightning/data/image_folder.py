@@ -11,6 +11,7 @@ from typing import get_args
 import torch
 
 from fst_lightning.data.class_folders import ClassFolders, choose_classes
+from fst_lightning.data.exported import INDEX, changed_files
 from fst_lightning.data.held import Cache, held_images
 from fst_lightning.data.images import ImageSet
 from fst_lightning.data.placement import Placement
@@ -142,6 +143,14 @@ class ImageFolder(Source):
                 stacklevel=2,
             )
         paths = [[path for path, _ in files] for files in (train, test)]
+        self._changed = changed_files(self.root, paths[0])
+        if self._changed is not None and self._changed.any():
+            warnings.warn(
+                f"{self.root / INDEX} marks {int(self._changed.sum()):,} of {len(train):,} "
+                f"training images as changed by an attack: the defender's clean images are drawn "
+                f"from the others.",
+                stacklevel=2,
+            )
         held = held_images(paths, self._size, self.cache, self.cache_folder)
         train_set, test_set = (
             ImageSet(images, torch.tensor([label for _, label in files], dtype=torch.int64))

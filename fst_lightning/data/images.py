@@ -143,6 +143,8 @@ class ImageData:
         std: per channel, above 0.
         triggered: test images that carry a trigger already, with their true labels; None where
             there are none.
+        changed: ``(N,)`` bool, the training images that an attack is known to have changed, which
+            no defender may take for clean; None if nothing is known.
 
     Raises:
         ValueError: for a label without a class, unequal image sizes, an empty set, or a mean or
@@ -155,6 +157,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     triggered: ImageSet | None = None
+    changed: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:

@@ -20,7 +20,13 @@ poisoned, as the papers do. ``heldout``: taken out of the training set before th
 the backdoored model has never seen them."""
 
 
-def clean_rows(labels: Tensor, ratio: float, seed: int, balanced: bool = False) -> Tensor:
+def clean_rows(
+    labels: Tensor,
+    ratio: float,
+    seed: int,
+    balanced: bool = False,
+    changed: Tensor | None = None,
+) -> Tensor:
     """Draw the rows that a defender holds: uniformly as published, or as many of every class.
 
     Args:
@@ -29,6 +35,8 @@ def clean_rows(labels: Tensor, ratio: float, seed: int, balanced: bool = False) 
         seed: of the draw.
         balanced: draw the same number of every class, up to one; a class that has fewer images
             gives all of them, and the others make up for it.
+        changed: ``(N,)`` bool, rows that an attack is known to have changed. They are never drawn,
+            and the ratio is a share of the others.
 
     Returns:
         ``(N,)`` bool.
@@ -41,6 +49,10 @@ def clean_rows(labels: Tensor, ratio: float, seed: int, balanced: bool = False) 
         >>> labels[clean_rows(labels, 0.1, seed=0, balanced=True)].bincount().tolist()
         [5, 5]
     """
+    if changed is not None:
+        held = torch.zeros_like(changed)
+        held[~changed] = clean_rows(labels[~changed], ratio, seed, balanced)
+        return held
     count = round(ratio * len(labels))
     if count == 0:
         raise ValueError(
@@ -64,10 +76,10 @@ def clean_rows(labels: Tensor, ratio: float, seed: int, balanced: bool = False) 
     return held
 
 
-def with_training_images(source: Source, images: ImageSet) -> Source:
+def with_training_images(source: Source, images: ImageSet, changed: Tensor | None = None) -> Source:
     """The same source with other training images; normalised as before, and unchanged itself."""
     other = copy.copy(source)
-    other._data = dataclasses.replace(source.load(), train=images)
+    other._data = dataclasses.replace(source.load(), train=images, changed=changed)
     return other
 
 
@@ -84,12 +96,12 @@ def reserve(source: Source, rows: Tensor) -> tuple[Source, ImageSet]:
     Raises:
         ValueError: where no row would be left.
     """
-    train = source.load().train
+    train, changed = source.load().train, source.load().changed
     if bool(rows.all()):
         raise ValueError(
             "Expected `tuning.clean_ratio` below 1 with tuning.clean_source=heldout, which takes "
             "the defender's images out of the training set, but nothing would be left to train on."
         )
-    return with_training_images(source, train.subset((~rows).nonzero()[:, 0])), train.subset(
-        rows.nonzero()[:, 0]
-    )
+    kept, taken = (~rows).nonzero()[:, 0], rows.nonzero()[:, 0]
+    rest = None if changed is None else changed[kept]
+    return with_training_images(source, train.subset(kept), rest), train.subset(taken)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from torch import Tensor
+
 from fst_lightning.data.held import Cache
 from fst_lightning.data.images import ImageData, ImageSet, check_channels
 from fst_lightning.data.placement import Placement
@@ -76,6 +78,7 @@ class Source(ABC):
                 f"{triggered_root} is none."
             )
         self._data: ImageData | None = None
+        self._changed: Tensor | None = None
 
     def load(self) -> ImageData:
         """Load the images; a second call returns the same object."""
@@ -94,12 +97,17 @@ class Source(ABC):
                     follow_symlinks=self.follow_symlinks,
                     cache=self.cache,
                 )
-            self._data = ImageData(train, test, classes, mean or (), std or (), triggered)
+            self._data = ImageData(
+                train, test, classes, mean or (), std or (), triggered, self._changed
+            )
         return self._data
 
     @abstractmethod
     def _load(self) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-        """Return the training images, the test images and the class names."""
+        """Return the training images, the test images and the class names.
+
+        A subclass that knows which training images an attack has changed sets `_changed`.
+        """
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:

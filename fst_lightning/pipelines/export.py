@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fst_lightning.data import BackdoorDataModule, ImageSet
 from fst_lightning.data.class_folders import sort_classes
-
-_COLUMNS = ("file", "row", "original_label", "given_label", "poisoned", "cover")
+from fst_lightning.data.exported import COLUMNS, INDEX
 
 
 def check_export(folder: Path, data: BackdoorDataModule) -> None:
@@ -115,7 +114,7 @@ class _Writer:
 
     def __exit__(self, *error: object) -> None:
         self.pool.shutdown()
-        with (self.folder / "index.csv").open("w", encoding="utf-8", newline="") as file:
+        with (self.folder / INDEX).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
+            writer.writerow(COLUMNS)
             writer.writerows(self.lines)

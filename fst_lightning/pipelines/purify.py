@@ -231,8 +231,10 @@ def choose_source(run: Run, source: Source) -> tuple[Source, ImageSet | None]:
     """
     if run.cfg.tuning.clean_source == "train":
         return source, None
-    labels = source.load().train.labels
-    rows = clean_rows(labels, clean_ratio(run), run.cfg.seed, run.cfg.tuning.balanced)
+    data, tuning = source.load(), run.cfg.tuning
+    rows = clean_rows(
+        data.train.labels, clean_ratio(run), run.cfg.seed, tuning.balanced, data.changed
+    )
     return reserve(source, rows)
 
 
