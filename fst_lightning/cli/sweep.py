@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from fst_lightning.cli.failure import explained
 from fst_lightning.cli.job import Job
 from fst_lightning.cli.launch import is_main_process, run_apart, starts_processes
 from fst_lightning.cli.resume import is_finished
+from fst_lightning.cli.sweep_folders import shared_folder
 from fst_lightning.locks import file_lock
 
 
@@ -46,6 +50,16 @@ def _alone(folder: Path) -> Iterator[None]:
 
 class SweepTable(Callback):
     """Print and write the table over all runs; exit with 1 where a job failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a sweep whose jobs would overwrite each other, before any of them runs."""
+        try:
+            problem = shared_folder(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            problem = explained(error)
+        if problem is not None:
+            # Hydra swallows exceptions of callbacks; this is no exception to it.
+            sys.exit(f"error: {problem}" if is_main_process() else 1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Summarise the folder of the sweep."""
