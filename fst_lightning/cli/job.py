@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.cli.failure import forget_failure, report_failure
 from fst_lightning.cli.launch import is_main_process
+from fst_lightning.cli.own_network import own_network
 from fst_lightning.cli.stopping import end_process, stopped
 
 _FILE = "job.yaml"
@@ -44,7 +45,8 @@ class Job:
         folder = Path(hydra.runtime.output_dir).absolute()
         # As they were written: one with ${...} in it need not be right.
         overrides = [str(line) for line in OmegaConf.to_container(hydra.overrides.task) or ()]
-        return cls(cfg, dict(hydra.runtime.choices), overrides, folder)
+        cfg, choices = own_network(cfg, dict(hydra.runtime.choices), overrides)
+        return cls(cfg, choices, overrides, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Job:

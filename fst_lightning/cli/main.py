@@ -40,12 +40,20 @@ def _run(task: str) -> None:
         started_with_others,
     )
     from fst_lightning.cli.overrides import check_overrides
+    from fst_lightning.cli.own_network import (
+        import_from_here,
+        names_network,
+        with_own_arguments,
+    )
     from fst_lightning.cli.resume import check_folder, continued_sweep
     from fst_lightning.configuration import conf_folder
 
     if not is_main_process():
         end_with_parent()
     setup_globals()
+    if names_network(sys.argv[1:]):
+        sys.argv[1:] = with_own_arguments(sys.argv[1:])
+        import_from_here()
     problem = check_overrides(task, sys.argv[1:])
     if problem is not None:
         sys.exit(f"error: {problem}")

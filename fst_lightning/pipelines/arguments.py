@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections.abc
+import difflib
 import inspect
+import sys
 import types
 from collections.abc import Container
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -12,6 +14,7 @@ from hydra._internal.utils import _locate  # the public one logs what it does no
 from omegaconf import DictConfig, OmegaConf
 
 _NUMBERS = (int, float)
+_LISTED = 10
 
 
 def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
@@ -55,7 +58,7 @@ def located(config: DictConfig) -> Any:
     """The class or function that a part of the configuration names.
 
     Raises:
-        ValueError: where there is none of this name.
+        ValueError: If there is none of this name, with what is there instead.
     """
     key = config._get_full_key("_target_")
     name = config.get("_target_")
@@ -65,13 +68,86 @@ def located(config: DictConfig) -> Any:
     try:
         found = _locate(name)
     except Exception as error:
-        why = str(error).splitlines()
         raise ValueError(
-            f"{valid} that can be imported, but got {name!r}: {' '.join(why[1:] or why)}"
+            f"{valid} that can be imported, but got {name!r}: {_why_not_found(name, error)}"
         ) from error
     if not callable(found):
         raise ValueError(f"{valid}, but {name!r} is a {type(found).__name__}.")
     return found
+
+
+def _why_not_found(name: str, error: Exception) -> str:
+    """One or two sentences on the first part of a dotted name that is not there."""
+    if "." not in name:
+        return "the name of its module is missing. Write it as module.Class."
+    cause = error.__cause__
+    path, _, wanted = name.rpartition(".")
+    module = sys.modules.get(path)
+    if module is not None:
+        there = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        own = [n for n in there if getattr(vars(module)[n], "__module__", None) == path] or there
+        near = difflib.get_close_matches(wanted, own, n=1)
+        return (
+            f"{path} ({getattr(module, '__file__', None) or 'a folder'}) has no {wanted}."
+            + (f" Did you mean {near[0]}?" if near else "")
+            + f" It has: {', '.join(sorted(own)[:_LISTED]) or 'no class or function'}."
+        )
+    if isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}."):
+        return (
+            f"there is no module {cause.name}. Start the command in the folder that holds it, or "
+            "put that folder into PYTHONPATH."
+        )
+    why = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
+    return f"importing it fails with {' '.join(why.split())}"
+
+
+def accepted(target: Any) -> dict[str, inspect.Parameter] | None:
+    """The parameters that a class or function takes by name; None if it takes any, or is unknown.
+
+    Example:
+        >>> list(accepted(lambda width, /, depth=1, *, bias: None) or {})
+        ['depth', 'bias']
+    """
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind in named}
+
+
+def check_names(config: DictConfig, given: Container[str] = ()) -> None:
+    """Refuse arguments that the target does not have, and missing ones that it needs.
+
+    Args:
+        config: with a ``_target_``; its other keys are arguments.
+        given: arguments that it gets besides.
+
+    Raises:
+        ValueError: If the arguments do not fit, with those that do.
+    """
+    parameters = accepted(located(config))
+    if parameters is None:
+        return
+    name = config._target_
+    listed = ", ".join(n for n in parameters if n not in given) or "none"
+    for key in map(str, config):
+        if key not in parameters and not key.startswith("_"):
+            near = difflib.get_close_matches(key, parameters, n=1)
+            raise ValueError(
+                f"Expected `{config._get_full_key(key)}` to be an argument of {name}, but it has "
+                f"none of this name.{f' Did you mean {near[0]}?' if near else ''} "
+                f"Its arguments: {listed}."
+            )
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in config and key not in given:
+            full = config._get_full_key(key)
+            raise ValueError(
+                f"Expected `{full}` to be set: {name} needs it (+{full}=...). "
+                f"Its arguments: {listed}."
+            )
 
 
 def _fits(value: Any, hint: Any) -> bool:

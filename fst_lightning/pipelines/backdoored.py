@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from fst_lightning.checkpoints import (
 )
 from fst_lightning.data import BackdoorDataModule, ImageData, Source
 from fst_lightning.modules import BackdoorModule, InputPipeline
+from fst_lightning.pipelines.arguments import located
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import (
@@ -262,7 +265,7 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "data": {"name": run.choices["data"], **settings, "content": fingerprint(data)},
-        "model": {"name": run.choices["model"], **run.plain("model")},
+        "model": {"name": run.choices["model"], **run.plain("model"), **_own_code(run)},
         "attack": {"name": run.choices["attack"], **_without_pictures(run.plain("attack"))},
         "training": run.plain("training"),
         "seed": run.cfg.seed,
@@ -275,6 +278,18 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
             run.cfg.trainer.limit_train_batches,
         ],
     }
+
+
+def _own_code(run: Run) -> dict[str, str]:
+    """A digest of the file that defines a class of the user's own: its code makes the model."""
+    module = inspect.getmodule(located(run.cfg.model))
+    if module is None or module.__name__.split(".")[0] == __name__.split(".")[0]:
+        return {}
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError):
+        return {}
+    return {"code": hashlib.sha256(source.encode()).hexdigest()[:16]}
 
 
 def _without_pictures(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -292,11 +307,19 @@ def fingerprint(data: ImageData) -> str:
     return digest.hexdigest()[:16]
 
 
+def _as_text(value: Any) -> Any:
+    """Lists and dictionaries, which only a class of the user's own takes, as JSON text."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
 def make_card(run: Run, net: nn.Module, source: Source, attack: Attack) -> ModelCard:
     """What the network is, for the files that it is kept in."""
     data = source.load()
     return ModelCard(
-        model={"name": run.choices["model"], "arguments": network_arguments(run)},
+        model={
+            "name": run.choices["model"],
+            "arguments": {k: _as_text(v) for k, v in network_arguments(run).items()},
+        },
         num_classes=data.num_classes,
         classes=data.classes,
         image_size=data.image_shape[-1],

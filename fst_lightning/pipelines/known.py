@@ -42,11 +42,18 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
         if not run.chosen("model"):
             raise ValueError(
                 "Expected `model=` beside a checkpoint that does not say what network it is. "
-                f"Valid: {', '.join(groups()['model'])}."
+                f"Valid: {', '.join(groups()['model'])}; or model._target_=package.module.Class, "
+                "a class of your own."
             )
         return run if run.chosen("attack") else _with(run, "attack", "none", {})
     if not run.chosen("model"):
         name, arguments = card.model["name"], card.model["arguments"]
+        if name not in groups()["model"]:
+            raise ValueError(
+                f"Expected `model=` or `model._target_=package.module.Class` beside "
+                f"{checkpoint.path}: no network of this project is called {name[:100]!r}, and no "
+                f"class is taken from a file. Valid: {', '.join(groups()['model'])}."
+            )
         numbers = sum(tensor.numel() for tensor in checkpoint.tensors.values())
         checked = check_description(name, card.num_classes, arguments, numbers)
         run = _with(run, "model", name, checked)

@@ -22,7 +22,7 @@ from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.models import find_head
 from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
-from fst_lightning.pipelines.arguments import located
+from fst_lightning.pipelines.arguments import accepted, check_names, located
 from fst_lightning.pipelines.instantiate import make
 from fst_lightning.pipelines.last_checkpoint import LastCheckpoint, WholeFiles
 from fst_lightning.pipelines.loggers import make_loggers
@@ -32,6 +32,7 @@ from fst_lightning.pipelines.sigterm import SigtermAsBefore
 
 LEARNING_RATE = "tuning.optimizer.lr"
 ALPHA = "defense.alpha"
+_NUM_CLASSES = "num_classes"
 AUTOMATIC = (LEARNING_RATE, ALPHA)
 """What a run chooses on clean images where it is ``auto``."""
 
@@ -91,12 +92,28 @@ def make_store(run: Run) -> Store:
 
 
 def make_network(run: Run, num_classes: int) -> nn.Module:
-    """The network, in the memory layout that convolutions are fastest in."""
+    """The network, in the memory layout that convolutions are fastest in.
+
+    A class that knows no ``num_classes`` is called without it.
+
+    Raises:
+        ValueError: If the class can't be imported or its arguments do not fit.
+    """
     torch.manual_seed(run.cfg.seed)
     config = run.cfg.model.copy()  # Under its name, which errors tell.
     with open_dict(config):
         config.pop("compile", None)
-    net = make(config, nn.Module, num_classes=num_classes)
+    parameters = accepted(located(config))
+    takes = parameters is None or _NUM_CLASSES in parameters
+    more = {_NUM_CLASSES: num_classes} if takes and _NUM_CLASSES not in config else {}
+    check_names(config, given=more)
+    try:
+        net = make(config, nn.Module, **more)
+    except ValueError as error:
+        # A class that passes its keywords on says only now that nobody wants this one.
+        if parameters is not None or f"'{_NUM_CLASSES}'" not in str(error):
+            raise
+        net = make(config, nn.Module)
     return net.to(memory_format=torch.channels_last)
 
 

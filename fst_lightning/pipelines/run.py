@@ -36,14 +36,14 @@ class Run:
         return any(name == key or name.startswith(f"{key}.") for name in self._names)
 
     def chosen(self, group: str) -> bool:
-        """Whether the command line chooses the option of this group.
+        """Whether the command line chooses the option of this group, or names a class for it.
 
         Example:
             >>> run = Run(OmegaConf.create({}), {}, ["model=resnet18", "attack.a=1"], Path("."))
             >>> run.chosen("model"), run.chosen("attack")
             (True, False)
         """
-        return group in self._names
+        return group in self._names or f"{group}._target_" in self._names
 
     @property
     def _names(self) -> list[str]:
