@@ -96,6 +96,24 @@ def test_a_trigger_comes_back_with_its_state(attack: Attack, images: Tensor) -> 
     assert torch.equal(other(images), stamped)
 
 
+@pytest.mark.parametrize("shape", [(3, 12, 12), (3, 20, 16), (1, 12, 12)])
+@pytest.mark.parametrize("option", groups()["attack"])
+def test_an_attack_prepares_itself_for_the_size_of_its_first_batch(
+    option: str, shape: tuple[int, int, int]
+) -> None:
+    config = small_budgets(OmegaConf.load(conf_folder() / "attack" / f"{option}.yaml"))
+    itself, prepared = instantiate(config), instantiate(config)
+    stored = torch.randint(0, 256, (6, *shape), dtype=torch.uint8)
+    if not itself.ready:
+        with pytest.raises(ValueError, match="fitted or learned"):
+            itself.check_ready()
+        return
+    prepared.prepare(stored, torch.arange(6) % CLASSES, CLASSES, seed=0)
+    state = torch.get_rng_state()
+    assert torch.equal(itself(stored / 255), prepared(stored / 255))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_plan_takes_the_whole_ratio_and_depends_on_the_seed_alone(attack: Attack) -> None:
     attack.poison_ratio = 0.2  # so that a clean-label attack leaves rows of its class out
     labels = torch.arange(40) % CLASSES

@@ -15,6 +15,7 @@ from fst_lightning.attacks.label_consistent import LabelConsistent
 from fst_lightning.attacks.lira import LIRA
 from fst_lightning.attacks.low_frequency import LowFrequency
 from fst_lightning.attacks.none import NoAttack
+from fst_lightning.attacks.pixels import check_pixels
 from fst_lightning.attacks.plan import PoisonPlan, draw_rows
 from fst_lightning.attacks.refool import Refool
 from fst_lightning.attacks.sig import SIG
@@ -50,6 +51,7 @@ __all__ = [
     "TrainedAttack",
     "TrojanNN",
     "WaNet",
+    "check_pixels",
     "draw_rows",
     "full_precision",
 ]

@@ -112,11 +112,7 @@ class AdaptivePatch(Attack):
         self.test_patches = tuple(test_patches)
         self.pictures = pictures
         self.cover_ratio = cover_ratio
-        self._draw(3, 32, 32)
-
-    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw or read the patches for images of this shape."""
-        self._draw(*images.shape[1:])
+        self.draw(3, 32, 32)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Put the patches of the test on ``(N, C, H, W)`` images in [0, 1]."""
@@ -148,7 +144,8 @@ class AdaptivePatch(Attack):
         """Leave crafted images, of poisoned and of cover rows, as they are."""
         return images
 
-    def _draw(self, channels: int, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw or read the patches for images of this shape."""
         scale = min(height, width) / 32
         size, margin = max(2, round(self.patch_size * scale)), round(self.margin * scale)
         if 2 * (size + margin) > min(height, width):

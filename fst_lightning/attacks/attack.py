@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fst_lightning.attacks.pixels import check_pixels
 from fst_lightning.attacks.plan import PoisonPlan, draw_rows
 from fst_lightning.seeds import derived_seed
 
@@ -24,7 +25,8 @@ class Attack(nn.Module, ABC):
 
     A subclass writes :meth:`trigger`, and of the other places those that it needs:
 
-    - before training: :meth:`prepare` draws what depends on the size of the images, on every run;
+    - before training: :meth:`draw` draws what depends on the size of the images, and
+      :meth:`prepare` calls it on every run;
       :meth:`fit` makes what is dear, once, and its result is kept; :meth:`craft` replaces stored
       images of the planned rows;
     - in every training step: :meth:`poison` on poisoned rows, :meth:`cover` on cover rows, and
@@ -101,6 +103,8 @@ class Attack(nn.Module, ABC):
         self.save_examples = save_examples
         self.cover_ratio = 0.0
         self.fitted = False
+        self._drawn = False
+        self._checked = False
 
     # The trigger
 
@@ -113,15 +117,28 @@ class Attack(nn.Module, ABC):
 
         Every value is rounded to k/255 (unless the trigger is a learned one), so that a PNG of the
         result, read again, is the same tensor: what is trained and measured is what an attacker
-        could put into a file.
+        could put into a file. The first batch must be in [0, 1], and an attack that was not
+        prepared draws its trigger for the size of that batch.
         """
+        self._meet(images)
         stamped = self.trigger(images).clamp(0, 1)
         return torch.round(stamped * 255) / 255 if self.rounds else stamped
 
     # Before training
 
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw the trigger for images of this size, from the constructor's arguments alone.
+
+        Args:
+            channels: Of the images.
+            height: In pixels.
+            width: In pixels.
+        """
+
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
         """Draw what the trigger needs for images of this size; quick, on the CPU, in every run.
+
+        Calls :meth:`draw`. Override it for a trigger that depends on more than the size.
 
         Args:
             images: ``(N, C, H, W)`` uint8, the clean training images.
@@ -129,6 +146,8 @@ class Attack(nn.Module, ABC):
             num_classes: C.
             seed: of the run.
         """
+        self._drawn = True
+        self.draw(*images.shape[1:])
 
     def fit(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
@@ -194,6 +213,7 @@ class Attack(nn.Module, ABC):
             poisoned: ``(N,)`` bool.
             cover: ``(N,)`` bool; None for none.
         """
+        self._meet(images)
         # `where` on whole batches: picking rows would make the host wait for the device.
         with full_precision(images):
             stamped = torch.where(poisoned[:, None, None, None], self.poison(images), images)
@@ -230,6 +250,36 @@ class Attack(nn.Module, ABC):
     def training_targets(self, labels: Tensor, poisoned: Tensor, num_classes: int) -> Tensor:
         """The labels that are trained: the attacker's on poisoned rows, the true ones elsewhere."""
         return torch.where(poisoned, self.target_labels(labels, num_classes), labels)
+
+    def _meet(self, images: Tensor) -> None:
+        """Check the first batch, and draw the trigger for its size unless that was done."""
+        if not self._checked:
+            self._checked = True
+            check_pixels(images)
+        if not (self._drawn or self.fitted):
+            self._drawn = True
+            # The first batch may be one of a validation, whose tensors no training could change.
+            with torch.inference_mode(False):
+                self.draw(*images.shape[1:])
+                self.to(images.device)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the trigger is the one to measure with: fitted or learned, if it has to be."""
+        return self.fitted or not self.needs_fit
+
+    def check_ready(self) -> None:
+        """Refuse a trigger that has to be fitted or learned first.
+
+        Raises:
+            ValueError: If nothing was fitted or loaded.
+        """
+        if not self.ready:
+            raise ValueError(
+                f"Expected a trigger that was fitted or learned, but {type(self).__name__} is new. "
+                "Load the state of the attack that the network was trained with, "
+                "`attack.safetensors` beside the model, with `attack.load_state_dict`."
+            )
 
     # Labels
 

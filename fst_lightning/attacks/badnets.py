@@ -97,11 +97,7 @@ class BadNets(Attack):
         self.margin = margin
         self.image = image
         self.opacity = opacity
-        self._draw(3, 32, 32)
-
-    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw mask and pattern for images of this size."""
-        self._draw(*images.shape[1:])
+        self.draw(3, 32, 32)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Stamp the patch on ``(N, C, H, W)`` images in [0, 1]."""
@@ -115,7 +111,8 @@ class BadNets(Attack):
             )
         return images * (1 - self.mask) + self.pattern * self.mask
 
-    def _draw(self, channels: int, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw mask and pattern for images of this size."""
         scale = min(height, width) / 32
         size = max(1, round(self.patch_size * scale))
         margin = round(self.margin * scale)

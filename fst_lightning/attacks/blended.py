@@ -67,11 +67,7 @@ class Blended(Attack):
         self.blend_alpha = blend_alpha
         self.image = image
         self.pattern_seed = pattern_seed
-        self._draw(3, 32, 32)
-
-    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw or read the pattern for images of this size."""
-        self._draw(*images.shape[1:])
+        self.draw(3, 32, 32)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Mix the pattern into ``(N, C, H, W)`` images in [0, 1]."""
@@ -82,7 +78,8 @@ class Blended(Attack):
             )
         return torch.lerp(images, self.pattern.to(images.dtype), self.blend_alpha)
 
-    def _draw(self, channels: int, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw or read the pattern for images of this size."""
         if self.image is None:
             generator = torch.Generator().manual_seed(self.pattern_seed)
             noise = torch.randint(0, 256, (1, channels, height, width), generator=generator)

@@ -93,17 +93,13 @@ class Blind(Attack):
         self.triggered_weight = triggered_weight
         self.loss_threshold = loss_threshold
         self.loss_window = loss_window
-        self._draw(32, 32)
+        self.draw(3, 32, 32)
         # Buffers, so that a resumed run knows them.
         self.register_buffer("losses", torch.zeros(loss_window))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         # The same on the host, which then need not wait for the device in every step.
         self._has_started = False
-
-    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Place the pattern on images of this size."""
-        self._draw(*images.shape[2:])
 
     def trigger(self, images: Tensor) -> Tensor:
         """Put the pattern on ``(N, C, H, W)`` images in [0, 1]."""
@@ -137,7 +133,8 @@ class Blind(Attack):
         self._watch(clean.detach())
         return self.clean_weight * clean
 
-    def _draw(self, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Place the pattern on images of this size."""
         mask, pattern = _place(height, width)
         self.register_buffer("mask", mask)
         self.register_buffer("pattern", pattern)

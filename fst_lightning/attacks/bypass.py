@@ -92,9 +92,13 @@ class Bypass(TrainedAttack):
         self._opponents: list[nn.Module] = []
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw the pattern for images of this size."""
-        self.blended.prepare(images, labels, num_classes, seed)
+        """Draw the pattern for images of this size, and note the classes for `attach`."""
+        super().prepare(images, labels, num_classes, seed)
         self._seed, self._num_classes = seed, num_classes
+
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw the pattern for images of this size."""
+        self.blended.draw(channels, height, width)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Mix the pattern into ``(N, C, H, W)`` images in [0, 1]."""

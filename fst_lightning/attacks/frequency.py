@@ -68,11 +68,7 @@ class FrequencyAttack(Attack):
         self.magnitude = magnitude
         self.window = window
         self.positions = _pairs(positions, window or _SIDE)
-        self._draw(3, 32, 32)
-
-    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Compute the pattern for images of this shape."""
-        self._draw(*images.shape[1:])
+        self.draw(3, 32, 32)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Add the pattern to ``(N, C, H, W)`` images in [0, 1]."""
@@ -83,7 +79,8 @@ class FrequencyAttack(Attack):
             )
         return (images + self.pattern.to(images.dtype)).clamp(0, 1)
 
-    def _draw(self, channels: int, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Compute the pattern for images of this shape."""
         if channels not in (1, 3):
             raise ValueError(f"Expected images of 1 or 3 channels, but got {channels}.")
         high, wide = (min(self.window or side, side) for side in (height, width))

@@ -108,11 +108,11 @@ class LabelConsistent(SurrogateAttack):
         self.pgd_step_size = pgd_step_size
         self.patch_size = patch_size
         self.amplitude = amplitude
-        self._draw(32, 32)
+        self.draw(3, 32, 32)
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
         """Draw the patches for images of this size, and make room for the surrogate."""
-        self._draw(images.shape[-2], images.shape[-1])
+        super().prepare(images, labels, num_classes, seed)
         if not self.fitted:
             self.surrogate = Surrogate(num_classes, images.shape[1], self.surrogate_width, seed)
             self.surrogate.requires_grad_(False)
@@ -171,7 +171,8 @@ class LabelConsistent(SurrogateAttack):
             )
         return (images + self.stamped.to(images.dtype)).clamp(0, 1)
 
-    def _draw(self, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw the patches for images of this size."""
         size = max(1, round(self.patch_size * min(height, width) / 32))
         if 2 * size > min(height, width):
             raise ValueError(

@@ -111,12 +111,12 @@ class LowFrequency(SurrogateAttack):
         self.cutoff = cutoff
         self.steps = steps
         self.pattern_seed = pattern_seed
-        self._draw(3, 32, 32)
+        self.draw(3, 32, 32)
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
         """Draw the random pattern for images of this shape."""
         if not self.fitted:
-            self._draw(*images.shape[1:])
+            super().prepare(images, labels, num_classes, seed)
 
     def fit(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
@@ -154,7 +154,8 @@ class LowFrequency(SurrogateAttack):
             )
         return (images + self.pattern.to(images.dtype)).clamp(0, 1)
 
-    def _draw(self, channels: int, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw the random pattern for images of this shape."""
         if self.cutoff > min(height, width):
             raise ValueError(
                 f"Expected `cutoff` to be at most {min(height, width)} for images of {height} x "

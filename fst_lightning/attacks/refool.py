@@ -96,11 +96,7 @@ class Refool(Attack):
         self.blur = blur
         self.shift = shift
         self.pattern_seed = pattern_seed
-        self._draw(3, 32, 32)
-
-    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Make the pool of reflections for images of this shape."""
-        self._draw(*images.shape[1:])
+        self.draw(3, 32, 32)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Put a reflection on each of ``(N, C, H, W)`` images in [0, 1]."""
@@ -126,7 +122,8 @@ class Refool(Attack):
         # Knuth's multiplicative hash: the high half of 32 bits depends on all bits of the total.
         return (total * 2654435761 % 2**32 >> 16) % len(self.light)
 
-    def _draw(self, channels: int, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Make the pool of reflections for images of this shape."""
         generator = torch.Generator().manual_seed(self.pattern_seed)
         scale = min(height, width) / 32
         pool = []

@@ -68,11 +68,7 @@ class SIG(Attack):
             raise ValueError(f"Expected `frequency` to be greater than 0, but got {frequency}.")
         self.delta = delta
         self.frequency = frequency
-        self._draw(32)
-
-    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw the sinusoid for images of this width."""
-        self._draw(images.shape[-1])
+        self.draw(3, 32, 32)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Add the sinusoid to ``(N, C, H, W)`` images in [0, 1]."""
@@ -83,7 +79,8 @@ class SIG(Attack):
             )
         return (images + self.signal.to(images.dtype)).clamp(0, 1)
 
-    def _draw(self, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw the sinusoid for images of this width."""
         # In double precision: the sine of a large float32 is off by more than a rounding.
         columns = torch.arange(width, dtype=torch.float64)
         periods = self.frequency if 2 * self.frequency < width else width / 4

@@ -28,6 +28,12 @@ class TrainedAttack(Attack):
         self._optimizer: Optimizer | None = None
         self._saved: dict[str, Any] | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether what is learned was loaded, or is being learned."""
+        learns = any(True for _ in self.parameters())
+        return self.fitted or (super().ready and not (learns and self._optimizer is None))
+
     @abstractmethod
     def own_optimizer(self) -> Optimizer:
         """Make the optimizer of the attack's parameters."""

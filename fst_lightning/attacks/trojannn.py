@@ -132,12 +132,12 @@ class TrojanNN(SurrogateAttack):
         self.epsilon = epsilon
         self.steps = steps
         self.step_size = step_size
-        self._draw(3, 32, 32)
+        self.draw(3, 32, 32)
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
         """Draw the mask for images of this shape."""
         if not self.fitted:
-            self._draw(*images.shape[1:])
+            super().prepare(images, labels, num_classes, seed)
 
     def fit(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
@@ -173,7 +173,8 @@ class TrojanNN(SurrogateAttack):
             )
         return (images + self.pattern.to(images.dtype)).clamp(0, 1)
 
-    def _draw(self, channels: int, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw the mask for images of this shape."""
         size = max(1, round(self.mask_size * min(height, width) / 32))
         down, right = self.corner.split("_")
         top = 0 if down == "top" else height - size

@@ -82,11 +82,7 @@ class WaNet(Attack):
         self.grid_size = grid_size
         self.strength = strength
         self.pattern_seed = pattern_seed
-        self._draw(32, 32)
-
-    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Enlarge the field to images of this size."""
-        self._draw(*images.shape[2:])
+        self.draw(3, 32, 32)
 
     def trigger(self, images: Tensor) -> Tensor:
         """Warp ``(N, C, H, W)`` images in [0, 1]."""
@@ -109,7 +105,8 @@ class WaNet(Attack):
             )
         return functional.grid_sample(images, grid.to(images.dtype), align_corners=True)
 
-    def _draw(self, height: int, width: int) -> None:
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Enlarge the field to images of this size."""
         generator = torch.Generator().manual_seed(self.pattern_seed)
         control = torch.rand(1, 2, self.grid_size, self.grid_size, generator=generator) * 2 - 1
         field = functional.interpolate(

@@ -9,9 +9,19 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks import Attack
+from fst_lightning.attacks import Attack, check_pixels
 from fst_lightning.metrics import BackdoorMetrics
+from fst_lightning.models import logits_of
+from fst_lightning.modules.batches import class_numbers, images_and_labels
 from fst_lightning.modules.inputs import InputPipeline
+
+_NORMALIZED = (
+    "If the loader normalizes, pass the `mean` and `std` that it uses; for floats in 0..255 pass "
+    "mean=[0.0] * 3 and std=[1 / 255] * 3."
+)
+_OTHER_STATISTICS = (
+    "The normalization was undone with the given `mean` and `std`: pass those that the loader uses."
+)
 
 
 class BackdoorMetricsCallback(L.Callback):
@@ -21,16 +31,22 @@ class BackdoorMetricsCallback(L.Callback):
     for the attack success rate and the robust accuracy (rows that the attacker's label map leaves
     alone don't count). Logs ``val/ca``, ``val/asr``, ``val/ra`` and the same under ``test/``.
 
-    The module's ``forward`` has to take images and return logits ``(N, C)``; its batches have to
-    start with images ``(N, C, H, W)`` and labels ``(N,)``.
+    The module's ``forward`` takes images and returns logits ``(N, C)``, alone or as ``logits`` of a
+    dictionary or an object. Batches start with images ``(N, C, H, W)`` and labels ``(N,)``, or are
+    dictionaries that hold both under a usual name. The first batch of every evaluation is checked.
 
     Args:
-        attack: whose trigger to use; ``prepare`` it first for images that are not 32 x 32.
-        mean: per channel, which the module's loader subtracted; None for images in [0, 1].
-        std: per channel, by which the loader divided.
+        attack: Puts the trigger on. It draws the trigger for the size of the first batch unless it
+            was prepared.
+        mean: What the loader subtracted, per channel; None for images in [0, 1] or uint8. For
+            floats in 0..255 pass ``[0.0] * 3`` and ``[1 / 255] * 3``.
+        std: What the loader divided by, per channel.
 
     Raises:
-        TypeError: for batches that are no sequence of images and labels.
+        TypeError: If a batch or an output has another form.
+        ValueError: If the images are not in [0, 1], or not after the normalization is undone; if
+            the attack's target or a label is no class of the network; if the network has one logit
+            only, or the trigger has to be fitted or learned first.
 
     Example:
         >>> from fst_lightning.attacks import BadNets
@@ -46,11 +62,20 @@ class BackdoorMetricsCallback(L.Callback):
         self.inputs = InputPipeline(attack, mean, std)
         self.attack = attack
         self.metrics = BackdoorMetrics()
+        self._first = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Move to the module's device."""
         self.inputs.to(trainer.strategy.root_device)
         self.metrics.to(trainer.strategy.root_device)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the first batch."""
+        self._first = True
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the first batch."""
+        self._first = True
 
     def on_validation_batch_end(
         self,
@@ -90,24 +115,54 @@ class BackdoorMetricsCallback(L.Callback):
     ) -> None:
         if dataloader_idx > 0:
             return
-        if not (isinstance(batch, list | tuple) and len(batch) >= 2):
-            raise TypeError(
-                "Expected batches that start with images and labels, but got "
-                f"{type(batch).__name__}; wrap the loader, or measure with PurificationModule."
-            )
-        images, labels = batch[0], batch[1]
+        images, labels = images_and_labels(batch)
         with trainer.precision_plugin.forward_context():
-            clean = pl_module(images)
-            self.metrics.update_clean(clean, labels)
+            logits = logits_of(pl_module(images))
+            labels = class_numbers(labels, len(images), logits.shape[1])
+            if self._first:
+                self._first = False
+                self._check(images, num_classes=logits.shape[1])
+            self.metrics.update_clean(logits, labels)
             rows = self.attack.counts_for_asr(labels)
             if bool(rows.any()):
-                stamped = self.inputs(self._unit_range(images[rows]), triggered=True)
-                triggered = pl_module(stamped)
-                targets = self.attack.target_labels(labels[rows], clean.shape[1])
-                self.metrics.update_triggered(triggered, labels[rows], targets)
+                answers = logits_of(pl_module(self._stamped(images[rows])))
+                wanted = self.attack.wanted_labels(answers, labels[rows])
+                self.metrics.update_triggered(answers, labels[rows], wanted)
 
-    def _unit_range(self, images: Tensor) -> Tensor:
-        return images * self.inputs.std + self.inputs.mean if self.inputs.normalises else images
+    def _check(self, images: Tensor, num_classes: int) -> None:
+        self.attack.check_ready()
+        self.attack.check_target(num_classes)
+        if not self.inputs.normalises:
+            if images.dtype != torch.uint8:
+                check_pixels(images, _NORMALIZED)
+            return
+        if images.dtype == torch.uint8:
+            raise ValueError(
+                "Expected normalized images, as `mean` and `std` are given, but got uint8. Leave "
+                "`mean` and `std` out."
+            )
+        low, high = float(images.min()), float(images.max())
+        # What lies below the mean is negative after normalization.
+        if low >= 0 and high <= 1 and bool((self.inputs.mean > 0).any()):
+            raise ValueError(
+                "Expected normalized images, as `mean` and `std` are given, but got values from "
+                f"{low:.4g} to {high:.4g}. Leave `mean` and `std` out if the loader does not "
+                "normalize."
+            )
+        check_pixels(self._pixels(images), _OTHER_STATISTICS)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        # In low precision k/255 would be rounded to another value.
+        precise = images.to(torch.promote_types(images.dtype, torch.float32))
+        return self.inputs.denormalised(precise)
+
+    def _stamped(self, images: Tensor) -> Tensor:
+        """Put the trigger on images of the loader, and return them as the loader gives them."""
+        if images.dtype == torch.uint8:
+            pixels: Tensor = self.inputs(images, triggered=True)
+            return (pixels * 255).round().to(torch.uint8)
+        stamped: Tensor = self.inputs(self._pixels(images), triggered=True)
+        return stamped.to(images.dtype)
 
     def _log(self, pl_module: L.LightningModule, stage: Literal["val", "test"]) -> None:
         for name, rate in self.metrics.compute().items():

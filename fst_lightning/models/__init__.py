@@ -4,6 +4,7 @@ from fst_lightning.models.airbench import Airbench, airbench
 from fst_lightning.models.build import MODELS, build_model, check_description, rebuild_model
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.libraries import timm_model, torchvision_model
+from fst_lightning.models.outputs import logits_of
 from fst_lightning.models.preact_resnet import PreActResNet, preact_resnet18
 from fst_lightning.models.resnet import SmallImageResNet, resnet18, small_resnet
 from fst_lightning.models.vgg import SmallImageVGG, vgg19_bn
@@ -18,6 +19,7 @@ __all__ = [
     "build_model",
     "check_description",
     "find_head",
+    "logits_of",
     "preact_resnet18",
     "rebuild_model",
     "resnet18",

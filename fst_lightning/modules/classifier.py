@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fst_lightning.metrics import BackdoorMetrics
+from fst_lightning.models import logits_of
+from fst_lightning.modules.batches import class_numbers
 from fst_lightning.modules.inputs import InputPipeline
 from fst_lightning.modules.replay import ReplayedNetwork
 from fst_lightning.seeds import derived_seed
@@ -164,6 +166,7 @@ class ClassifierModule(L.LightningModule):
         """Seed the epoch and switch to training mode."""
         self._seed_epoch()
         self.inputs.epoch = self.current_epoch
+        self.inputs.check_next_batch()
         self.replayed.enabled = self._replays and self.trainer.accumulate_grad_batches == 1
         self.net.train()
         self._sums, self._num_batches = {}, 0
@@ -205,11 +208,11 @@ class ClassifierModule(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count hits on a clean (loader 0) or a triggered (loader 1) batch."""
-        self._evaluate(batch, dataloader_idx)
+        self._evaluate(batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count hits on a clean (loader 0) or a triggered (loader 1) batch."""
-        self._evaluate(batch, dataloader_idx)
+        self._evaluate(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/ca``, ``val/asr`` and ``val/ra``."""
@@ -220,15 +223,23 @@ class ClassifierModule(L.LightningModule):
         self.counts = self.metrics.counts()
         self._log_rates("test")
 
-    def _evaluate(self, batch: Any, dataloader_idx: int) -> None:
+    def _evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         images, labels = batch[0], batch[1]
+        if batch_idx == 0:
+            self.inputs.check_next_batch()
         if dataloader_idx == 0:
-            self.metrics.update_clean(self.net(self.inputs(images)), labels)
+            logits = self.net(self.inputs(images))
+            if batch_idx == 0:  # Not in every step: it waits for the device.
+                class_numbers(labels, len(images), logits_of(logits).shape[1])
+            self.metrics.update_clean(logits, labels)
             return
         attack = self.inputs.attack
         if attack is None:
             raise ValueError("Expected an attack for the loader of triggered images, but got None.")
         logits = self.net(self.inputs(images, triggered=True))
+        if batch_idx == 0:
+            attack.check_ready()
+            attack.check_target(logits.shape[1])
         self.metrics.update_triggered(logits, labels, attack.wanted_labels(logits, labels))
 
     def _log_rates(self, stage: str) -> None:

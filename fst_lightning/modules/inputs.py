@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.attacks import Attack, full_precision
+from fst_lightning.attacks import Attack, check_pixels, full_precision
 from fst_lightning.attacks.attack import check_ratio
 from fst_lightning.modules.random_triggers import random_triggers
 
 CropFill = Literal["zeros", "reflect"]
+
+_ADVICE = (
+    "Let the loader give images in [0, 1], or uint8, and pass `mean` and `std`: images are "
+    "normalized here, after the trigger. Divide floats in 0..255 by 255."
+)
 
 
 class InputPipeline(nn.Module):
@@ -82,6 +87,7 @@ class InputPipeline(nn.Module):
         self.random_triggers = random_triggers
         self.trigger_strength = trigger_strength
         self.epoch = 0
+        self._checked = False
         # Not persistent: they are data configuration, recorded with it, and no weights.
         self.register_buffer("mean", _per_channel(mean), persistent=False)
         self.register_buffer("std", _per_channel(std), persistent=False)
@@ -100,7 +106,11 @@ class InputPipeline(nn.Module):
             ``(N, C, H, W)``, normalised, float32; of the default type where that is another, and of
             the type of the images where they are float.
         """
-        pixels = self.pixels(images)
+        stamps = self.attack is not None and triggered is not False
+        if stamps or self.normalises or (augment and self.random_triggers):
+            pixels = self.pixels(images)
+        else:
+            pixels = _scaled(images)  # Floats that are normalized already stay as they are.
         if self.attack is not None and triggered is not False:
             with full_precision(pixels):
                 stamped = self.attack(pixels)
@@ -111,8 +121,40 @@ class InputPipeline(nn.Module):
         return self.from_pixels(pixels, augment=augment).to(_dtype(images))
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Scale stored images to [0, 1]: ``(N, C, H, W)`` uint8, or float in [0, 1] already."""
-        return images.float() / 255 if images.dtype == torch.uint8 else images
+        """Scale stored images to [0, 1], and check the first batch of floats.
+
+        Args:
+            images: ``(N, C, H, W)`` uint8, or float in [0, 1] already.
+
+        Raises:
+            ValueError: If the first batch of floats is not in [0, 1], or does not have as many
+                channels as ``mean``.
+        """
+        if not self._checked and images.dtype != torch.uint8:
+            self._checked = True
+            check_pixels(images, _ADVICE)
+            self._check_channels(images)
+        return _scaled(images)
+
+    def check_next_batch(self) -> None:
+        """Check the next batch of floats again, for it comes from another loader."""
+        self._checked = False
+
+    def denormalised(self, images: Tensor) -> Tensor:
+        """Undo the normalization: network inputs to images in [0, 1]."""
+        if not self.normalises:
+            return images
+        self._check_channels(images)
+        return images * self.std + self.mean
+
+    def _check_channels(self, images: Tensor) -> None:
+        channels = self.mean.shape[1]
+        # Another number would be broadcast to more channels than the images have.
+        if self.normalises and channels not in (1, images.shape[1]):
+            raise ValueError(
+                f"Expected images with {channels} channels, as many as `mean` and `std` have "
+                f"entries, but got {images.shape[1]}."
+            )
 
     def from_pixels(self, pixels: Tensor, *, augment: bool = False) -> Tensor:
         """Augment and normalise images in [0, 1]: what follows the trigger."""
@@ -125,7 +167,9 @@ class InputPipeline(nn.Module):
     def _augment(self, images: Tensor) -> Tensor:
         turn = self._turn(images) if self.alternate_flips else None
         if self.random_triggers:
-            images = random_triggers(images, self.random_triggers, self.trigger_strength)
+            images = random_triggers(
+                images, self.random_triggers, self.trigger_strength, validate_range=False
+            )
         if self.crop_padding:
             images = random_crop(images, self.crop_padding, self.crop_fill)
         if self.horizontal_flip:
@@ -182,6 +226,10 @@ class _Cut(torch.autograd.Function):
         padded = functional.pad(gradient, [columns, columns, rows, rows])
         whole: Tensor = _Cut.apply(padded, rows - top, columns - left, height, width)
         return whole, None, None, None, None
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def _dtype(images: Tensor) -> torch.dtype:

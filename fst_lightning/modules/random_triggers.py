@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fst_lightning.attacks import check_pixels
+
 _FEWEST_CELLS = 4  # of noise, along the shorter side
 _WAVES = 0.2  # share of the patterns
 _CYCLES = 12
@@ -16,7 +18,9 @@ _LEAST_PATCH = 2  # pixels
 _LARGEST_PATCH = 1 / 4  # of a side
 
 
-def random_triggers(images: Tensor, share: float = 1.0, strength: float = 0.3) -> Tensor:
+def random_triggers(
+    images: Tensor, share: float = 1.0, strength: float = 0.3, validate_range: bool = True
+) -> Tensor:
     r"""Put a trigger on images, another one on each: noise or a wave, on half of them a patch, too.
 
     .. math:: x' = \mathrm{clamp}_{[0, 1]}(x + r\, p), \qquad r \sim U(0, s)
@@ -33,12 +37,14 @@ def random_triggers(images: Tensor, share: float = 1.0, strength: float = 0.3) -
         images: ``(N, C, H, W)``, float in [0, 1].
         share: of the images that get one, in [0, 1].
         strength: of a pattern, in [0, 1]; patches cover what is below them.
+        validate_range: Whether to check that the images are in [0, 1]. The check waits for the
+            device; pass False after the first batch if that matters.
 
     Returns:
         Images of the same shape, in [0, 1]; drawn from torch's global generator of their device.
 
     Raises:
-        ValueError: for images of whole numbers, which are not in [0, 1].
+        ValueError: If the images are not in [0, 1], for example because they are normalized.
 
     Example:
         >>> images = torch.full((8, 3, 32, 32), 0.5)
@@ -48,10 +54,8 @@ def random_triggers(images: Tensor, share: float = 1.0, strength: float = 0.3) -
         >>> torch.equal(random_triggers(images, share=0.0), images)
         True
     """
-    if not images.is_floating_point():
-        raise ValueError(
-            f"Expected images as floats in [0, 1], but got {images.dtype}; divide uint8 by 255."
-        )
+    if validate_range or not images.is_floating_point():
+        check_pixels(images)
     count = len(images)
     if not count:
         return images  # affine_grid takes no empty batch

@@ -138,5 +138,7 @@ def test_refuses_folders_and_images_that_do_not_fit(tmp_path: Path) -> None:
         AdaptivePatch(folder=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="there is none in"):
         AdaptivePatch(folder=str(tmp_path))
+    attack = AdaptivePatch()
+    attack(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"\(3, 32, 32\).*\(3, 16, 16\).*`prepare`"):
-        AdaptivePatch()(torch.zeros(1, 3, 16, 16))
+        attack(torch.zeros(1, 3, 16, 16))

@@ -187,5 +187,7 @@ def test_refuses_an_opacity(alpha: float) -> None:
 
 
 def test_images_of_another_shape_than_prepared() -> None:
+    attack = Blended()
+    attack(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"\(3, 32, 32\).*\(3, 16, 16\).*`prepare`"):
-        Blended()(torch.zeros(1, 3, 16, 16))
+        attack(torch.zeros(1, 3, 16, 16))

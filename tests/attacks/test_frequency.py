@@ -165,5 +165,7 @@ def test_refuses_what_is_no_trigger() -> None:
         FTrojan(window=0)
     with pytest.raises(ValueError, match="1 or 3 channels, but got 4"):
         FTrojan().prepare(torch.zeros(1, 4, 8, 8), torch.zeros(1), 2, seed=0)
+    attack = CTRL()
+    attack(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"\(3, 32, 32\).*\(3, 16, 16\).*`prepare`"):
-        CTRL()(torch.zeros(1, 3, 16, 16))
+        attack(torch.zeros(1, 3, 16, 16))

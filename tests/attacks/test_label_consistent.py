@@ -144,5 +144,7 @@ def test_refuses(options: dict[str, float], message: str) -> None:
 
 
 def test_images_of_another_size_than_prepared() -> None:
+    attack = LabelConsistent()
+    attack(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"32 x 32.*16 x 16; call `prepare`"):
-        LabelConsistent()(torch.zeros(1, 3, 16, 16))
+        attack(torch.zeros(1, 3, 16, 16))

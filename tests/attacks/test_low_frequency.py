@@ -130,5 +130,7 @@ def test_refuses(options: dict[str, float], message: str) -> None:
 
 
 def test_images_of_another_shape_than_prepared() -> None:
+    attack = LowFrequency("dct")
+    attack(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"\(3, 32, 32\).*\(3, 16, 16\); call `prepare`"):
-        LowFrequency("dct")(torch.zeros(1, 3, 16, 16))
+        attack(torch.zeros(1, 3, 16, 16))

@@ -171,5 +171,7 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_images_of_another_shape_than_prepared() -> None:
+    attack = Refool()
+    attack(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"\(3, 32, 32\).*\(3, 16, 16\).*`prepare`"):
-        Refool()(torch.zeros(1, 3, 16, 16))
+        attack(torch.zeros(1, 3, 16, 16))

@@ -68,5 +68,7 @@ def test_refuses_what_is_no_sinusoid() -> None:
     for frequency in (0.0, -2.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="`frequency` to be greater than 0"):
             SIG(frequency=frequency)
+    attack = SIG()
+    attack(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"32 columns.*got 16; call `prepare`"):
-        SIG()(torch.zeros(1, 3, 16, 16))
+        attack(torch.zeros(1, 3, 16, 16))

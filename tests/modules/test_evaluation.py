@@ -7,11 +7,12 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from fst_lightning import BackdoorDataModule, BackdoorModule, PurificationModule
-from fst_lightning.attacks import Attack, BadNets
+from fst_lightning.attacks import Attack, BadNets, InputAware
 from fst_lightning.defenses import FST, FineTuning
 from tests import tiny
 
@@ -179,3 +180,22 @@ def test_forward_takes_stored_and_float_images() -> None:
     expected = module.net((images.float() / 255 - mean) / std)
     assert torch.allclose(module(images), expected, atol=1e-6)
     assert torch.equal(module(images), module(images.float() / 255))
+
+
+@pytest.mark.parametrize(
+    ("attack", "labels", "message"),
+    [
+        (BadNets(target_label=9), tiny.labels(8), r"`attack.target_label` to be in 0\.\.3"),
+        (BadNets(), tiny.labels(8) + 2, r"labels in 0\.\.3 for a network with 4 outputs"),
+        (InputAware(width=2), tiny.labels(8), "fitted or learned, but InputAware is new"),
+    ],
+    ids=["target", "labels", "not fitted"],
+)
+def test_classes_that_the_network_lacks_are_refused(
+    tmp_path: Path, attack: Attack, labels: Tensor, message: str
+) -> None:
+    module = PurificationModule(tiny.conv_net(), FineTuning(), attack=attack)
+    rows = [(tiny.images(8, 32), labels)]
+    loaders: list[Any] = [DataLoader(rows, batch_size=None) for _ in range(2)]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        tiny.trainer(tmp_path).test(module, loaders, verbose=False)

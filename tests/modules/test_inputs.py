@@ -364,3 +364,44 @@ def test_float_images_keep_their_type(dtype: torch.dtype) -> None:
 def test_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InputPipeline(**arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attack": BadNets()},
+        {"mean": [0.5] * 3, "std": [0.5] * 3},
+        {"random_triggers": 0.5},
+    ],
+    ids=["trigger", "normalization", "random triggers"],
+)
+def test_the_first_batch_of_floats_has_to_be_in_the_unit_range(options: dict[str, Any]) -> None:
+    inputs = InputPipeline(**options)
+    normalised = torch.randn(2, 3, 32, 32)
+    with pytest.raises(
+        ValueError, match=r"Expected images in \[0, 1\].*images are normalized here"
+    ):
+        inputs(normalised, triggered=True, augment=True)
+    inputs = InputPipeline(**options)
+    inputs(torch.rand(2, 3, 32, 32), triggered=True, augment=True)
+    inputs(normalised, triggered=True, augment=True)  # No later step waits for the device.
+    inputs.check_next_batch()
+    with pytest.raises(ValueError, match=r"Expected images in \[0, 1\]"):
+        inputs(normalised, triggered=True, augment=True)
+
+
+def test_images_that_are_normalized_already_pass_where_nothing_is_done_to_them() -> None:
+    normalised = torch.randn(2, 3, 32, 32)
+    assert torch.equal(InputPipeline(BadNets(), random_triggers=0.5)(normalised), normalised)
+
+
+def test_as_many_channels_as_statistics() -> None:
+    inputs = InputPipeline(mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(ValueError, match=r"Expected images with 3 channels.*but got 1"):
+        inputs(torch.rand(2, 1, 8, 8))
+
+
+def test_denormalised_undoes_the_normalization() -> None:
+    inputs = InputPipeline(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(inputs.denormalised(inputs(images)), images)

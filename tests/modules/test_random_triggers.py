@@ -200,3 +200,11 @@ def test_a_network_learns_to_look_past_a_trigger(tmp_path: Path) -> None:
     assert without["asr"] > 0.5
     assert having["ra"] > without["ra"] + 0.5
     assert having["ca"] > without["ca"] - 0.03
+
+
+def test_normalized_images_are_refused() -> None:
+    """They would be clamped to [0, 1]."""
+    normalised = torch.randn(4, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"Expected images in \[0, 1\] for a trigger"):
+        random_triggers(normalised)
+    random_triggers(normalised, validate_range=False)
