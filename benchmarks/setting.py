@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.data import Fake, ImageData, ImageSet
-from fst_lightning.models import find_head, resnet18
+from fst_lightning.models import Head, find_head, resnet18
 
 NUM_CLASSES = 10
 POISON_RATIO = 0.1
@@ -85,7 +85,7 @@ def poisoned_rows(count: int) -> Tensor:
     return order < round(POISON_RATIO * count)
 
 
-def head_of(net: nn.Module) -> nn.Linear:
+def head_of(net: nn.Module) -> Head:
     """The linear head that FST acts on."""
     return find_head(net, num_classes=NUM_CLASSES)[1]
 

@@ -21,7 +21,7 @@ from fst_lightning.attacks.attack import Classify, LabelMap, RateOf, full_precis
 from fst_lightning.attacks.blended import Blended
 from fst_lightning.attacks.generator import reverse_gradient
 from fst_lightning.attacks.trained import TrainedAttack
-from fst_lightning.models import find_head
+from fst_lightning.models import find_head, num_inputs
 from fst_lightning.seeds import derived_seed
 
 
@@ -109,7 +109,7 @@ class Bypass(TrainedAttack):
         _, head = find_head(net, self.head, self._num_classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self._seed, "bypass discriminator"))
-            discriminator = make_discriminator(head.in_features)
+            discriminator = make_discriminator(num_inputs(head))
         device = self.blended.pattern.device
         self._opponents = [head, discriminator.to(device)]
         super().attach(net)
@@ -132,7 +132,8 @@ class Bypass(TrainedAttack):
         with inputs_of(head) as features:
             entropy = super().loss(classify, images, labels, poisoned, cover, label_smoothing)
         # A head that looks at several places of an image has as many features.
-        pooled = features[-1].reshape(len(images), -1, features[-1].shape[-1]).float().mean(1)
+        maps = features[-1].movedim(1, -1) if isinstance(head, nn.Conv2d) else features[-1]
+        pooled = maps.reshape(len(images), -1, maps.shape[-1]).float().mean(1)
         with full_precision(images):
             guesses = discriminator(reverse_gradient(pooled, self.weight))[:, 0]
             return entropy + functional.binary_cross_entropy_with_logits(guesses, poisoned.float())

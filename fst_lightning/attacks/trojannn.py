@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fst_lightning.attacks.attack import LabelMap, RateOf
 from fst_lightning.attacks.badnets import Corner
 from fst_lightning.attacks.surrogate import Surrogate, SurrogateAttack, check_counts
-from fst_lightning.models import find_head
+from fst_lightning.models import find_head, weight_matrix
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 32
@@ -188,7 +188,7 @@ class TrojanNN(SurrogateAttack):
 def choose_neurons(surrogate: Surrogate, num_classes: int, count: int) -> Tensor:
     """The inputs of the last layer that weigh most: ``(count,)`` int64, heaviest first."""
     _, head = find_head(surrogate.net, num_classes=num_classes)
-    return head.weight.detach().abs().sum(0).topk(count).indices
+    return weight_matrix(head).detach().abs().sum(0).topk(count).indices
 
 
 def features(surrogate: Surrogate, images: Tensor, num_classes: int) -> Tensor:

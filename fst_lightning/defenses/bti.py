@@ -26,7 +26,7 @@ from fst_lightning.defenses.inversion import value_range
 from fst_lightning.defenses.nc import stamped_images
 from fst_lightning.defenses.snapshot import flat
 from fst_lightning.defenses.train import keep_modes, seeded
-from fst_lightning.models import find_head
+from fst_lightning.models import Head, find_head, weight_matrix
 
 
 class TriggerGenerator(nn.Module):
@@ -94,7 +94,7 @@ def _resized(maps: Tensor, like: Tensor) -> Tensor:
 
 
 def benign_mask(
-    head: nn.Linear, features: Tensor, labels: Tensor, *, steps: int, lr: float = 0.01
+    head: Head, features: Tensor, labels: Tensor, *, steps: int, lr: float = 0.01
 ) -> Tensor:
     r"""Split features into those that the clean task needs and the rest.
 
@@ -121,7 +121,7 @@ def benign_mask(
         tensor(True)
     """
     features = features.detach().float()
-    weight = head.weight.detach().float()
+    weight = weight_matrix(head).detach().float()
     bias = None if head.bias is None else head.bias.detach().float()
     raw = torch.zeros(features.shape[1], device=features.device, requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=lr)
@@ -225,7 +225,7 @@ class InvertingDefense(Defense):
         for name in _BUFFERS:
             self.register_buffer(name, torch.empty(0))
         # In a list it is no submodule: the network's weights must not be saved twice.
-        self._linear: list[nn.Linear] = []
+        self._linear: list[Head] = []
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Find the head; forget the generator of another network."""
@@ -346,7 +346,7 @@ class InvertingDefense(Defense):
         return torch.cat([self.triggered(images[:count]), images[count:]])
 
     @property
-    def linear(self) -> nn.Linear:
+    def linear(self) -> Head:
         """The head, between :meth:`prepare` and :meth:`finish`."""
         return self._linear[0]
 

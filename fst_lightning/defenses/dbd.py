@@ -30,7 +30,7 @@ from fst_lightning.defenses.train import (
     seeded,
 )
 from fst_lightning.defenses.views import random_views
-from fst_lightning.models import find_head
+from fst_lightning.models import Head, apply_head, find_head, num_inputs
 
 _LEAST_CHANCE = 1e-4
 _PROJECTION = 128
@@ -143,9 +143,9 @@ class DecouplingDefense(DatasetDefense):
         return data.normalise(views)
 
     def _pretrain(
-        self, net: nn.Module, head: nn.Linear, data: PoisonedData, generator: torch.Generator
+        self, net: nn.Module, head: Head, data: PoisonedData, generator: torch.Generator
     ) -> None:
-        width = head.in_features
+        width = num_inputs(head)
         projection = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, _PROJECTION)
         ).to(data.device, head.weight.dtype)
@@ -163,7 +163,7 @@ class DecouplingDefense(DatasetDefense):
                 optimizer.step()
 
     def _train_head(
-        self, net: nn.Module, head: nn.Linear, data: PoisonedData, generator: torch.Generator
+        self, net: nn.Module, head: Head, data: PoisonedData, generator: torch.Generator
     ) -> Tensor:
         """Train the head on fixed features; returns the loss of every row."""
         features, labels = all_features(net, head, data), data.labels
@@ -173,12 +173,13 @@ class DecouplingDefense(DatasetDefense):
             for start in range(0, len(order), self.batch_size):
                 rows = order[start : start + self.batch_size]
                 optimizer.zero_grad()
-                loss = symmetric_cross_entropy(head(features[rows]), labels[rows]).mean()
+                logits = apply_head(head, features[rows])
+                loss = symmetric_cross_entropy(logits, labels[rows]).mean()
                 torch.autograd.backward(loss)
                 optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            return symmetric_cross_entropy(head(features), labels)
+            return symmetric_cross_entropy(apply_head(head, features), labels)
 
     def retrain(
         self,

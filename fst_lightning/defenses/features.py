@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.defenses.clean import LabelledImages
+from fst_lightning.models import Head
 
 
 @contextmanager
-def head_inputs(head: nn.Linear) -> Iterator[list[Tensor]]:
-    """Collect what a network hands to its head, a tensor a call.
+def head_inputs(head: Head) -> Iterator[list[Tensor]]:
+    """Collect what a network hands to its head, one tensor per call.
+
+    Maps of one pixel, which a convolution takes, count as vectors.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -22,14 +25,19 @@ def head_inputs(head: nn.Linear) -> Iterator[list[Tensor]]:
         [torch.Size([3, 12])]
     """
     collected: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0]))
+    handle = head.register_forward_pre_hook(lambda _, inputs: collected.append(vectors(inputs[0])))
     try:
         yield collected
     finally:
         handle.remove()
 
 
-def features_of(net: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:
+def vectors(features: Tensor) -> Tensor:
+    """Take maps of one pixel ``(N, d, 1, 1)`` for vectors ``(N, d)``; leave the rest as it is."""
+    return features.flatten(1) if features.shape[2:] == (1, 1) else features
+
+
+def features_of(net: nn.Module, head: Head, images: Tensor) -> Tensor:
     """The features ``(N, d)`` that a network hands to its head.
 
     Raises:
@@ -49,7 +57,7 @@ def features_of(net: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_features(
-    net: nn.Module, head: nn.Linear, images: LabelledImages, batch_size: int = 500
+    net: nn.Module, head: Head, images: LabelledImages, batch_size: int = 500
 ) -> Tensor:
     """The features ``(N, d)`` of all images, in their order, without gradient.
 

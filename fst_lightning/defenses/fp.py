@@ -18,7 +18,7 @@ from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.defense import Defense
 from fst_lightning.defenses.features import all_features
-from fst_lightning.models import find_head
+from fst_lightning.models import Head, apply_head, find_head, num_inputs
 
 
 class FinePruning(Defense):
@@ -71,13 +71,13 @@ class FinePruning(Defense):
         self.register_buffer("pruned", torch.empty(0, dtype=torch.bool))
         self.register_buffer("held_out_ca", torch.empty(0))
         # A layer in a list is no submodule: its weights must not be saved twice.
-        self._linear: list[nn.Linear] = []
+        self._linear: list[Head] = []
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Find the head."""
         _, linear = find_head(net, self.head)
         self._linear = [linear]
-        self.pruned = torch.zeros(linear.in_features, dtype=torch.bool)
+        self.pruned = torch.zeros(num_inputs(linear), dtype=torch.bool)
         self.held_out_ca = torch.empty(0)
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ class FinePruning(Defense):
         features, labels = all_features(net, linear, judges), judges.labels
 
         def accuracy(pruned: Tensor) -> float:
-            logits = linear(features * ~pruned)
+            logits = apply_head(linear, features * ~pruned)
             return float((logits.argmax(1) == labels).float().mean())
 
         pruned = torch.zeros(len(order), dtype=torch.bool, device=order.device)

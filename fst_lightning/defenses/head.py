@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fst_lightning.defenses.defense import Defense, freeze
 from fst_lightning.defenses.orthogonal import orthogonal_to
-from fst_lightning.models import find_head
+from fst_lightning.models import Head, find_head, num_inputs, weight_matrix
 
 Reinit = Literal["orthogonal", "uniform", "none"]
 
@@ -55,10 +55,10 @@ class HeadDefense(Defense):
         # A network in a list is no submodule: its weights must not be saved twice.
         self._net: list[nn.Module] = []
         self._frozen: list[nn.Parameter] = []
-        self._linear: list[nn.Linear] = []
+        self._linear: list[Head] = []
 
     @property
-    def linear(self) -> nn.Linear:
+    def linear(self) -> Head:
         """The head that is tuned; only after :meth:`prepare`."""
         if not self._linear:
             raise RuntimeError("Expected `prepare` to be called before the head is used.")
@@ -127,16 +127,17 @@ class HeadDefense(Defense):
 
 
 @torch.no_grad()
-def reinitialise(linear: nn.Linear, reinit: Reinit, generator: torch.Generator) -> None:
+def reinitialise(linear: Head, reinit: Reinit, generator: torch.Generator) -> None:
     """Re-initialise a head in place, with numbers drawn on the CPU: the same on every device."""
     if reinit == "none":
         return
     if reinit == "orthogonal":
-        linear.weight.copy_(orthogonal_to(linear.weight, generator))
+        weight = weight_matrix(linear)
+        weight.copy_(orthogonal_to(weight, generator))
         if linear.bias is not None:
             linear.bias.zero_()
         return
-    bound = 1 / math.sqrt(linear.in_features)
+    bound = 1 / math.sqrt(num_inputs(linear))
     for parameter in (linear.weight, linear.bias):
         if parameter is not None:
             drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.features import vectors
 from fst_lightning.defenses.head import HeadDefense
+from fst_lightning.models import weight_matrix
 
 
 class NaturalGradientTuning(HeadDefense):
@@ -88,7 +90,7 @@ class NaturalGradientTuning(HeadDefense):
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Freeze everything but the head, and keep the head."""
         super().prepare(net, generator)
-        self.anchor = joined(self.linear.weight, self.linear.bias).detach().clone()
+        self.anchor = joined(weight_matrix(self.linear), self.linear.bias).detach().clone()
         self.features = self.errors = self.fisher_diagonal = torch.empty(0)
         self._factor = []
 
@@ -126,7 +128,7 @@ class NaturalGradientTuning(HeadDefense):
         def cut(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             # What comes after the head may be more than the softmax, a factor for example.
             logits = output.detach().requires_grad_()
-            seen.append((inputs[0].detach(), logits))
+            seen.append((vectors(inputs[0].detach()), logits))
             return logits
 
         features: list[Tensor] = []
@@ -147,7 +149,7 @@ class NaturalGradientTuning(HeadDefense):
                 drawn = torch.multinomial(answers, 1, generator=generator)[:, 0].to(logits.device)
                 likelihood = -functional.cross_entropy(logits, drawn, reduction="sum")
                 ((inputs, output),) = seen
-                errors += torch.autograd.grad(likelihood, output)
+                errors += map(vectors, torch.autograd.grad(likelihood, output))
                 features.append(inputs)
         finally:
             handle.remove()
@@ -161,7 +163,7 @@ class NaturalGradientTuning(HeadDefense):
         r""":math:`\frac{\eta_F}{2} \sum_j \bar F_j (\theta_j - \bar\theta_j)^2`, a scalar."""
         if self.ewc_weight == 0 or not self.fisher_diagonal.numel():
             return None
-        moved = joined(self.linear.weight, self.linear.bias) - self.anchor
+        moved = joined(weight_matrix(self.linear), self.linear.bias) - self.anchor
         return self.ewc_weight / 2 * (self.fisher_diagonal * moved.square()).sum()
 
     @torch.no_grad()
@@ -170,9 +172,9 @@ class NaturalGradientTuning(HeadDefense):
         weight, bias = self.linear.weight, self.linear.bias
         if weight.grad is None or not self.features.numel():
             return
-        gradient = joined(weight.grad, None if bias is None else bias.grad)
+        gradient = joined(weight.grad.flatten(1), None if bias is None else bias.grad)
         natural = self.natural(gradient).to(weight.grad.dtype)
-        weight.grad.copy_(natural[:, : weight.shape[1]])
+        weight.grad.copy_(natural[:, : weight.shape[1]].view_as(weight))
         if bias is not None and bias.grad is not None:
             bias.grad.copy_(natural[:, -1])
 

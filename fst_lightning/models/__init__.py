@@ -3,6 +3,7 @@
 from fst_lightning.models.airbench import Airbench, airbench
 from fst_lightning.models.build import MODELS, build_model, check_description, rebuild_model
 from fst_lightning.models.find_head import find_head
+from fst_lightning.models.head import Head, apply_head, is_head, num_inputs, weight_matrix
 from fst_lightning.models.libraries import timm_model, torchvision_model
 from fst_lightning.models.outputs import logits_of
 from fst_lightning.models.preact_resnet import PreActResNet, preact_resnet18
@@ -12,14 +13,18 @@ from fst_lightning.models.vgg import SmallImageVGG, vgg19_bn
 __all__ = [
     "MODELS",
     "Airbench",
+    "Head",
     "PreActResNet",
     "SmallImageResNet",
     "SmallImageVGG",
     "airbench",
+    "apply_head",
     "build_model",
     "check_description",
     "find_head",
+    "is_head",
     "logits_of",
+    "num_inputs",
     "preact_resnet18",
     "rebuild_model",
     "resnet18",
@@ -27,4 +32,5 @@ __all__ = [
     "timm_model",
     "torchvision_model",
     "vgg19_bn",
+    "weight_matrix",
 ]

@@ -1,39 +1,44 @@
-"""The last linear layer of a classifier, found without a forward pass."""
+"""The head of a classifier, found without a forward pass."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
+from torchmetrics import Metric
 
 from fst_lightning.models.bounds import check_bounds
+from fst_lightning.models.chain import last_layers
+from fst_lightning.models.head import Head, is_head, num_inputs, num_outputs
 
-Linears = dict[str, nn.Linear]
+Heads = dict[str, Head]
 
 
 def find_head(
     module: nn.Module, path: str | None = None, num_classes: int | None = None
-) -> tuple[str, nn.Linear]:
+) -> tuple[str, Head]:
     """Find the linear layer that turns features into logits.
 
-    The first of these that answers: the given path; what a timm model declares; among the linear
-    layers with ``num_classes`` outputs (``config.num_labels`` of a transformers model where it is
-    not given) the one registered last. Auxiliary heads (``aux...``) are left out. The network may
-    be wrapped in another module, a LightningModule for example.
+    The first of these that answers: the given path; what a timm model declares; the layer that ends
+    the network. A linear layer ends a network if no other layer takes its output
+    (:func:`~fst_lightning.models.chain.last_layers`). A convolution with a 1x1 kernel counts as a
+    linear layer. If the number of classes is known, only layers with as many outputs count;
+    ``config.num_labels`` of a transformers model tells it, too. Auxiliary heads (``aux...``) and
+    the networks inside a ``torchmetrics.Metric`` are left out. The network may be wrapped in
+    another module, such as a LightningModule.
 
     Args:
         module: The network.
         path: Dotted name of the head, as in ``named_modules()``; None to search.
-        num_classes: Number of classes where known, at least 1.
+        num_classes: Number of classes, at least 1; None if it is unknown.
 
     Returns:
         The dotted name of the head and the layer itself.
 
     Raises:
-        ValueError: The path is wrong, no layer or more than one could be the head, or its weight
-            is no plain parameter.
+        ValueError: If the path is wrong, if no layer or more than one could be the head (two tasks,
+            two networks, or any linear layer beside the network), or if its weight is not a plain
+            parameter.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -42,83 +47,121 @@ def find_head(
     """
     if num_classes is not None:
         check_bounds(num_classes=num_classes)
-    linears: Linears = {
-        name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)
-    }
-    if path is not None:
-        name = _checked_path(module, path, num_classes, linears)
-    else:
-        name = _declared(module, num_classes, linears) or _last(module, num_classes, linears)
-    _check_weight(name, linears[name])
-    return name, linears[name]
+    layers = {name: layer for name, layer in module.named_modules() if is_head(layer)}
+    name = (
+        _search(module, num_classes, layers)
+        if path is None
+        else _checked_path(module, path, num_classes, layers)
+    )
+    _check_weight(name, layers[name])
+    return name, layers[name]
 
 
-def _checked_path(module: nn.Module, path: str, num_classes: int | None, linears: Linears) -> str:
-    if path not in linears:
+def _checked_path(module: nn.Module, path: str, num_classes: int | None, layers: Heads) -> str:
+    if path not in layers:
         try:
             found = type(module.get_submodule(path)).__name__
         except AttributeError:
-            close = get_close_matches(path, linears, n=1)
+            close = get_close_matches(path, layers, n=1)
             found = "no module of this name" + (f"; did you mean `{close[0]}`?" if close else "")
-        raise _refusal(f"Expected `head` to name an nn.Linear, but `{path}` is {found}.", linears)
-    if num_classes is not None and linears[path].out_features != num_classes:
         raise _refusal(
-            f"Expected the head `{path}` to have {num_classes} outputs, one a class, "
-            f"but it has {linears[path].out_features}.",
-            linears,
+            f"Expected `head` to name an nn.Linear or a 1x1 nn.Conv2d, but `{path}` is {found}.",
+            layers,
+        )
+    outputs = num_outputs(layers[path])
+    if num_classes not in (None, outputs):
+        raise _refusal(
+            f"Expected the head `{path}` to have {num_classes} outputs, one per class, "
+            f"but it has {outputs}.",
+            layers,
         )
     return path
 
 
-def _declared(module: nn.Module, num_classes: int | None, linears: Linears) -> str | None:
-    """Return the one head that timm models in the module declare, None where there is none."""
-    heads = []
-    for prefix, names in _declarations(module):
-        present = [name for name in names if _has_parameters(module, name)]
-        if len(present) > 1:
-            raise _ambiguous(present, linears)
-        for name in present:
-            if name not in linears:
-                raise _refusal(
-                    f"The network declares `{name}` as its head, which is "
-                    f"{type(module.get_submodule(name)).__name__}, not nn.Linear.",
-                    linears,
-                )
-            if num_classes in (None, linears[name].out_features):
-                heads.append((prefix, name))
-    if not heads:
-        return None
-    (prefix, name), *others = heads
-    outputs = linears[name].out_features
-    # A layer outside the declaring network that takes its logits makes them features.
-    rivals = [other for _, other in others] + [
-        other
-        for other, layer in linears.items()
-        if num_classes in (None, layer.out_features)
-        and layer.in_features == outputs
-        and not _inside(other, prefix)
-    ]
-    if rivals:
-        raise _ambiguous([name, *rivals], linears)
+def _search(module: nn.Module, num_classes: int | None, layers: Heads) -> str:
+    candidates = {
+        name: layer
+        for name, layer in layers.items()
+        if num_classes in (None, num_outputs(layer))
+        and not _auxiliary(name)
+        and not _measures(module, name)
+    }
+    plain = dict(candidates)
+    declared: list[str] = []
+    for prefix, heads in _declarations(module, layers):
+        known = [name for name in heads if name in candidates]
+        if known or (not heads and num_classes is None):
+            declared += known
+            for name in [*candidates]:
+                if _inside(name, prefix) and name not in known:
+                    del candidates[name]
+    last = last_layers(module, candidates.values(), rivals_only=num_classes is not None)
+    ends = {id(layer) for layer in last} | {id(layers[name]) for name in declared}
+    found = [name for name, layer in candidates.items() if id(layer) in ends]
+    if not found:
+        kind = "linear layer" if num_classes is None else f"linear layer with {num_classes} outputs"
+        raise _refusal(f"Found no {kind} that could be the head.", layers)
+    name = found[-1]
+    if len(found) == 1 and num_classes is None and not declared and num_outputs(layers[name]) == 1:
+        # One output beside a whole network: a discriminator or critic, not the classifier.
+        top = name.partition(".")[0]
+        found = [n for n in plain if "." in n and n.partition(".")[0] != top] + found
+    if len(found) > 1:
+        raise _ambiguous(found, layers)
     return name
 
 
-def _declarations(module: nn.Module) -> Iterator[tuple[str, list[str]]]:
-    """Yield the names of the outermost timm models and of the heads each declares."""
-    outermost: list[str] = []
-    for name, network in module.named_modules():
-        if any(_inside(name, outer) for outer in outermost):
+def _declarations(module: nn.Module, layers: Heads) -> Iterator[tuple[str, list[str]]]:
+    """Yield networks that say which layers are their heads; none for a feature extractor."""
+    timm_models: list[str] = []
+    for prefix, network in module.named_modules():
+        labels = getattr(getattr(network, "config", None), "num_labels", None)
+        if isinstance(labels, int):  # transformers
+            own = {
+                name: layer
+                for name, layer in layers.items()
+                if _inside(name, prefix) and num_outputs(layer) == labels
+            }
+            # A bare encoder has the entry too (2 unless set) and no layer to match.
+            if own:
+                yield prefix, _last(network, own, rivals_only=True)
             continue
-        for attribute in ("pretrained_cfg", "default_cfg"):
-            declaration = getattr(network, attribute, None)
-            if not isinstance(declaration, Mapping):
-                continue
+        names = _timm_heads(network)
+        if not names or any(_inside(prefix, outer) for outer in timm_models):
+            continue
+        timm_models.append(prefix)
+        heads: list[str] = []
+        paths = [_join(prefix, name) for name in names]
+        for path in paths:
+            if not _auxiliary(path) and _has_parameters(module, path):
+                # Often an nn.Sequential by now.
+                own = {name: layer for name, layer in layers.items() if _inside(name, path)}
+                if not own:
+                    raise _refusal(
+                        f"The network declares `{path}` as its head, which is "
+                        f"{type(module.get_submodule(path)).__name__}, not nn.Linear or a 1x1 "
+                        "nn.Conv2d.",
+                        layers,
+                    )
+                heads += _last(module.get_submodule(path), own)
+        yield prefix, heads
+
+
+def _timm_heads(network: nn.Module) -> list[str]:
+    """Return the names of the heads that a timm model declares, in the model."""
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        declaration = getattr(network, attribute, None)
+        if isinstance(declaration, Mapping):
             entry = declaration.get("classifier")
             heads = [entry] if isinstance(entry, str) else entry
             if heads and isinstance(heads, list | tuple):
-                outermost.append(name)
-                yield name, [_join(name, str(head)) for head in heads]
-                break
+                return [str(head) for head in heads]
+    return []
+
+
+def _last(network: nn.Module, layers: Heads, rivals_only: bool = False) -> list[str]:
+    last = {id(layer) for layer in last_layers(network, layers.values(), rivals_only)}
+    return [name for name, layer in layers.items() if id(layer) in last]
 
 
 def _has_parameters(module: nn.Module, name: str) -> bool:
@@ -128,113 +171,28 @@ def _has_parameters(module: nn.Module, name: str) -> bool:
         return False
 
 
-def _last(module: nn.Module, num_classes: int | None, linears: Linears) -> str:
-    plain = {
-        name: layer
-        for name, layer in linears.items()
-        # The output projection of nn.MultiheadAttention is of this class: never a head.
-        if not _auxiliary(name) and not isinstance(layer, NonDynamicallyQuantizableLinear)
-    }
-    known = num_classes or _num_labels(module, plain)
-    if known is None:
-        # A timm model that declares a head and has none is a feature extractor.
-        headless = [
-            prefix
-            for prefix, names in _declarations(module)
-            if not any(name in linears for name in names)
-        ]
-        candidates = [n for n in plain if not any(_inside(n, prefix) for prefix in headless)]
-    else:
-        candidates = [name for name, layer in plain.items() if layer.out_features == known]
-    if not candidates:
-        kind = "linear layer" if known is None else f"linear layer with {known} outputs"
-        raise _refusal(f"Found no {kind} that could be the head.", linears)
-    last = candidates[-1]
-    rivals = _rivals(module, last, candidates, plain)
-    if known is None and plain[last].out_features == 1 and not rivals:
-        # One output beside a whole network: a discriminator or critic, not the classifier.
-        top = last.partition(".")[0]
-        rivals = [name for name in plain if "." in name and name.partition(".")[0] != top]
-    if rivals:
-        raise _ambiguous([*rivals, last], linears)
-    return last
+def _measures(module: nn.Module, name: str) -> bool:
+    """Whether a metric owns the layer: the Fréchet inception distance has a network inside."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:depth]) for depth in range(len(parts)))
+    return any(isinstance(module.get_submodule(prefix), Metric) for prefix in prefixes)
 
 
-def _num_labels(module: nn.Module, plain: Linears) -> int | None:
-    """Return ``config.num_labels`` of the first transformers model that has such a layer."""
-    for name, network in module.named_modules():
-        labels = getattr(getattr(network, "config", None), "num_labels", None)
-        # A bare encoder has the entry too (2 unless set) and no layer to match.
-        if isinstance(labels, int) and any(
-            _inside(linear, name) and layer.out_features == labels
-            for linear, layer in plain.items()
-        ):
-            return labels
-    return None
-
-
-class _Branch(NamedTuple):
-    """A child of some module, seen as one step from its first linear layer to its last."""
-
-    module: nn.Module
-    last: str
-    inputs: int
-    outputs: int
-
-
-def _rivals(module: nn.Module, last: str, candidates: list[str], plain: Linears) -> list[str]:
-    """Return candidates that stand beside the last one rather than before it.
-
-    At every level above the last candidate, its branch is compared with those registered before it.
-    One is a rival if it has equally many inputs (layers, or modules of one class) or outputs, and
-    no chain of branches leads from its outputs to the inputs of the last one.
-    """
-    parts = last.split(".") if last else []  # No name: the module is the layer itself.
-    rivals = []
-    for depth in range(len(parts)):
-        parent = ".".join(parts[:depth])
-        network = module.get_submodule(parent)
-        if isinstance(network, nn.Sequential):
-            continue  # What stands in a Sequential is a chain.
-        branches = []
-        for child_name, child in network.named_children():
-            prefix = _join(parent, child_name)
-            inside = [name for name in plain if _inside(name, prefix)]
-            if inside:
-                first, final = plain[inside[0]], plain[inside[-1]]
-                branches.append(_Branch(child, inside[-1], first.in_features, final.out_features))
-            if child_name == parts[depth]:
-                break
-        own = branches.pop()
-        reaching = {own.inputs}  # Sizes from which branches lead to the last one.
-        for branch in reversed(branches):
-            if branch.outputs in reaching:
-                reaching.add(branch.inputs)
-                continue
-            same_inputs = branch.inputs == own.inputs and _alike(branch.module, own.module)
-            if branch.last in candidates and (same_inputs or branch.outputs == own.outputs):
-                rivals.append(branch.last)
-    return [name for name in plain if name in rivals]
-
-
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    layers = (nn.Linear, nn.Sequential)
-    return type(one) is type(other) or (isinstance(one, layers) and isinstance(other, layers))
-
-
-def _check_weight(name: str, layer: nn.Linear) -> None:
-    # Not `layer.weight`: weight_norm and parametrisations compute it anew at every access.
+def _check_weight(name: str, layer: Head) -> None:
+    # Not `layer.weight`: weight_norm and parametrizations compute it anew at every access.
     weight = layer._parameters.get("weight")
     if isinstance(weight, UninitializedParameter):
         raise ValueError(
             f"The head `{name}` is lazy and has no weight yet: pass one batch through the network "
             "first."
         )
-    if weight is None or weight.shape != (layer.out_features, layer.in_features):
+    kernel = (1, 1) if isinstance(layer, nn.Conv2d) else ()
+    shape = num_outputs(layer), num_inputs(layer), *kernel
+    if weight is None or weight.shape != shape:
         raise ValueError(
             f"Expected the weight of the head `{name}` to be a plain parameter of shape "
-            f"({layer.out_features}, {layer.in_features}), but {type(layer).__name__} computes it "
-            "from others (weight_norm, parametrisation, pruning or packing). Fold it in first, "
+            f"{shape}, but {type(layer).__name__} computes it "
+            "from others (weight_norm, parametrization, pruning or packing). Fold it in first, "
             "with torch.nn.utils.remove_weight_norm or torch.nn.utils.parametrize."
             "remove_parametrizations for example."
         )
@@ -252,15 +210,17 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _ambiguous(names: list[str], linears: Linears) -> ValueError:
+def _ambiguous(names: list[str], layers: Heads) -> ValueError:
     listed = ", ".join(f"`{name}`" for name in dict.fromkeys(names))
-    return _refusal(f"More than one layer could be the head: {listed}.", linears)
+    return _refusal(f"More than one layer could be the head: {listed}.", layers)
 
 
-def _refusal(found: str, linears: Linears) -> ValueError:
+def _refusal(found: str, layers: Heads) -> ValueError:
+    # The 1x1 convolutions inside of a network are many; those that end it are in the message.
     lines = [
-        f"  {name or '(the module itself)'}: {layer.in_features} -> {layer.out_features}"
-        for name, layer in linears.items()
+        f"  {name or '(the module itself)'}: {num_inputs(layer)} -> {num_outputs(layer)}"
+        for name, layer in layers.items()
+        if isinstance(layer, nn.Linear) or f"`{name}`" in found
     ]
     listing = "\n".join(["Its linear layers:", *lines]) if lines else "It has no linear layer."
     return ValueError(f'{found} Name the head: pass head="dotted.name". {listing}')

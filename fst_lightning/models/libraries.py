@@ -82,7 +82,12 @@ def timm_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Modu
 def _replace_head(net: nn.Module, num_classes: int) -> None:
     path, head = find_head(net)
     parent, _, child = path.rpartition(".")
-    new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    bias = head.bias is not None
+    new = (
+        nn.Conv2d(head.in_channels, num_classes, 1, bias=bias)
+        if isinstance(head, nn.Conv2d)
+        else nn.Linear(head.in_features, num_classes, bias=bias)
+    )
     setattr(net.get_submodule(parent), child, new)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fst_lightning.data import BackdoorDataModule, ImageSet
 from fst_lightning.defenses.clean import LabelledImages
 from fst_lightning.defenses.inversion import Triggers, invert_triggers
+from fst_lightning.models import Head, is_head, weight_matrix
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import head_of
@@ -111,7 +112,7 @@ class Witness:
         stamped = None
         if self.data.measured.has_trigger:
             stamped = self._answers(self.data.triggered_rows, head, triggered=True)
-        weight = None if head is None else _array(head.weight)
+        weight = None if head is None else _array(weight_matrix(head))
         weights = {name: p.detach().float().cpu().clone() for name, p in net.named_parameters()}
         if when == "after":
             self._layers = relative_changes(self._weights, weights)
@@ -120,7 +121,7 @@ class Witness:
             self._search(when)
         self._snapshots[when] = Snapshot(clean, stamped, weight)
 
-    def _answers(self, images: ImageSet, head: nn.Linear | None, triggered: bool) -> Answers:
+    def _answers(self, images: ImageSet, head: Head | None, triggered: bool) -> Answers:
         rows = spread(len(images), MOST_IMAGES)
         device = self.trainer.strategy.root_device
         features: list[Tensor] = []
@@ -258,12 +259,12 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
     return {layer: float((moved[layer] / size[layer]) ** 0.5) for layer in moved if size[layer] > 0}
 
 
-def _head(run: Run, net: nn.Module, num_classes: int) -> nn.Linear | None:
+def _head(run: Run, net: nn.Module, num_classes: int) -> Head | None:
     try:
         head = net.get_submodule(head_of(run, net, num_classes))
     except ValueError:
         return None
-    return head if isinstance(head, nn.Linear) else None
+    return head if is_head(head) else None
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import lightning as L
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fst_lightning.data import BackdoorDataModule
+from fst_lightning.models import is_head
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.parts import head_of
 from fst_lightning.pipelines.run import Run
@@ -53,7 +54,7 @@ class Shift:
             head = net.get_submodule(head_of(self.run, net, self.data.data.num_classes))
         except ValueError:
             return None
-        if not isinstance(head, nn.Linear):
+        if not is_head(head):
             return None
         seen: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torchmetrics import Metric, MetricCollection
 
 from fst_lightning.models import MODELS, build_model, find_head
 
@@ -46,7 +48,7 @@ def check(net: nn.Module, name: str, num_classes: int) -> None:
         found, layer = find_head(net, num_classes=classes)
         assert found == name
         assert layer is net.get_submodule(name)
-        assert layer.out_features == num_classes
+        assert len(layer.weight) == num_classes
         assert find_head(Wrapper(net=net), num_classes=classes) == (f"net.{name}", layer)
     assert find_head(net, path=name) == (name, layer)
 
@@ -87,11 +89,40 @@ def test_auxiliary_heads_are_left_out(name: str) -> None:
     check(net, "fc", 7)
 
 
-def test_conv_only_network_is_refused() -> None:
-    with torch.device("meta"):
-        net = torchvision.models.squeezenet1_1()
+def test_a_network_that_ends_in_a_wider_convolution_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 7, 3), nn.AdaptiveAvgPool2d(1))
     with pytest.raises(ValueError, match=r"no linear layer that could be .*It has no linear layer"):
         find_head(net)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "squeezenet1_1"])
+def test_a_1x1_convolution_that_ends_a_network_is_its_head(name: str) -> None:
+    with torch.device("meta"):
+        net = torchvision.models.get_model(name, num_classes=7)
+    check(net, "classifier.1", 7)
+
+
+def test_a_1x1_convolution_behind_layers_of_squeeze_and_excitation() -> None:
+    excitation = Named(reduce=nn.Linear(16, 4), expand=nn.Linear(4, 16))
+    block = Named(conv=nn.Conv2d(16, 16, 3), se=excitation, project=nn.Conv2d(16, 32, 1))
+    net = Named(stem=nn.Conv2d(3, 16, 3), body=nn.Sequential(block), fc=nn.Conv2d(32, 7, 1))
+    check(net, "fc", 7)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(7), nn.GroupNorm(1, 7)])
+def test_a_normalized_convolution_is_no_head(norm: nn.Module) -> None:
+    net = Named(fc=nn.Linear(7, 3), branch=nn.Sequential(nn.Conv2d(7, 7, 1), norm))
+    check(net, "fc", 3)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(8, 3, 3), nn.Conv2d(6, 3, 1, groups=3), nn.Conv2d(8, 3, 1, stride=2)]
+)
+def test_other_convolutions_are_no_linear_layers(layer: nn.Conv2d) -> None:
+    with pytest.raises(
+        ValueError, match=r"name an nn\.Linear or a 1x1 nn\.Conv2d, but `fc` is Conv"
+    ):
+        find_head(Named(fc=layer), path="fc")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +177,49 @@ def test_timm_distilled_network_is_refused() -> None:
     assert find_head(net, path="head_dist")[1] is net.head_dist
 
 
-def test_timm_convolutional_head_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "head"), [("resnetv2_50", "head.fc"), ("dla46_c", "fc"), ("dpn48b", "classifier")]
+)
+def test_timm_convolutional_head(name: str, head: str) -> None:
     with torch.device("meta"):
-        net = timm.create_model("resnetv2_50", num_classes=7)
-    with pytest.raises(ValueError, match=r"declares `head\.fc` .* is Conv2d, not nn\.Linear"):
+        net = timm.create_model(name, num_classes=7)
+    check(net, head, 7)
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        setattr(net, attribute, None)
+    check(net, head, 7)
+
+
+def test_timm_declaration_of_another_layer_is_refused() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("resnet18", num_classes=7)
+    net.fc = nn.Conv2d(512, 7, 3)
+    with pytest.raises(ValueError, match=r"declares `fc` .* is Conv2d, not nn\.Linear or a 1x1"):
         find_head(net)
+
+
+def test_timm_head_that_was_replaced_by_several_layers() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("resnet18", num_classes=1000)
+        net.fc = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 7))
+    check(net, "fc.3", 7)
+
+
+def test_timm_auxiliary_head_is_left_out() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("volo_d1_224", num_classes=7)
+    check(net, "head", 7)
+
+
+@pytest.mark.parametrize("other", [nn.Linear(3, 3), nn.Linear(512, 4)])
+def test_timm_network_beside_another_layer_is_refused(other: nn.Linear) -> None:
+    with torch.device("meta"):
+        net = timm.create_model("resnet18", num_classes=7)
+    for parts in ({"net": net, "other": other}, {"other": other, "net": net}):
+        with pytest.raises(ValueError, match=r"More than one") as caught:
+            find_head(Wrapper(**parts))
+        assert "`net.fc`" in str(caught.value)
+        assert "`other`" in str(caught.value)
+    assert find_head(Wrapper(net=net, other=other), num_classes=7)[0] == "net.fc"
 
 
 def test_timm_features_under_an_own_head() -> None:
@@ -205,6 +274,8 @@ def test_transformers() -> None:
         embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=7
     )
     check(transformers.ResNetForImageClassification(resnet), "classifier.1", 7)
+    with pytest.raises(ValueError, match=r"`net\.classifier`, `critic\.0`"):
+        find_head(Wrapper(net=net, critic=mlp(5, 3)))
     deit = transformers.DeiTConfig(**small, num_labels=7)
     with pytest.raises(ValueError, match="`cls_classifier`, `distillation_classifier`"):
         find_head(transformers.DeiTForImageClassificationWithTeacher(deit))
@@ -357,6 +428,123 @@ def test_critic_beside_a_classifier_is_refused() -> None:
 
 def test_one_output_alone_is_a_head() -> None:
     check(Named(body=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 1)), "fc", 1)
+
+
+# ---------------------------------------------------------------- a layer beside the network
+
+
+def small_net(classes: int = 5, width: int = 8) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, classes),
+    )
+
+
+def refused(net: nn.Module, *names: str) -> None:
+    with pytest.raises(ValueError, match="More than one layer could be the head") as caught:
+        find_head(net)
+    first = str(caught.value).partition(" Name the head")[0]
+    assert [name for name in names if f"`{name}`" not in first] == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    classes=st.integers(2, 6),
+    width=st.integers(2, 9),
+    last=st.booleans(),
+)
+def test_a_layer_beside_a_network_is_never_its_head_in_silence(
+    inputs: int, outputs: int, classes: int, width: int, last: bool
+) -> None:
+    net, other = small_net(classes, width), nn.Linear(inputs, outputs)
+    parts: dict[str, nn.Module] = {"net": net, "other": other}
+    module = Wrapper(**(parts if last else dict(reversed(parts.items()))))
+    if last and inputs == classes:
+        # By its sizes the layer takes the outputs of the network.
+        if outputs > 1:
+            assert find_head(module)[0] == "other"
+        return
+    refused(module, "net.4", "other")
+    assert find_head(module, path="net.4") == ("net.4", net[4])
+    if outputs != classes:
+        assert find_head(module, num_classes=classes)[0] == "net.4"
+
+
+@pytest.mark.parametrize(
+    ("parts", "heads"),
+    [
+        ({"student": small_net(), "teacher": small_net(10, 16)}, ("student.4", "teacher.4")),
+        ({"teacher": small_net(10, 16), "student": small_net()}, ("student.4", "teacher.4")),
+        ({"net": small_net(), "ema": small_net()}, ("net.4", "ema.4")),
+        ({"nets": nn.ModuleList([small_net(), small_net()])}, ("nets.0.4", "nets.1.4")),
+        ({"nets": nn.ModuleDict({"a": small_net(), "b": small_net(3)})}, ("nets.a.4", "nets.b.4")),
+        ({"net": small_net(), "critic": small_net(1)}, ("net.4", "critic.4")),
+        ({"critic": small_net(1), "net": small_net()}, ("net.4", "critic.4")),
+        (
+            {"net": small_net(), "critic": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 1, 1))},
+            ("net.4", "critic.1"),
+        ),
+        ({"backbone": small_net()[:4], "fc": nn.Linear(8, 5), "projector": mlp(8, 8, 4)}, ("fc",)),
+        ({"backbone": small_net()[:4], "projector": mlp(8, 8, 4), "fc": nn.Linear(8, 5)}, ("fc",)),
+        ({"net": small_net(), "decoder": nn.Sequential(nn.Linear(8, 48))}, ("net.4", "decoder.0")),
+        ({"loc": mlp(90, 32, 6), "fc1": nn.Linear(320, 50), "fc2": nn.Linear(50, 10)}, ("fc2",)),
+    ],
+)
+def test_layouts_with_two_ends_are_refused(
+    parts: dict[str, nn.Module], heads: tuple[str, ...]
+) -> None:
+    refused(Wrapper(**parts), *heads)
+
+
+def test_weight_averaging_is_refused() -> None:
+    net = small_net()
+    refused(Wrapper(net=net, ema=AveragedModel(net)), "net.4", "ema.module.4")
+
+
+def test_one_network_under_two_names_has_one_head() -> None:
+    net = small_net()
+    assert find_head(Wrapper(net=net, model=net)) == ("net.4", net[4])
+    assert find_head(Wrapper(net=net, head=net[4])) == ("net.4", net[4])
+    assert find_head(Wrapper(head=net[4], net=net)) == ("head", net[4])
+    assert find_head(Wrapper(body=net[:4], net=net)) == ("net.4", net[4])
+
+
+def test_the_network_of_a_metric_is_left_out() -> None:
+    class Distance(Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inception = small_net(10)
+
+        def update(self) -> None:
+            """Not needed here."""
+
+        def compute(self) -> float:
+            return 0.0
+
+    for parts in ({"net": small_net(), "fid": Distance()}, {"fid": Distance(), "net": small_net()}):
+        assert find_head(Wrapper(**parts))[0] == "net.4"
+    metrics = MetricCollection({"fid": Distance()})
+    assert find_head(Wrapper(net=small_net(), metrics=metrics))[0] == "net.4"
+
+
+def test_a_head_that_is_registered_first() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    check(Named(fc=nn.Linear(8, 5), body=body), "fc", 5)
+
+
+def test_concatenated_towers() -> None:
+    towers = {"image": small_net(6), "table": mlp(4, 8, 3)}
+    check(Named(**towers, fc=nn.Linear(9, 5)), "fc", 5)
+
+
+def test_flattened_maps() -> None:
+    excited = Named(conv=nn.Conv2d(3, 8, 3), se=mlp(8, 2, 8), out=nn.Conv2d(8, 6, 3))
+    check(Named(body=excited, fc=nn.Linear(6 * 5 * 5, 5)), "fc", 5)
 
 
 # ---------------------------------------------------------------- wrong questions
