@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,25 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 100_000_000
 """Most pixels that a file may declare; a small file can declare billions."""
 
-MAX_BYTES = 4 * MAX_PIXELS
-"""Longest file: Pillow reads some formats whole, and a sparse file of any length takes no room."""
+MAX_MEMORY = 500_000_000
+"""Most bytes that decoding a file may take, for its decoder and in its mode."""
+
+MAX_BYTES = 150_000_000
+"""Longest file: some formats are read whole."""
+
+_READ_WHOLE = 3  # WebP is copied twice
+
+# Bytes per pixel of Pillow's image and of its conversion to RGB or gray levels, rounded up.
+_BYTES_OF_MODE = {
+    **{"1": 2, "L": 2, "P": 9, "RGB": 5, "LA": 5, "I;16": 7, "I;16B": 7, "I;16L": 7},
+    **dict.fromkeys(("RGBA", "CMYK", "YCbCr", "LAB"), 8),
+}
+_BYTES_OF_OTHER_MODES = 12
+# A JPEG that is sent in several scans, and any WebP, is decoded as a whole beside the image.
+_BYTES_OF_JPEG = {"L": 3, "RGB": 10}
+_BYTES_OF_WEBP = 17
+_BYTES_OF_TIFF = 4
+_TIFF_TILE = (322, 323)
 
 # Pillow tells the format by the content, whatever the suffix says. Without the list it would start
 # Ghostscript for an EPS file that is named like a photograph.
@@ -37,19 +55,67 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         path: the file; its content tells the format.
 
     Raises:
-        ValueError: if it is longer than `MAX_BYTES` or declares more than `MAX_PIXELS`.
+        ValueError: If it is longer than `MAX_BYTES`, declares more than `MAX_PIXELS`, or would take
+            more than `MAX_MEMORY` to decode.
         Exception: of any type where Pillow can't read it.
     """
-    length = path.stat().st_size
-    if length > MAX_BYTES:
-        raise ValueError(f"it has {length:,} bytes, and the limit is {MAX_BYTES:,}")
+    opening_memory(path)
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(
                 f"it declares {width}x{height} pixels, and the limit is {MAX_PIXELS:,}"
             )
+        needed = decoding_memory(image)
+        if needed > MAX_MEMORY:
+            raise ValueError(
+                f"its {width}x{height} pixels ({image.format}, {image.mode}) take "
+                f"{needed / 1e6:,.0f} MB to decode, and the limit is {MAX_MEMORY / 1e6:,.0f}"
+            )
         yield image
+
+
+def opening_memory(path: Path) -> int:
+    """Return how many bytes opening a file takes at most, its pixels not decoded.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: If it is no regular file, or longer than `MAX_BYTES`.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"it has {status.st_size:,} bytes, and the limit is {MAX_BYTES:,}")
+    return _READ_WHOLE * status.st_size
+
+
+def decoding_memory(image: Image.Image) -> int:
+    """Return how many bytes decoding an opened image takes at most, the file itself not counted.
+
+    The figures per pixel were measured; `tests/test_image_files.py` measures them again.
+
+    Args:
+        image: opened and not decoded.
+    """
+    of_mode = _BYTES_OF_MODE.get(image.mode, _BYTES_OF_OTHER_MODES)
+    width, height = image.size
+    match image.format:
+        case "JPEG":
+            each = _BYTES_OF_JPEG.get(image.mode, _BYTES_OF_OTHER_MODES)
+        case "WEBP":
+            each = _BYTES_OF_WEBP
+        case "TIFF":
+            each = of_mode + _BYTES_OF_TIFF
+            tags = getattr(image, "tag_v2", {})
+            # A tile may be larger than the image, and is decoded as a whole.
+            across, down = (int(tags.get(tag, 0)) for tag in _TIFF_TILE)
+            width, height = max(width, across), max(height, down)
+        case _:
+            each = of_mode
+    return width * height * each
 
 
 def is_image(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,11 @@ from torch.nn import functional
 
 from fst_lightning.folders import entries_inside
 from fst_lightning.image_files import FORMATS, is_image, open_image
+from fst_lightning.printable import printable
+
+_PIXELS_AT_A_TIME = 2**16
+# Of a plane whose rows are resized and whose columns are not: 40 MB.
+_MOST_VALUES = 10_000_000
 
 
 def check_picture(path: str | None) -> None:
@@ -38,8 +44,12 @@ def pictures_in(folder: str) -> list[Path]:
         raise FileNotFoundError(
             f"Expected `attack.folder` to be a folder of pictures, but there is none at {folder}."
         )
-    found = [Path(entry.path) for entry in entries_inside(root, root) if entry.is_file()]
-    pictures = [path for path in found if is_image(path)]
+    pictures = [
+        path
+        for path in (Path(entry.path) for entry in entries_inside(root, root))
+        # A broken link is listed, so that reading it names it.
+        if is_image(path) and (path.is_file() or not path.exists())
+    ]
     if not pictures:
         raise ValueError(
             f"Expected `attack.folder` to hold pictures ({', '.join(FORMATS)}), but "
@@ -63,8 +73,8 @@ def read_picture(path: str | Path, channels: int, height: int, width: int) -> Te
     Raises:
         ValueError: for a file that is no picture.
     """
-    (colours,) = _read(path, _mode(channels))
-    return _resized(colours, height, width)
+    mode = _mode(channels)
+    return _read(path, height, width, len(mode), lambda rows: _levels(rows, mode))
 
 
 def read_patch(path: str | Path, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -83,38 +93,70 @@ def read_patch(path: str | Path, channels: int, height: int, width: int) -> tupl
     Raises:
         ValueError: for a file that is no picture.
     """
-    colours, with_opacity = _read(path, _mode(channels), "RGBA")
-    opacity = with_opacity[:, 3:]
-    mask = _resized(opacity, height, width)
-    # Weighted by opacity, so that the colour under what is transparent does not bleed in.
-    weighted = _resized(colours * opacity, height, width)
-    return (weighted / mask.clamp_min(1e-6)).clamp(0, 1), mask
+    mode = _mode(channels)
+
+    def weighted(rows: Image.Image) -> Tensor:
+        opacity = _levels(rows, "RGBA")[:, 3:]
+        # Weighted by opacity, so that the color under what is transparent does not bleed in.
+        return torch.cat([opacity, _levels(rows, mode) * opacity], dim=1)
+
+    planes = _read(path, height, width, 1 + len(mode), weighted)
+    mask, colors = planes[:, :1], planes[:, 1:]
+    return (colors / mask.clamp_min(1e-6)).clamp(0, 1), mask
 
 
 def _mode(channels: int) -> str:
     return "RGB" if channels == 3 else "L"
 
 
-def _read(path: str | Path, *modes: str) -> list[Tensor]:
-    """The picture in these modes of Pillow: ``(1, C, H, W)`` in [0, 1]."""
+def _read(
+    path: str | Path,
+    height: int,
+    width: int,
+    num_planes: int,
+    planes_of: Callable[[Image.Image], Tensor],
+) -> Tensor:
+    """Decode a picture and resize its planes, a few rows at a time.
+
+    Args:
+        path: of the file.
+        height: in pixels, to resize to.
+        width: in pixels, to resize to.
+        num_planes: that `planes_of` gives.
+        planes_of: turns some rows of the picture into ``(1, num_planes, rows, W)`` in [0, 1].
+    """
     try:
-        with open_image(Path(path)) as file:
-            picture: Image.Image = file
-            if file.mode.startswith("I"):
-                # 16 bits, which Pillow would clip to 8 instead of scaling them.
-                levels = np.asarray(file).astype(np.int64).clip(0, 65535) // 257
-                picture = Image.fromarray(levels.astype(np.uint8))
-            pixels = [np.array(picture.convert(mode)) for mode in modes]
+        with open_image(Path(path)) as picture:
+            if max(picture.size) * width > _MOST_VALUES:
+                wide, high = picture.size
+                raise ValueError(f"it is {wide:,}x{high:,} pixels: a side is too long")
+            picture.load()
+            wide, high = picture.size  # A TIFF may be turned when it is loaded.
+            step = max(1, _PIXELS_AT_A_TIME // wide)
+            narrow = torch.empty(1, num_planes, high, width)
+            # Resizing goes along the rows first and then along the columns, so that rows may be
+            # taken one after the other.
+            for top in range(0, high, step):
+                rows = planes_of(picture.crop((0, top, wide, min(top + step, high))))
+                narrow[:, :, top : top + step] = _resized(rows, (rows.shape[2], width))
     # Decoders report damage in many ways: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ValueError(
-            f"Expected {path} to be a picture, but it can't be read: {error}"
+            f"Expected {printable(path)} to be a picture, but it can't be read: "
+            f"{printable(error) or type(error).__name__}. Choose another picture, or save it anew."
         ) from error
-    return [
-        torch.from_numpy(planes.reshape(*planes.shape[:2], -1)).permute(2, 0, 1)[None] / 255
-        for planes in pixels
-    ]
+    return _resized(narrow, (height, width))
 
 
-def _resized(planes: Tensor, height: int, width: int) -> Tensor:
-    return functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
+def _levels(rows: Image.Image, mode: str) -> Tensor:
+    """Rows of a picture in a mode of Pillow: ``(1, C, H, W)`` in [0, 1]."""
+    if rows.mode.startswith("I"):
+        # 16 bits, which Pillow would clip to 8 instead of scaling them.
+        levels = np.asarray(rows).astype(np.int64).clip(0, 65535) // 257
+        rows = Image.fromarray(levels.astype(np.uint8))
+    planes = np.array(rows.convert(mode))
+    return torch.from_numpy(planes.reshape(*planes.shape[:2], -1)).permute(2, 0, 1)[None] / 255
+
+
+def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(planes, size=size, mode="bilinear", antialias=True)

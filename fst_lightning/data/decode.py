@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fst_lightning.image_files import open_image
+from fst_lightning.image_files import decoding_memory, open_image, opening_memory
 from fst_lightning.printable import printable
 
 _GREY_16_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -26,9 +26,11 @@ _CHUNK = 64
 # More would wait for the interpreter lock.
 _MAX_THREADS = 16
 _REPORT_SECONDS = 5.0
-# That all threads together hold decoded, up to 8 bytes each: 16 photographs of 6 megapixels.
-_PIXELS_AT_A_TIME = 96_000_000
-_CHUNK_OF_PIXELS = 2**20
+# What all threads together may decode in: 16 photographs of 6 megapixels.
+_BYTES_AT_A_TIME = 1_000_000_000
+# What they may read of files before the size of an image is known.
+_BYTES_OPENED = 500_000_000
+_CHUNK_OF_PIXELS = 2**17
 
 
 class UnreadableImageError(ValueError):
@@ -74,14 +76,14 @@ def decode_images(
     shape = (len(paths), 3, image_size, image_size)
     images = torch.empty(shape, dtype=torch.uint8) if into is None else into
     pixels = images.numpy()
-    budget = _Budget(_PIXELS_AT_A_TIME // processes)
+    budgets = _Budget(_BYTES_OPENED // processes), _Budget(_BYTES_AT_A_TIME // processes)
     threads = max(1, min((os.cpu_count() or 1) // processes, _MAX_THREADS))
     # A batch may be smaller than one chunk for every thread.
     chunk = max(1, min(_CHUNK, math.ceil(len(paths) / threads)))
 
     def decode_chunk(start: int) -> None:
         for row in range(start, min(start + chunk, len(paths))):
-            pixels[row] = _decode(paths[row], image_size, budget).transpose(2, 0, 1)
+            pixels[row] = _decode(paths[row], image_size, *budgets).transpose(2, 0, 1)
 
     with warnings.catch_warnings():
         # Pillow warns of what is an error or harmless here, many lines for each damaged file.
@@ -98,32 +100,37 @@ def decode_images(
 
 
 class _Budget:
-    """Lets threads hold at most so many pixels at a time; a larger image has to be alone."""
+    """Lets threads hold at most so many bytes at a time; a larger image has to be alone."""
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most
         self._changed = threading.Condition()
 
     @contextmanager
-    def hold(self, pixels: int) -> Iterator[None]:
-        pixels = min(pixels, self._most)
+    def hold(self, size: int) -> Iterator[None]:
+        size = min(size, self._most)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
         try:
             yield
         finally:
             with self._changed:
-                self._free += pixels
+                self._free += size
                 self._changed.notify_all()
 
 
-def _decode(path: Path, image_size: int, budget: _Budget) -> npt.NDArray[np.uint8]:
+def _decode(
+    path: Path, image_size: int, opened: _Budget, decoded: _Budget
+) -> npt.NDArray[np.uint8]:
     try:
-        with open_image(path) as image:
-            width, height = image.size
-            with budget.hold(width * height):
-                return _square(image, image_size)
+        # Two budgets, always in this order: with one, threads could wait for each other.
+        with (
+            opened.hold(opening_memory(path)),
+            open_image(path) as image,
+            decoded.hold(decoding_memory(image)),
+        ):
+            return _square(image, image_size)
     # Decoders report damage in many ways: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         reason = printable(error) or type(error).__name__

@@ -165,6 +165,8 @@ def test_workers_share_cores_and_memory(files: list[Path], monkeypatch: pytest.M
         monkeypatch.setattr("fst_lightning.data.stream.get_worker_info", lambda info=info: info)
         images.append(StreamedImages(files, SIZE)[:])
     assert pools == [8, 2, 1]
-    assert budgets == [96_000_000, 32_000_000, 4_800_000]
+    opened, decoded = budgets[::2], budgets[1::2]
+    assert decoded == [1_000_000_000, 333_333_333, 50_000_000]
+    assert opened == [500_000_000, 166_666_666, 25_000_000]
     assert torch.equal(images[0], images[1])
     assert torch.equal(images[0], images[2])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fst_lightning.attacks.pictures import pictures_in, read_patch, read_picture
 from fst_lightning.data import ImageFolder, Npz
 from fst_lightning.data.triggered import read_triggered
 from tests.hostile.case import CANARY, Case, Kind
@@ -40,6 +41,11 @@ def _folder(root: Path) -> None:
     class_folders(root / "test", each=1)
 
 
+def _pictures(folder: Path) -> None:
+    for number in range(3):
+        picture(folder / f"{number}.png", number)
+
+
 def _npz(path: Path, **changes: Any) -> None:
     arrays: dict[str, Any] = {
         "x_train": np.zeros((6, 8, 8, 3), np.uint8)
@@ -55,6 +61,10 @@ def _read_folder(path: Path) -> object:
     return ImageFolder(root=path, image_size=8).load()
 
 
+def _read_picture(path: Path) -> object:
+    return read_picture(path, 3, 8, 8), read_patch(path, 3, 8, 8)
+
+
 FOLDER = Kind("image folder", "images", _read_folder, _folder)
 TRIGGERED = Kind(
     "data.triggered_root",
@@ -63,7 +73,14 @@ TRIGGERED = Kind(
     lambda path: class_folders(path, ("cat", "1")),
 )
 NPZ = Kind("npz", "a.npz", lambda path: Npz(root=path).load(), _npz)
-KINDS = (FOLDER, TRIGGERED, NPZ)
+PICTURES = Kind(
+    "attack.folder",
+    "pictures",
+    lambda path: [_read_picture(file) for file in pictures_in(str(path))],
+    _pictures,
+)
+PICTURE = Kind("attack.image", "a.png", _read_picture, picture)
+KINDS = (FOLDER, TRIGGERED, PICTURES, PICTURE, NPZ)
 
 # Image files
 
@@ -93,11 +110,24 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def tiled(side: int, tile: int, data: bytes = b"") -> bytes:
+    """A gray TIFF whose only tile, deflated, may be larger than the image."""
+    start = 8 + 2 + 12 * 10 + 4
+    entries = [(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1)]
+    entries += [(322, tile), (323, tile), (324, start), (325, len(data))]
+    listed = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in entries)
+    return struct.pack("<2sHLH", b"II", 42, 8, len(entries)) + listed + bytes(4) + data
+
+
 def _webp(width: int, height: int) -> bytes:
     inner = _encoded(Image.new("RGB", (4, 4)), "WEBP", lossless=True)[12:]
     sides = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + sides + inner
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _plain_webp(side: int) -> bytes:
+    return _encoded(Image.new("RGB", (side, side), (1, 2, 3)), "WEBP", lossless=True, method=0)
 
 
 def _gif(screen: tuple[int, int], frame: tuple[int, int]) -> bytes:
@@ -152,7 +182,13 @@ _REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a PNG of 2^62 pixels": (lambda: png(2**31 - 1, 2**31 - 1), "bomb|pixels"),
     "a PNG of 100,010,000 pixels": (lambda: png(10_001, 10_000), "10001x10000 pixels"),
-    "a PNG of 10^8 pixels and no data": (lambda: png(10_000, 10_000), "truncated"),
+    "a PNG of 81 megapixels and no data": (lambda: png(9_000, 9_000), "truncated"),
+    "a PNG of 80 megapixels with opacity": (lambda: png(9_000, 9_000, 6), "MB to decode"),
+    "a PNG of 81 megapixels with a palette": (lambda: png(9_000, 9_000, 3), "MB to decode"),
+    "a PNG of 81 megapixels of 16 bits": (lambda: png(9_000, 9_000, 0, 16), "MB to decode"),
+    "a WebP of 36 megapixels": (lambda: _webp(6_000, 6_000), "MB to decode|decoder"),
+    "a TIFF of one huge tile": (lambda: tiled(16, 20_000), "MB to decode"),
+    "a TIFF of one endless tile": (lambda: tiled(16, 2**31 - 16), "MB to decode"),
     "a PNG one pixel high": (lambda: png(100_000_000, 1), ""),
     "a PNG of 0 pixels": (lambda: png(0, 8), ""),
     "a GIF with a frame of 4 gigapixels": (lambda: _gif((4, 4), (65_535, 65_535)), "bomb|pixels"),
@@ -169,6 +205,7 @@ _REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a PPM of 10^8 pixels and no data": (lambda: b"P6 10000 10000 255\n", ""),
     "a PPM with a number of 5,000 digits": (lambda: b"P6 " + b"9" * 5_000 + b" 5 255\n", ""),
 }
+_PATTERNS = ("floating-point numbers", "32-bit grey")
 _HEAVY: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a PNG bomb with a wrong checksum": (
         lambda: png(10_000, 10_000, data=_zeros(10_000 * 30_001)[:-4] + b"abcd"),
@@ -176,9 +213,32 @@ _HEAVY: dict[str, tuple[Callable[[], bytes], str | None]] = {
     ),
     "a JPEG of 10^8 pixels, cut": (
         lambda: _encoded(Image.new("RGB", (10_000, 9_999)), "JPEG")[:2_000],
+        "MB to decode",
+    ),
+    "a JPEG of 49 megapixels, cut": (
+        lambda: _encoded(Image.new("RGB", (7_000, 7_000)), "JPEG", progressive=True)[:2_000],
         "truncated",
     ),
-    "a PNG bomb of 16 bits": (lambda: png(10_000, 10_000, 0, 16, _zeros(10_000 * 20_001)), None),
+    "a CMYK JPEG of 41 megapixels in several scans, cut": (
+        lambda: _encoded(Image.new("CMYK", (6_400, 6_400)), "JPEG", progressive=True)[:-100],
+        "truncated",
+    ),
+    "a CMYK JPEG of 10^8 pixels in several scans, cut": (
+        lambda: _encoded(Image.new("CMYK", (10_000, 9_999)), "JPEG", progressive=True)[:-100],
+        "MB to decode",
+    ),
+    "a TIFF of one tile of 81 megapixels": (
+        lambda: tiled(16, 9_000, _zeros(9_000 * 9_000)),
+        None,
+    ),
+    "a lossless WebP of 29 megapixels": (lambda: _plain_webp(5_400), None),
+    "a lossless WebP of 36 megapixels": (lambda: _plain_webp(6_000), "MB to decode"),
+    "a PNG bomb with opacity": (
+        lambda: png(7_900, 7_900, 6, data=_zeros(7_900 * 31_601)),
+        None,
+    ),
+    "a PNG bomb with a palette": (lambda: png(7_400, 7_400, 3, data=_zeros(7_400 * 7_401)), None),
+    "a PNG bomb of 16 bits": (lambda: png(8_400, 8_400, 0, 16, _zeros(8_400 * 16_801)), None),
 }
 
 
@@ -188,17 +248,19 @@ def image_files(kind: Kind) -> Iterator[Case]:
     def case(fault: str, content: Callable[[], bytes], says: str | None, **more: Any) -> Case:
         def write(path: Path) -> None:
             kind.write(path)
-            next(iter(sorted(path.rglob("0.png")))).write_bytes(content())
+            one = next(iter(sorted(path.rglob("0.png")))) if path.is_dir() else path
+            one.write_bytes(content())
 
-        return Case(
-            kind.name, fault, write, None if says is None else rf"0\.png: .*({says})", **more
-        )
+        told = None if says is None else rf"(0|a)\.png.*: .*({says})"
+        return Case(kind.name, fault, write, told, **more)
 
     for fault, make in _WORKS.items():
         yield case(fault, make, None)
     for fault, (make, says) in _REFUSED.items():
-        yield case(fault, make, says)
-    if kind is FOLDER:
+        # The pattern of an attack may be made of any numbers.
+        if kind in (FOLDER, TRIGGERED) or fault not in _PATTERNS:
+            yield case(fault, make, says)
+    if kind in (FOLDER, PICTURE):
         for fault, (make, expected) in _HEAVY.items():
             yield case(fault, make, expected, heavy=True)
     for ending in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"):
@@ -252,7 +314,7 @@ def folders() -> Iterator[Case]:
         "a link out to a file": (lambda p: link(p / "l.png", "/etc/hostname"), leads_out),
         "a link out to a folder": (lambda p: link(p / "l", "/etc"), leads_out),
         "a link out by dots": (lambda p: link(p / "l", "../../../../.."), leads_out),
-        "a link to nothing": (lambda p: link(p / "l.png", "gone"), "l.png: .*No such file"),
+        "a link to nothing": (lambda p: link(p / "l.png", "gone"), r"l\.png.*No such file"),
         "a link to itself": (lambda p: link(p / "l.png", "l.png"), "Could not list"),
         "a link to the folder above": (lambda p: link(p / "l", ".."), None),
         "a sparse WebP of 10 GB": (
@@ -262,8 +324,11 @@ def folders() -> Iterator[Case]:
         "a pipe": (lambda p: os.mkfifo(p / "l.png"), None),
     }
     for fault, (change, says) in here.items():
-        for kind, name in ((FOLDER, "train/cat"), (TRIGGERED, "cat")):
-            yield case(fault, partial(_below, name=name, change=change), says, kind)
+        for kind, name in ((FOLDER, "train/cat"), (TRIGGERED, "cat"), (PICTURES, ".")):
+            # There is no folder above in attack.folder, but the one outside.
+            out = kind is PICTURES and fault == "a link to the folder above"
+            change_in = partial(_below, name=name, change=change)
+            yield case(fault, change_in, leads_out if out else says, kind)
     yield case("a class that is a link out", lambda p: link(p / "train/fox", "/etc"), leads_out)
     yield case("a name that is no UTF-8", strange(b"train/cat/\xff\xfe.png"), None)
     yield case("a class that is no UTF-8", strange(b"train/\xff\xfe/a.png"), "Rename the folder")
@@ -445,8 +510,12 @@ def cases() -> Iterator[Case]:
         yield Case(kind.name, "nothing wrong", kind.write, None)
     yield from image_files(FOLDER)
     yield from image_files(TRIGGERED)
+    yield from image_files(PICTURES)
+    yield from image_files(PICTURE)
     yield from folders()
     yield from damaged(FOLDER, "train/cat/0.png", cuts_may_work=True)
     yield from damaged(TRIGGERED, "cat/0.png", cuts_may_work=True)
+    yield from damaged(PICTURES, "0.png", cuts_may_work=True)
+    yield from damaged(PICTURE, cuts_may_work=True)
     yield from arrays()
     yield from damaged(NPZ)

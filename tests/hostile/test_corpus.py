@@ -33,6 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_case(case: Case, warm: None, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = KINDS[case.kind]
     folder = place / "case"
+    shutil.rmtree(folder, ignore_errors=True)  # of a case that failed
     folder.mkdir()
     monkeypatch.chdir(folder)
     case.write(folder / kind.file)
