@@ -45,8 +45,9 @@ class FisherPurification(Defense):
 
     With ``fast``, every convolution and linear layer is written as
     :math:`W = W_0 + U \,\mathrm{diag}(\Delta\sigma)\, V^\top`, with the singular vectors of
-    :math:`W_0`; only the changes of the singular values are trained. At the end they are folded
-    into W.
+    :math:`W_0`; only the changes of the singular values are trained. After every step they are
+    projected to :math:`\sigma + \Delta\sigma \ge 0`, for no singular value is negative. At the end
+    they are folded into W.
 
     Args:
         eta_f: :math:`\eta_F`, weight of the trace, 0 or more.
@@ -169,6 +170,13 @@ class FisherPurification(Defense):
         moved = self._vector() - self.anchor
         return self.eta_r / 2 * (self.fisher_diagonal * moved.square()).sum()
 
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Keep the singular values of the fast variant at 0 or more."""
+        for part in (part for layer in self._split for part in layer.modules()):
+            if isinstance(part, SingularValues):
+                part.project()
+
     def _vector(self) -> Tensor:
         return torch.cat([value.flatten() for value in self._parameters_by_name.values()])
 
@@ -226,6 +234,7 @@ class SingularValues(nn.Module):
     """
 
     left: Tensor
+    values: Tensor
     right: Tensor
 
     def __init__(self, weight: Tensor) -> None:
@@ -233,12 +242,18 @@ class SingularValues(nn.Module):
         matrix = weight.detach().flatten(1).float()
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         self.register_buffer("left", left.to(weight.dtype))
+        self.register_buffer("values", values.to(weight.dtype))
         self.register_buffer("right", right.to(weight.dtype))
         self.change = nn.Parameter(torch.zeros_like(values).to(weight.dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Change the singular values."""
         return weight + ((self.left * self.change) @ self.right).view(weight.shape)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        r"""Make :math:`\sigma + \Delta\sigma` 0 or more."""
+        self.change.copy_(torch.maximum(self.change, -self.values))
 
 
 @contextmanager

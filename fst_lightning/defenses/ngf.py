@@ -1,7 +1,7 @@
 """NGF: fine-tune the head along the natural gradient, towards smooth minima.
 
-Karim, Arafat, Rakin, Guo and Rahnavard, "In search of smooth minima for purifying backdoor in deep
-neural networks", 2023, arXiv 2306.17441.
+Karim, Arafat, Khalid, Guo and Rahnavard, "Efficient backdoor removal through natural gradient
+fine-tuning", 2023, arXiv 2306.17441.
 
 Example:
     ``python purify.py attack=blended defense=ngf``

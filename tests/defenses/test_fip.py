@@ -224,6 +224,24 @@ def test_the_fast_variant_trains_singular_values_and_folds_them() -> None:
         assert torch.equal(net.state_dict()[name], before[name])
 
 
+def test_no_singular_value_of_the_fast_variant_gets_negative() -> None:
+    """Steps that are far too long push them below zero; there they stop."""
+    net = tiny.conv_net()
+    before = {
+        name: value.double().flatten(1)
+        for name, value in net.state_dict().items()
+        if value.ndim > 1
+    }
+    drive(FisherPurification(fast=True, eta_f=0), net, clean_images(), epochs=2, lr=50.0)
+    zeros = 0
+    for name, weight in before.items():
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        core = (left.T @ net.state_dict()[name].double().flatten(1) @ right.T).diag()
+        assert float(core.min()) > -1e-4 * float(values.max())
+        zeros += int((core.abs() < 1e-4 * values.max()).sum())
+    assert zeros > 0
+
+
 def test_what_the_fast_variant_computes_is_what_is_folded() -> None:
     net = tiny.conv_net().eval()
     defense = FisherPurification(fast=True)
