@@ -55,7 +55,15 @@ class Triggers:
             threshold: of the anomaly index.
             success: the least rate; a small mask that does nothing is no trigger.
         """
-        return ((self.index > threshold) & (self.rates >= success)).nonzero()[:, 0]
+        return ((self.index > threshold) & self.working(success)).nonzero()[:, 0]
+
+    def working(self, success: float = 0.9) -> Tensor:
+        """Which triggers work, ``(C,)`` bool.
+
+        Args:
+            success: the least share of images that a trigger turns into its class.
+        """
+        return self.rates >= success
 
 
 def anomaly_index(norms: Tensor) -> Tensor:
@@ -109,6 +117,7 @@ def invert_triggers(
     stop_after: int = 8,
     success: float = 0.98,
     classes_at_once: int = 32,
+    restarts: int = 3,
 ) -> Triggers:
     r"""Recover a trigger for every class from a network and a few clean images.
 
@@ -119,6 +128,10 @@ def invert_triggers(
     raised, where too few it is lowered; kept is the smallest mask that was good enough, or else the
     last one. A class is done when its mask has not shrunk by 1 % for some rounds. The network is
     left as it is.
+
+    The size of a mask depends on the random start, and one unlucky start can hide a class or make
+    it stand out. So the search is repeated from several starts, and the smallest mask of each class
+    that was good enough is kept.
 
     Args:
         net: the network, on the device of the images.
@@ -134,6 +147,8 @@ def invert_triggers(
         stop_after: rounds without a smaller mask before a class is done, 1 or more.
         success: the share of images that have to be turned, in (0, 1].
         classes_at_once: so many classes share a batch, 1 or more: what memory allows.
+        restarts: searches from different random starts, 1 or more; the paper has one. The first
+            of several is the one that a single search makes.
 
     Returns:
         Masks, patterns and rates, float32 on the device of the images.
@@ -158,24 +173,48 @@ def invert_triggers(
     check_number("stop_after", stop_after, low=1, whole=True)
     check_number("success", success, low_open=True, high=1)
     check_number("classes_at_once", classes_at_once, low=1, whole=True)
+    check_number("restarts", restarts, low=1, whole=True)
     with keep_modes(net), seeded(generator, clean.device):
         net.eval()
         with torch.no_grad():
             images, _ = next(clean.batches(1))
             num_classes = net(images).shape[1]
-        found = []
-        for classes in torch.split(torch.arange(num_classes, device=clean.device), classes_at_once):
-            search = _Search(net, clean, classes, generator, lr, cost, success)
-            batches = endless(clean, batch_size, generator)
-            for _ in range(rounds):
-                active = search.active(stop_after)
-                if not len(active):
-                    break
-                rates = search.round(active, [next(batches) for _ in range(steps)])
-                search.keep(active, rates)
-                search.adapt(active, rates, cost_factor, patience)
-            found.append(search.found())
-    return Triggers(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        every = torch.arange(num_classes, device=clean.device)
+
+        def search_once() -> tuple[Tensor, ...]:
+            found = []
+            for classes in torch.split(every, classes_at_once):
+                search = _Search(net, clean, classes, generator, lr, cost, success)
+                batches = endless(clean, batch_size, generator)
+                for _ in range(rounds):
+                    active = search.active(stop_after)
+                    if not len(active):
+                        break
+                    rates = search.round(active, [next(batches) for _ in range(steps)])
+                    search.keep(active, rates)
+                    search.adapt(active, rates, cost_factor, patience)
+                found.append(search.found())
+            return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+        return smallest(
+            *(torch.stack(p) for p in zip(*(search_once() for _ in range(restarts)), strict=True))
+        )
+
+
+def smallest(masks: Tensor, patterns: Tensor, rates: Tensor, sizes: Tensor) -> Triggers:
+    """Keep the smallest trigger of every class that several searches found.
+
+    Args:
+        masks: ``(R, C, 1, H, W)`` of R searches.
+        patterns: ``(R, C, channels, H, W)``.
+        rates: ``(R, C)``.
+        sizes: ``(R, C)``, of the masks; infinity for a trigger that was not good enough. If none of
+            a class was, the one that works best is kept.
+    """
+    size, best = sizes.min(0)
+    best = torch.where(size.isinf(), rates.argmax(0), best)
+    every = torch.arange(len(best), device=best.device)
+    return Triggers(masks[best, every], patterns[best, every], rates[best, every])
 
 
 def endless(clean: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -268,6 +307,6 @@ class _Search:
         self.cost[active] *= torch.where(due, scale, 1.0)
         self.streak[active] = torch.where(due, 0.0, streak)
 
-    def found(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The best masks, their patterns and their rates."""
-        return self.best[:, :1], self.best[:, 1:], self.best_rate
+    def found(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best masks, their patterns, their rates, and sizes: infinite if not good enough."""
+        return self.best[:, :1], self.best[:, 1:], self.best_rate, self.best_norm

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.clean import CleanData, LabelledImages
 from fst_lightning.defenses.defense import Defense
 from fst_lightning.defenses.inversion import Triggers, invert_triggers, value_range
 
@@ -24,17 +24,23 @@ from fst_lightning.defenses.inversion import Triggers, invert_triggers, value_ra
 class NeuralCleanse(Defense):
     r"""Stamp recovered triggers on clean images with true labels.
 
-    :func:`~fst_lightning.defenses.invert_triggers` finds the smallest trigger of every class. A
-    class whose mask is an outlier below the others, by its anomaly index, is suspicious. While
-    tuning, a share of every batch carries the trigger of a suspicious class, and its true labels:
+    :func:`~fst_lightning.defenses.invert_triggers` finds the smallest trigger of every class, from
+    several random starts. A class whose mask is an outlier below the others, by its anomaly index,
+    is suspected. While tuning, a share of every batch carries the trigger of a suspected class, and
+    its true labels:
 
     .. math:: \mathrm{CE}(f(x'), y), \quad
         x' = (1 - m_t) \odot x + m_t \odot p_t \;\text{for a share of the batch}
 
-    Where no class is suspicious nothing is tuned, and the network leaves as it came.
+    If no class is suspected, nothing is tuned and the network stays as it is. The findings then say
+    which class came closest, and the results are not presented as a success.
+
+    Note:
+        The paper searches once. The size of a mask depends on the random start: see ``restarts``.
 
     Args:
-        threshold: of the anomaly index, 0 or more.
+        threshold: of the anomaly index, 0 or more. Above 2, a value is an outlier among normal
+            numbers; a lower threshold suspects more classes, also of clean networks.
         stamp_ratio: share of every batch that is stamped, in [0, 1]; at least one image above 0.
         success: the share of images that a trigger has to turn into its class, in (0, 1].
         rounds: of the inversion, 1 or more; fewer are faster.
@@ -46,6 +52,8 @@ class NeuralCleanse(Defense):
         patience: rounds in a row before the cost changes, 1 or more.
         stop_after: rounds without a smaller mask before a class is done, 1 or more.
         classes_at_once: so many classes share a batch, 1 or more: what memory allows.
+        restarts: searches from different random starts, 1 or more; the smallest trigger of every
+            class is kept.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -56,7 +64,7 @@ class NeuralCleanse(Defense):
         >>> defense = NeuralCleanse(rounds=1, steps=1)
         >>> defense.study(net, clean, torch.Generator().manual_seed(0))
         >>> sorted(defense.findings())
-        ['anomaly_index', 'flagged', 'norms', 'success']
+        ['anomaly_index', 'flagged', 'norms', 'success', 'summary', 'threshold']
     """
 
     masks: Tensor
@@ -84,6 +92,7 @@ class NeuralCleanse(Defense):
         patience: int = 2,
         stop_after: int = 8,
         classes_at_once: int = 32,
+        restarts: int = 3,
     ) -> None:
         super().__init__()
         check_number("threshold", threshold)
@@ -98,6 +107,7 @@ class NeuralCleanse(Defense):
         check_number("patience", patience, low=1, whole=True)
         check_number("stop_after", stop_after, low=1, whole=True)
         check_number("classes_at_once", classes_at_once, low=1, whole=True)
+        check_number("restarts", restarts, low=1, whole=True)
         self.threshold = threshold
         self.stamp_ratio = stamp_ratio
         self.success = success
@@ -110,6 +120,8 @@ class NeuralCleanse(Defense):
         self.patience = patience
         self.stop_after = stop_after
         self.classes_at_once = classes_at_once
+        self.restarts = restarts
+        self._known: Triggers | None = None
         for name in ("masks", "patterns", "rates", "low", "high"):
             self.register_buffer(name, torch.empty(0))
 
@@ -118,9 +130,15 @@ class NeuralCleanse(Defense):
         for name in ("masks", "patterns", "rates", "low", "high"):
             setattr(self, name, torch.empty(0))
 
-    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Recover the triggers."""
-        found = invert_triggers(
+    def search(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> Triggers:
+        """Recover a trigger for every class; changes neither the network nor the defense.
+
+        Args:
+            net: the network, on the device of the images.
+            clean: the clean images.
+            generator: a CPU generator, the only source of random numbers.
+        """
+        return invert_triggers(
             net,
             clean,
             generator,
@@ -134,7 +152,21 @@ class NeuralCleanse(Defense):
             stop_after=self.stop_after,
             success=self.success,
             classes_at_once=self.classes_at_once,
+            restarts=self.restarts,
         )
+
+    def reuse(self, triggers: Triggers) -> None:
+        """Take these triggers in the next :meth:`study` instead of searching again.
+
+        Args:
+            triggers: what :meth:`search` found in the network that is to be purified.
+        """
+        self._known = triggers
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Recover the triggers."""
+        found = self._known or self.search(net, clean, generator)
+        self._known = None
         self.masks, self.patterns, self.rates = found.masks, found.patterns, found.rates
         self.low, self.high = value_range(clean)
 
@@ -145,14 +177,14 @@ class NeuralCleanse(Defense):
 
     @property
     def flagged(self) -> Tensor:
-        """The suspicious classes, ``(n,)``; none before :meth:`study`."""
+        """The suspected classes, ``(n,)``; none before :meth:`study`."""
         if len(self.masks) == 0:
             return torch.empty(0, dtype=torch.int64)
         return self.triggers.flagged(self.threshold)
 
     @property
     def done(self) -> bool:
-        """Whether no class was suspicious."""
+        """Whether no class was suspected."""
         return len(self.masks) > 0 and len(self.flagged) == 0
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -160,7 +192,7 @@ class NeuralCleanse(Defense):
         return functional.cross_entropy(net(self.stamp(images)), labels)
 
     def stamp(self, images: Tensor) -> Tensor:
-        """Put triggers of suspicious classes on the first images of a batch.
+        """Put triggers of suspected classes on the first images of a batch.
 
         Args:
             images: ``(N, C, H, W)``, normalised.
@@ -177,15 +209,48 @@ class NeuralCleanse(Defense):
         return torch.cat([stamped.to(images.dtype), images[count:]])
 
     def findings(self) -> dict[str, Any]:
-        """The size of every mask, its anomaly index and success, and the suspicious classes."""
+        """The size of every mask, its anomaly index and success, and the suspected classes."""
         if len(self.masks) == 0:
             return {}
         return {
+            "summary": self._summary(),
+            "threshold": self.threshold,
             "norms": _rounded(self.triggers.norms),
             "anomaly_index": _rounded(self.triggers.index),
             "success": _rounded(self.rates),
             "flagged": self.flagged.tolist(),
         }
+
+    def shortfall(self) -> str | None:
+        """``No class was suspected``: nothing was tuned."""
+        return "No class was suspected" if self.done else None
+
+    def _summary(self) -> str:
+        """Which classes are suspected, which one comes next, and by how much."""
+        found, flagged = self.triggers, self.flagged.tolist()
+        index, norms = found.index, found.norms
+        others = index.masked_fill(~found.working(), -torch.inf)
+        others[flagged] = -torch.inf
+        closest = int(others.argmax())
+        known = bool(others[closest] > -torch.inf)
+        if flagged:
+            named = ", ".join(
+                f"{label} (anomaly index {float(index[label]):.2f})" for label in flagged
+            )
+            text = f"Suspected class {named}, with a threshold of {self.threshold:g}"
+            return (
+                f"{text}; class {closest} came next with {float(others[closest]):.2f}."
+                if known
+                else f"{text}."
+            )
+        if not known:
+            return "Nothing was tuned. No recovered trigger works on 90 % of the clean images."
+        return (
+            f"Nothing was tuned. Class {closest} came closest, with an anomaly index of "
+            f"{float(index[closest]):.3f}; defense.threshold asks for more than "
+            f"{self.threshold:g}. Its trigger takes {float(norms[closest]):.1f} pixels, the median "
+            f"class {float(norms.quantile(0.5)):.1f}. A lower threshold suspects it."
+        )
 
 
 def stamped_images(ratio: float, count: int) -> int:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from fst_lightning.data import BackdoorDataModule, ImageSet
 from fst_lightning.defenses.clean import LabelledImages
-from fst_lightning.defenses.inversion import Triggers, invert_triggers
+from fst_lightning.defenses.inversion import Triggers
+from fst_lightning.defenses.nc import NeuralCleanse
+from fst_lightning.defenses.train import seeded
 from fst_lightning.models import Head, is_head, weight_matrix
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.parts import head_of
+from fst_lightning.pipelines.parts import head_of, make_clean
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import spread, untouched
 from fst_lightning.reports.evidence import (
@@ -27,6 +29,7 @@ from fst_lightning.reports.evidence import (
     Inversion,
     Snapshot,
 )
+from fst_lightning.seeds import derived_seed
 
 MOST_IMAGES = 1000
 """So many clean and so many triggered test images are looked at, at most."""
@@ -184,11 +187,25 @@ class Witness:
         )
 
     def _search(self, when: str) -> None:
-        """Look for a trigger of every class, with the images that a defender holds."""
-        clean = self._labelled(self.data.train_rows, MOST_IMAGES)
-        with torch.enable_grad():
-            generator = torch.Generator().manual_seed(self.run.cfg.seed)
-            found = invert_triggers(self.module.net, clean, generator)
+        """Look for a trigger of every class, with the images that the defender holds.
+
+        This is the search of ``defense=nc``, in its settings, from the same random numbers. If that
+        defense is run, it takes over what is found here: the two can't disagree.
+        """
+        defense = getattr(self.module, "defense", None)
+        search = defense if isinstance(defense, NeuralCleanse) else NeuralCleanse()
+        device = self.trainer.strategy.root_device
+        floats = (p.dtype for p in self.module.net.parameters() if p.is_floating_point())
+        clean = make_clean(self.data).to(device, next(floats, torch.float32))
+        generator = torch.Generator().manual_seed(derived_seed(self.run.cfg.seed, "study"))
+        with (
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            seeded(generator, device),
+        ):
+            found = search.search(self.module.net, clean, generator)
+        if search is defense and when == "before":
+            search.reuse(found)
         shown = torch.lerp(torch.full_like(found.patterns, 0.5), found.patterns, found.masks)
         images = (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
         self._inversions[when] = Inversion(
@@ -197,6 +214,7 @@ class Witness:
             _array(found.rates),
             tuple(images.cpu().contiguous().numpy()),
             self._hits(found),
+            threshold=search.threshold,
         )
         if when == "before":
             self._triggers = found

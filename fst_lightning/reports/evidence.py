@@ -81,6 +81,7 @@ class Inversion:
         test_rates: ``(C,)`` share of test images of other classes that the trigger turns into its
             class; None where that was not measured.
         test_rates_after: the same trigger in the purified network; None likewise.
+        threshold: the anomaly index from which a class is suspected.
     """
 
     index: Array
@@ -89,15 +90,16 @@ class Inversion:
     patterns: tuple[Array, ...] = ()
     test_rates: Array | None = None
     test_rates_after: Array | None = None
+    threshold: float = 2.0
 
     @property
     def suspicious(self) -> list[int]:
         """The classes that stand out, the most suspicious first.
 
-        Their index is above 2, and their trigger works on 90 % of the images: a small mask that
-        does nothing is no trigger.
+        Their index is above the threshold, and their trigger works on 90 % of the images: a small
+        mask that does nothing is no trigger.
         """
-        found = np.flatnonzero((self.index > 2) & (self.rates >= 0.9))
+        found = np.flatnonzero((self.index > self.threshold) & (self.rates >= 0.9))
         return sorted((int(label) for label in found), key=lambda label: -self.index[label])
 
     def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
@@ -106,10 +108,15 @@ class Inversion:
         Args:
             classes: the names of the classes.
         """
+        working = np.where(self.rates >= 0.9, self.index, -np.inf)
+        closest = int(working.argmax()) if np.isfinite(working).any() else None
         rates = {"test_rate": self.test_rates, "test_rate_after": self.test_rates_after}
         return {
             "suspicious": self.suspicious,
             "names": [classes[label] for label in self.suspicious],
+            "threshold": self.threshold,
+            "closest": None if closest is None else classes[closest],
+            "closest_index": None if closest is None else float(self.index[closest]),
             "index": self.index.tolist(),
             "pixels": self.norms.tolist(),
             "rate": self.rates.tolist(),

@@ -1,9 +1,12 @@
 """Triggers that are planted where anybody can see them are found."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fst_lightning.defenses import CleanData, NeuralCleanse, anomaly_index, invert_triggers
+from fst_lightning.defenses.inversion import smallest
 from tests.defenses.drive import drive
 
 CLASSES, SIZE, TARGET = 6, 6, 2
@@ -44,6 +47,73 @@ def test_a_planted_trigger_has_the_smallest_mask_and_works() -> None:
     hits = Shortcut(planted=True)(stamped).argmax(dim=1) == TARGET
     assert float(hits.float().mean()) > 0.9
     assert float(found.rates[TARGET]) > 0.9
+
+
+def test_of_several_searches_the_smallest_trigger_of_a_class_counts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(4, 5, 1, 2, 2, generator=generator)
+    patterns = torch.rand(4, 5, 3, 2, 2, generator=generator)
+    rates = torch.rand(4, 5, generator=generator)
+    sizes = masks.sum((2, 3, 4)).masked_fill(rates < 0.5, torch.inf)
+    sizes[:, 1] = torch.inf
+    found = smallest(masks, patterns, rates, sizes)
+    for label in range(5):
+        best, size = 0, float("inf")
+        for start in range(4):
+            works = float(rates[start, label])
+            if float(sizes[start, label]) < size:
+                best, size = start, float(sizes[start, label])
+            elif size == float("inf") and works > float(rates[best, label]):
+                best = start
+        assert torch.equal(found.masks[label], masks[best, label])
+        assert torch.equal(found.patterns[label], patterns[best, label])
+        assert found.rates[label] == rates[best, label]
+
+
+def test_more_searches_find_triggers_that_are_no_larger() -> None:
+    options: dict[str, Any] = {"rounds": 6, "steps": 5, "lr": 0.3, "success": 0.6}
+    one, three = (
+        invert_triggers(
+            Shortcut(planted=True),
+            clean_images(),
+            torch.Generator().manual_seed(3),
+            restarts=restarts,
+            **options,
+        )
+        for restarts in (1, 3)
+    )
+    good = one.rates >= 0.6
+    assert bool(good.any())
+    assert bool((three.norms <= one.norms)[good].all())
+    assert bool((three.norms < one.norms).any())
+
+
+def test_what_came_closest_is_named() -> None:
+    defense = NeuralCleanse(threshold=2)
+    assert defense.shortfall() is None  # nothing was searched yet
+    norms = torch.tensor([10.0, 11.0, 12.0, 8.9, 8.0])
+    defense.masks = (norms / 16)[:, None, None, None].expand(-1, 1, 4, 4)
+    defense.patterns = torch.zeros(5, 3, 4, 4)
+    defense.rates = torch.ones(5)
+    # median 10, deviations 0, 1, 2, 1.1, 2: median 1.1
+    index = 2 / (1.4826 * 1.1)
+    assert defense.flagged.tolist() == []
+    assert defense.shortfall() == "No class was suspected"
+    summary = defense.findings()["summary"]
+    assert f"Class 4 came closest, with an anomaly index of {index:.3f}" in summary
+    assert "asks for more than 2." in summary
+    assert "8.0 pixels, the median class 10.0" in summary
+    defense.rates[4] = 0.5  # a trigger that does not work is none
+    assert "Class 3 came closest" in defense.findings()["summary"]
+    defense.rates[:] = 0
+    assert "No recovered trigger works" in defense.findings()["summary"]
+    defense.rates[:] = 1
+    defense.threshold = 1
+    assert defense.shortfall() is None
+    assert defense.findings()["summary"] == (
+        f"Suspected class 4 (anomaly index {index:.2f}), with a threshold of 1; class 3 came next "
+        f"with {1.1 / (1.4826 * 1.1):.2f}."
+    )
 
 
 def test_classes_can_be_searched_a_few_at_a_time_and_the_network_stays() -> None:

@@ -13,8 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fst_lightning.defenses import Triggers, invert_triggers
-from fst_lightning.pipelines import evidence as module_of_evidence
+from fst_lightning.defenses import NeuralCleanse, Triggers
 from fst_lightning.pipelines import finish, run_pipeline
 from fst_lightning.pipelines.evidence import Witness, relative_changes
 from fst_lightning.reports import pictures, read_results, render_page
@@ -218,8 +217,8 @@ def test_another_projection_is_refused_before_work_starts(
 def test_triggers_are_looked_for_where_that_is_wanted(
     start: Start, seen: list[Evidence | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = functools.partial(invert_triggers, rounds=1, steps=1)
-    monkeypatch.setattr(module_of_evidence, "invert_triggers", quick)
+    quick = functools.partialmethod(NeuralCleanse.__init__, rounds=1, steps=1, restarts=1)
+    monkeypatch.setattr(NeuralCleanse, "__init__", quick)
     run = start("attack=none", "report.inversion=true")
     run_pipeline(run)
     (found,) = seen
@@ -229,6 +228,47 @@ def test_triggers_are_looked_for_where_that_is_wanted(
     assert inversion.index.shape == inversion.norms.shape == (3,)
     assert [pattern.shape for pattern in inversion.patterns] == [(8, 8, 3)] * 3
     assert "Looking for a trigger" in (run.folder / "report.html").read_text("utf-8")
+
+
+def test_the_report_and_nc_search_alike(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same figures in the report of another run, in that of nc, and without a report."""
+    few = ("rounds", "steps", "restarts")
+    quick = dict.fromkeys(few, 2)
+    mixed = "trainer.precision=bf16-mixed"
+    nc = ["defense=nc", "defense.threshold=50", mixed, *(f"defense.{name}=2" for name in few)]
+    searches: list[int] = []
+    search = NeuralCleanse.search
+
+    def counted(self: NeuralCleanse, *given: Any) -> Triggers:
+        searches.append(1)
+        return search(self, *given)
+
+    monkeypatch.setattr(NeuralCleanse, "search", counted)
+    alone = run_pipeline(start(*nc))["defense"]["findings"]
+    assert len(searches) == 1
+    results = run_pipeline(start(*nc, "report.inversion=true"))
+    assert len(searches) == 3  # before and after; the defense takes over the one before
+    both = results["defense"]["findings"]
+    assert both["anomaly_index"] == pytest.approx(results["inversion"]["before"]["index"], abs=1e-4)
+    assert results["inversion"]["before"]["suspicious"] == both["flagged"] == []
+    assert results["inversion"]["before"]["threshold"] == 50
+    assert both["anomaly_index"] == alone["anomaly_index"]
+    assert both["norms"] == alone["norms"]
+
+    made = functools.partialmethod(NeuralCleanse.__init__, **quick)
+    monkeypatch.setattr(NeuralCleanse, "__init__", made)
+    other = run_pipeline(start("defense=ft", "report.inversion=true", mixed))["inversion"]["before"]
+    assert other["index"] == pytest.approx(alone["anomaly_index"], abs=1e-4)
+
+    shown = capsys.readouterr().out
+    assert "no success: No class was suspected" in shown
+    assert (
+        f"Class {int(np.argmax(other['index']))} came closest" in shown or "No recovered" in shown
+    )
+    assert both["shortfalls"] == [{"what": "No class was suspected", "why": both["summary"]}]
+    assert results["after"] == results["before"]
 
 
 @pytest.mark.parametrize("covers", [0.0, 1.0])
@@ -241,7 +281,7 @@ def test_recovered_triggers_are_tried_on_test_images_of_other_classes(
     """A mask of zeros changes no answer; under one of ones all images are the pattern."""
     masks, patterns = torch.full((3, 1, 8, 8), covers), torch.rand(3, 3, 8, 8)
     known = Triggers(masks, patterns, torch.ones(3))
-    monkeypatch.setattr(module_of_evidence, "invert_triggers", lambda *_: known)
+    monkeypatch.setattr(NeuralCleanse, "search", lambda *_: known)
     run = start("attack=none", "report.inversion=true")
     results = run_pipeline(run)
     written, error = read_results(run.folder / "results.json")
