@@ -64,7 +64,7 @@ class AdversarialNeuronPruning(MaskDefense):
         epsilon: bound of the perturbation, relative, 0 or more.
         alpha: weight of the unperturbed loss, in [0, 1].
         inner_steps: K, 1 or more.
-        max_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
+        max_pruning_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
 
     Raises:
         ValueError: for an argument out of its range; for a network without BatchNorm.
@@ -84,17 +84,17 @@ class AdversarialNeuronPruning(MaskDefense):
         epsilon: float = 0.4,
         alpha: float = 0.2,
         inner_steps: int = 1,
-        max_ca_drop: float = 0.1,
+        max_pruning_ca_drop: float = 0.1,
     ) -> None:
         super().__init__()
         check_number("epsilon", epsilon)
         check_number("alpha", alpha, high=1)
         check_number("inner_steps", inner_steps, low=1, whole=True)
-        check_number("max_ca_drop", max_ca_drop, high=1)
+        check_number("max_pruning_ca_drop", max_pruning_ca_drop, high=1)
         self.epsilon = epsilon
         self.alpha = alpha
         self.inner_steps = inner_steps
-        self.max_ca_drop = max_ca_drop
+        self.max_pruning_ca_drop = max_pruning_ca_drop
         self._perturbed: list[PerturbedMask | PerturbedShift] = []
 
     def alpha_range(self, net: nn.Module) -> tuple[float, float]:
@@ -144,7 +144,7 @@ class AdversarialNeuronPruning(MaskDefense):
 
     def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Prune the channels with the smallest masks."""
-        self.cut(net, clean, self.max_ca_drop)
+        self.cut(net, clean, self.max_pruning_ca_drop)
 
     def finish(self) -> None:
         """Fold the masks into the scales; undo the freezes."""

@@ -6,6 +6,7 @@ mask can be folded into :math:`\gamma` without a trace, whatever convolution com
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -18,6 +19,9 @@ from torch.nn.utils import parametrize
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.defense import Defense, freeze
 from fst_lightning.defenses.train import accuracy, require_batchnorm
+
+NOTHING_PRUNED = "Nothing was pruned"
+"""The shortfall of a defense that prunes and found no channel to prune."""
 
 THRESHOLDS = tuple(step / 20 for step in range(18, 0, -1))
 """Where masks are cut, largest first: 0.90, 0.85, ..., 0.05."""
@@ -168,11 +172,24 @@ class OutlierPruning(Defense):
 
     def findings(self) -> dict[str, Any]:
         """The channels that were pruned, by layer."""
+        count = sum(int(flags.sum()) for flags in self._pruned.values())
+        total = sum(len(flags) for flags in self._pruned.values())
+        rule = f"by more than {self.u:g} standard deviations (defense.u)"
+        summary = f"None of the {total:,} channels stands out of its layer {rule}."
+        if count:
+            summary = f"Pruned {count:,} of {total:,} channels, which stand out {rule}."
         return {
-            "pruned_channels": sum(int(flags.sum()) for flags in self._pruned.values()),
-            "scored_channels": sum(len(flags) for flags in self._pruned.values()),
+            "summary": summary,
+            "pruned_channels": count,
+            "scored_channels": total,
             "pruned": listed(self._pruned),
         }
+
+    def shortfall(self) -> str | None:
+        """``Nothing was pruned``, if no channel stands out."""
+        scored = bool(self._pruned)
+        pruned = any(bool(flags.any()) for flags in self._pruned.values())
+        return NOTHING_PRUNED if scored and not pruned else None
 
 
 class MaskDefense(Defense):
@@ -238,12 +255,12 @@ class MaskDefense(Defense):
         r"""Replace the masks by 0 and 1: the largest set of channels that costs little.
 
         Pruned is :math:`m_c < t` for the largest t among 0.05, 0.10, ..., 0.90 that keeps the
-        accuracy on held-out clean images within ``max_ca_drop`` of the unpruned network's; none
-        where every t costs more.
+        accuracy on held-out clean images within ``max_ca_drop`` of the unpruned network's. If every
+        t costs more, nothing is pruned, and the findings say what the least costly one costs.
 
         Args:
             net: the network, masked.
-            clean: its ``held_out`` decides; all of it where nothing is held out.
+            clean: its ``held_out`` decides; all of it if nothing is held out.
             max_ca_drop: in [0, 1].
         """
         judges = clean if clean.held_out is None else clean.held_out
@@ -251,6 +268,7 @@ class MaskDefense(Defense):
         self._set({name: torch.ones_like(value) for name, value in values.items()})
         before = after = accuracy(net, judges)
         threshold, pruned = 0.0, {name: torch.zeros_like(v).bool() for name, v in values.items()}
+        least = (-1.0, 0.0, 0)  # accuracy, threshold and channels of the least costly refused one
         for candidate in THRESHOLDS:
             flags = {name: value < candidate for name, value in values.items()}
             self._set({name: (~flag).to(values[name].dtype) for name, flag in flags.items()})
@@ -258,11 +276,33 @@ class MaskDefense(Defense):
             if reached >= before - max_ca_drop - 1e-9:
                 threshold, pruned, after = candidate, flags, reached
                 break
+            if reached >= least[0]:
+                least = reached, candidate, sum(int(flag.sum()) for flag in flags.values())
         self._set({name: (~flag).to(values[name].dtype) for name, flag in pruned.items()})
+        count = sum(int(flag.sum()) for flag in pruned.values())
+        total = sum(len(flag) for flag in pruned.values())
+        if count:
+            summary = (
+                f"Pruned {count:,} of {total:,} channels (masks below {threshold:.2f}) for "
+                f"{100 * (before - after):.1f} points of accuracy on {len(judges):,} held-out "
+                "images."
+            )
+        elif threshold:
+            summary = (
+                f"None of the {total:,} masks is below the highest threshold, {threshold:.2f}."
+            )
+        else:
+            summary = (
+                f"The least costly threshold, {least[1]:.2f}, prunes {least[2]:,} of {total:,} "
+                f"channels and costs {100 * (before - least[0]):.1f} points of accuracy on "
+                f"{len(judges):,} held-out images; defense.max_pruning_ca_drop allows "
+                f"{100 * max_ca_drop:.1f}."
+            )
         self._found = {
+            "summary": summary,
             "threshold": threshold,
-            "pruned_channels": sum(int(flag.sum()) for flag in pruned.values()),
-            "masked_channels": sum(len(flag) for flag in pruned.values()),
+            "pruned_channels": count,
+            "masked_channels": total,
             "held_out_ca": [before, after],
             "pruned": listed(pruned),
         }
@@ -287,6 +327,10 @@ class MaskDefense(Defense):
         """The threshold, the channels that were pruned, and what that cost."""
         return dict(self._found)
 
+    def shortfall(self) -> str | None:
+        """``Nothing was pruned``, if :meth:`cut` was to prune and did not."""
+        return NOTHING_PRUNED if self._found.get("pruned_channels") == 0 else None
+
 
 def check_number(
     name: str,
@@ -301,18 +345,20 @@ def check_number(
 
     Args:
         name: what the error calls it.
-        value: what came.
+        value: the argument.
         low: the least valid value.
         high: the largest one.
         low_open: whether ``low`` itself is not valid.
         whole: whether it has to be an int.
 
     Raises:
-        ValueError: for anything else; True and False are no numbers here.
+        ValueError: If it is not a finite number within the bounds; True and False are no numbers.
     """
     kind: type = int if whole else float
+    # True is an int in Python, and a slip in a configuration.
     number = isinstance(value, int | kind) and not isinstance(value, bool)
-    if number and (low < value if low_open else low <= value) and low <= value <= high:
+    above = number and (low < value if low_open else low <= value)
+    if above and value <= high and value < math.inf:
         return
     noun = "a whole number" if whole else "a number"
     bounds = f"greater than {low:g}" if low_open else f"of {low:g} or more"

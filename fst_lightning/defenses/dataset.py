@@ -102,7 +102,16 @@ class DatasetDefense(Defense, ABC):
 
     def findings(self) -> dict[str, Any]:
         """How many rows are suspected."""
-        return {"flagged": int(self.suspected.sum()), "num_rows": len(self.suspected)}
+        flagged, rows = int(self.suspected.sum()), len(self.suspected)
+        return {
+            "summary": f"{flagged:,} of {rows:,} rows of the training set are suspected.",
+            "flagged": flagged,
+            "num_rows": rows,
+        }
+
+    def shortfall(self) -> str | None:
+        """``No row was suspected``: no network was trained anew."""
+        return "No row was suspected" if len(self.suspected) and not self.suspected.any() else None
 
 
 def detection_rates(suspects: Tensor, poisoned: Tensor | None) -> dict[str, float | None]:

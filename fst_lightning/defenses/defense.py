@@ -46,6 +46,9 @@ class Defense(nn.Module):
     needs_poisoned_set: ClassVar[bool] = False
     """Whether it inspects the training set as it was delivered: ``clean.poisoned``."""
 
+    alpha_is_strength: ClassVar[bool] = True
+    """Whether an ``alpha`` of the constructor can be searched by what it costs: ``alpha=auto``."""
+
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Look at the network that came in and change it: snapshot, masks, new weights, freezes.
 
@@ -126,8 +129,19 @@ class Defense(nn.Module):
         return {}
 
     def findings(self) -> dict[str, Any]:
-        """What was found and decided, as plain values for ``results.json``."""
+        """What was found and decided, as plain values for ``results.json``.
+
+        ``summary``, if given, is one sentence for the terminal and the report.
+        """
         return {}
+
+    def shortfall(self) -> str | None:
+        """What the defense set out to do and did not do; None if it did it.
+
+        A clause such as ``Nothing was pruned``. The results of a run with a shortfall are not
+        presented as a success; the ``summary`` of the findings gives the reason.
+        """
+        return None
 
     @property
     def done(self) -> bool:

@@ -4,7 +4,7 @@ Liu, Dolan-Gavitt and Garg, "Fine-pruning: defending against backdooring attacks
 networks", RAID 2018, arXiv 1805.12185.
 
 Example:
-    ``python purify.py attack=blended defense=fp defense.max_ca_drop=0.05``
+    ``python purify.py attack=blended defense=fp defense.max_pruning_ca_drop=0.05``
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.channel_masks import NOTHING_PRUNED, check_number
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.defense import Defense
 from fst_lightning.defenses.features import all_features
@@ -31,11 +31,11 @@ class FinePruning(Defense):
     :math:`h` are the features that reach the linear head :math:`W`: in a network that pools
     globally, the channels of its last convolution, with what a shortcut adds. A channel without its
     column of the head counts for nothing. k is the largest number, in steps of ``step``, for
-    which held-out clean accuracy has not yet dropped by more than ``max_ca_drop``; the paper
-    likewise stops at the first one too many. While tuning, the pruned columns stay zero.
+    which held-out clean accuracy has not yet dropped by more than ``max_pruning_ca_drop``; the
+    paper likewise stops at the first one too many. While tuning, the pruned columns stay zero.
 
     Args:
-        max_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
+        max_pruning_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
         step: share of the features that is pruned at a time, in (0, 0.5].
         head: dotted name of the linear head; None finds it.
 
@@ -46,7 +46,7 @@ class FinePruning(Defense):
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> images = torch.rand(16, 3, 2, 2)
         >>> clean = CleanData(images, net(images).argmax(1))
-        >>> defense = FinePruning(max_ca_drop=1.0)
+        >>> defense = FinePruning(max_pruning_ca_drop=1.0)
         >>> defense.prepare(net, torch.Generator())
         >>> defense.study(net, clean, torch.Generator())
         >>> int(defense.pruned.sum())  # one feature always stays
@@ -58,18 +58,21 @@ class FinePruning(Defense):
     """Which features are pruned, ``(d,)`` bool; empty before they are known."""
     held_out_ca: Tensor
     """Held-out clean accuracy before and after pruning, ``(2,)``; empty before it is known."""
+    refused_ca: Tensor
+    """The same for the first number of features that costs too much, a scalar; empty if none."""
 
     def __init__(
-        self, max_ca_drop: float = 0.1, step: float = 0.01, head: str | None = None
+        self, max_pruning_ca_drop: float = 0.1, step: float = 0.01, head: str | None = None
     ) -> None:
         super().__init__()
-        check_number("max_ca_drop", max_ca_drop, high=1)
+        check_number("max_pruning_ca_drop", max_pruning_ca_drop, high=1)
         check_number("step", step, high=0.5, low_open=True)
-        self.max_ca_drop = max_ca_drop
+        self.max_pruning_ca_drop = max_pruning_ca_drop
         self.step = step
         self.head = head
         self.register_buffer("pruned", torch.empty(0, dtype=torch.bool))
         self.register_buffer("held_out_ca", torch.empty(0))
+        self.register_buffer("refused_ca", torch.empty(0))
         # A layer in a list is no submodule: its weights must not be saved twice.
         self._linear: list[Head] = []
 
@@ -78,7 +81,7 @@ class FinePruning(Defense):
         _, linear = find_head(net, self.head)
         self._linear = [linear]
         self.pruned = torch.zeros(num_inputs(linear), dtype=torch.bool)
-        self.held_out_ca = torch.empty(0)
+        self.held_out_ca, self.refused_ca = torch.empty(0), torch.empty(0)
 
     @torch.no_grad()
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
@@ -100,7 +103,8 @@ class FinePruning(Defense):
             more = pruned.clone()
             more[order[:count]] = True
             reached = accuracy(more)
-            if reached < before - self.max_ca_drop - 1e-9:
+            if reached < before - self.max_pruning_ca_drop - 1e-9:
+                self.refused_ca = torch.tensor(reached, device=pruned.device)
                 break
             pruned, after = more, reached
         self.pruned = pruned
@@ -114,9 +118,29 @@ class FinePruning(Defense):
 
     def findings(self) -> dict[str, Any]:
         """How many features were pruned, which, and what that cost before tuning."""
+        if not len(self.held_out_ca):
+            return {}
+        count, total = int(self.pruned.sum()), len(self.pruned)
+        before, after = self.held_out_ca.tolist()
+        summary = (
+            f"Pruned {count:,} of {total:,} features for {100 * (before - after):.1f} points of "
+            "held-out accuracy before tuning."
+        )
+        if count == 0 and self.refused_ca.numel():
+            cost = 100 * (before - float(self.refused_ca))
+            summary = (
+                f"The {max(1, round(self.step * total)):,} least active of {total:,} features cost "
+                f"{cost:.1f} points of held-out accuracy; defense.max_pruning_ca_drop allows "
+                f"{100 * self.max_pruning_ca_drop:.1f}. The network was fine-tuned only."
+            )
         return {
-            "pruned_channels": int(self.pruned.sum()),
+            "summary": summary,
+            "pruned_channels": count,
             "ranked_channels": len(self.pruned),
             "held_out_ca": [round(value, 6) for value in self.held_out_ca.tolist()],
             "pruned": self.pruned.nonzero().flatten().tolist(),
         }
+
+    def shortfall(self) -> str | None:
+        """``Nothing was pruned``, if the first features cost too much already."""
+        return NOTHING_PRUNED if len(self.held_out_ca) and not self.pruned.any() else None

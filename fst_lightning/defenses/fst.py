@@ -9,8 +9,6 @@ Example:
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
 from fst_lightning.defenses.channel_masks import check_number
@@ -37,11 +35,9 @@ class FST(HeadDefense):
         reinit: ``orthogonal``, ``uniform`` or ``none``.
         project_norm: project after every step.
         head: dotted name of the linear head; None finds it.
-        max_ca_drop: what a chosen alpha (``defense.alpha=auto``) may cost in clean accuracy, in
-            [0, 1]; a number for alpha leaves it unused.
 
     Raises:
-        ValueError: for a negative alpha, an unknown re-initialisation or a drop outside [0, 1].
+        ValueError: If alpha is negative or the re-initialisation is unknown.
 
     Example:
         >>> import torch
@@ -59,16 +55,10 @@ class FST(HeadDefense):
         reinit: Reinit = "orthogonal",
         project_norm: bool = True,
         head: str | None = None,
-        max_ca_drop: float = 0.02,
     ) -> None:
         super().__init__(reinit=reinit, project_norm=project_norm, head=head)
-        # True is an int in Python, and a slip in a configuration.
-        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if not (number and math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f"Expected `alpha` to be a number of 0 or more, but got {alpha!r}.")
-        check_number("max_ca_drop", max_ca_drop, high=1)
+        check_number("alpha", alpha)
         self.alpha = alpha
-        self.max_ca_drop = max_ca_drop
 
     def alpha_range(self, net: nn.Module) -> tuple[float, float]:
         r"""From :math:`\alpha \|W_0\|^2 = 0.01` to 100, in units of the cross-entropy.

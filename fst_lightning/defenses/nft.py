@@ -39,8 +39,6 @@ class NeuralMaskFineTuning(MaskDefense):
         beta: of the floor, 0 or more.
         eta: weight of the distance from 1, before it is divided by the images a class; 0 or more.
         mixup: a, of the Beta distribution, greater than 0; 1 is the uniform one.
-        max_ca_drop: what a chosen alpha (``defense.alpha=auto``) may cost in clean accuracy, in
-            [0, 1]; a number for alpha leaves it unused.
 
     Raises:
         ValueError: for an argument out of its range; for a network without BatchNorm.
@@ -60,19 +58,16 @@ class NeuralMaskFineTuning(MaskDefense):
         beta: float = 0.5,
         eta: float = 0.001,
         mixup: float = 1.0,
-        max_ca_drop: float = 0.02,
     ) -> None:
         super().__init__()
         check_number("alpha", alpha, high=1)
         check_number("beta", beta)
         check_number("eta", eta)
         check_number("mixup", mixup, low_open=True)
-        check_number("max_ca_drop", max_ca_drop, high=1)
         self.alpha = alpha
         self.beta = beta
         self.eta = eta
         self.mixup = mixup
-        self.max_ca_drop = max_ca_drop
         self.register_buffer("images_per_class", torch.ones(()))
 
     def alpha_range(self, net: nn.Module) -> tuple[float, float]:

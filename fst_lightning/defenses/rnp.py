@@ -4,7 +4,7 @@ Li, Lyu, Ma, Koren, Lyu, Li and Jiang, "Reconstructive neuron pruning for backdo
 ICML 2023, arXiv 2305.14876.
 
 Example:
-    ``python purify.py attack=blended defense=rnp defense.max_ca_drop=0.05``
+    ``python purify.py attack=blended defense=rnp defense.max_pruning_ca_drop=0.05``
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
         unlearn_epochs: or after so many passes over the clean images, 0 or more.
         unlearn_lr: of SGD with momentum 0.9 while unlearning, greater than 0.
         unlearn_batch_size: images a step while unlearning, 2 or more.
-        max_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
+        max_pruning_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
 
     Raises:
         ValueError: for an argument out of its range; for a network without BatchNorm.
@@ -60,6 +60,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
     """
 
     held_out: ClassVar[float] = 0.2
+    alpha_is_strength: ClassVar[bool] = False
     original: Tensor
     """The network that came in: parameters and buffers in one vector; empty before preparation."""
     unlearned: Tensor
@@ -72,7 +73,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
         unlearn_epochs: int = 20,
         unlearn_lr: float = 0.01,
         unlearn_batch_size: int = 128,
-        max_ca_drop: float = 0.1,
+        max_pruning_ca_drop: float = 0.1,
     ) -> None:
         super().__init__()
         check_number("alpha", alpha, low_open=True)
@@ -80,13 +81,13 @@ class ReconstructiveNeuronPruning(MaskDefense):
         check_number("unlearn_epochs", unlearn_epochs, whole=True)
         check_number("unlearn_lr", unlearn_lr, low_open=True)
         check_number("unlearn_batch_size", unlearn_batch_size, low=2, whole=True)
-        check_number("max_ca_drop", max_ca_drop, high=1)
+        check_number("max_pruning_ca_drop", max_pruning_ca_drop, high=1)
         self.alpha = alpha
         self.unlearn_accuracy = unlearn_accuracy
         self.unlearn_epochs = unlearn_epochs
         self.unlearn_lr = unlearn_lr
         self.unlearn_batch_size = unlearn_batch_size
-        self.max_ca_drop = max_ca_drop
+        self.max_pruning_ca_drop = max_pruning_ca_drop
         self.register_buffer("original", torch.empty(0))
         self.register_buffer("unlearned", torch.empty(0))
         self._restored = True
@@ -163,7 +164,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
     def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Bring the original network back and prune the channels with the smallest masks."""
         self._restore()
-        self.cut(net, clean, self.max_ca_drop)
+        self.cut(net, clean, self.max_pruning_ca_drop)
 
     def finish(self) -> None:
         """Bring the original network back where that was not done; fold masks, undo freezes."""

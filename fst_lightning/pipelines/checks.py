@@ -16,6 +16,7 @@ from fst_lightning.data.protocol import CleanSource
 from fst_lightning.modules import CropFill
 from fst_lightning.modules.classifier import Interval, total_steps_of, with_total_steps
 from fst_lightning.pipelines.arguments import check_arguments
+from fst_lightning.pipelines.automatic import OnNoSetting
 from fst_lightning.pipelines.parts import make_optimizer, precision_of
 from fst_lightning.pipelines.resume import named_checkpoint
 from fst_lightning.pipelines.run import Run
@@ -181,6 +182,12 @@ def _check_search(tuning: DictConfig) -> None:
             f"but got {found}."
         )
     _check_share("tuning.max_ca_drop", tuning.max_ca_drop)
+    _check_whole("tuning.folds", tuning.folds, 2)
+    if tuning.on_no_setting not in get_args(OnNoSetting):
+        raise ValueError(
+            f"Expected `tuning.on_no_setting` to be one of {', '.join(get_args(OnNoSetting))}, "
+            f"but got {tuning.on_no_setting!r}."
+        )
 
 
 def _check_share(name: str, value: Any) -> None:

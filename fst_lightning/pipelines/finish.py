@@ -15,6 +15,7 @@ from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import print_line, read_curves, render_page, render_run, write_json
 from fst_lightning.reports.evidence import check_projection
 from fst_lightning.reports.files import write_text
+from fst_lightning.reports.notes import shortfalls
 from fst_lightning.reports.robustness import robustness_lines, write_connectivity
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def finish(run: Run, results: dict[str, Any], witness: Witness | None = None) ->
         print_line(console, line)
     for line in troubles:
         print_line(console, f"warning  {line}", style="yellow")
+    for each in shortfalls(results):
+        print_line(console, f"no success: {each['what']}", style="yellow")
 
 
 def _write_report(

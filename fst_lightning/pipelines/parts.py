@@ -43,19 +43,28 @@ def make_attack(run: Run) -> Attack:
 
 
 def make_defense(run: Run) -> Defense:
-    """The defense; where ``alpha=auto`` is still to be chosen, with the alpha of its constructor.
+    """The defense; with the alpha of its constructor while ``alpha=auto`` is not chosen yet.
 
     Raises:
-        ValueError: where a number is to be chosen that it has no use for, or whatever its
-            constructor raises.
+        ValueError: If the defense has no use for a number that is to be chosen, or its constructor
+            raises.
     """
     config = run.cfg.defense
     keys = automatic_keys(run)
-    if ALPHA in keys and "alpha" not in inspect.signature(located(config)).parameters:
-        raise ValueError(
-            f"Expected a defense with an `alpha` for defense.alpha=auto, such as fst, but "
-            f"{run.choices['defense']} has none."
-        )
+    if ALPHA in keys:
+        kind = located(config)
+        name = run.choices["defense"]
+        if "alpha" not in inspect.signature(kind).parameters:
+            raise ValueError(
+                "Expected a defense with an `alpha` for defense.alpha=auto, such as fst, but "
+                f"{name} has none."
+            )
+        if not getattr(kind, "alpha_is_strength", True):
+            raise ValueError(
+                "Expected a defense whose `alpha` sets its strength for defense.alpha=auto, such "
+                f"as fst, but that of {name} only scales its loss. Give a number, or search the "
+                f"rate with {LEARNING_RATE}=auto."
+            )
     if ALPHA in keys:
         config = OmegaConf.masked_copy(config, [key for key in config if key != "alpha"])
     defense = make(config, Defense)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fst_lightning.data import BackdoorDataModule, ImageSet
 from fst_lightning.data.rows import EpochShuffle, Rows, training_loader
 from fst_lightning.defenses import NoDefense, PoisonedData
+from fst_lightning.defenses.clean import held_out_rows
 from fst_lightning.metrics import paired_drop_interval
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.parts import make_clean, make_defense, make_module, make_trainer
@@ -26,10 +27,7 @@ from fst_lightning.pipelines.score import untouched
 from fst_lightning.seeds import derived_seed
 
 CONFIDENCE = 0.95
-"""With which a setting has to be shown to cost more before it is given up; one-sided."""
-
-FOLDS = 3
-"""So many parts the defender's images are cut into: each is judged by a tuning on the others."""
+"""One-sided confidence with which a setting must be shown to cost too much to be rejected."""
 
 _BATCH = 500
 
@@ -65,12 +63,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting that was tried.
+    """What one setting gave.
 
     Attributes:
-        right: which images were answered right, ``(N,)`` bool.
-        asked: which images were asked, ``(N,)`` bool: all, unless it lost too much early.
-        found: how that compares.
+        right: which images were classified right, ``(N,)`` bool.
+        asked: which images were classified, ``(N,)`` bool: all, unless too much was lost early.
+        found: the comparison with the baseline.
     """
 
     right: Tensor
@@ -86,9 +84,13 @@ class Trial:
 class Probe:
     """Answers of briefly tuned copies of a network to images that they have not seen.
 
+    The defender's images are split into ``tuning.folds`` folds. One copy per fold is tuned on the
+    images of all other folds and classifies those of the fold, so that every image counts. A
+    defense that holds images out of its steps gets its share of the images that a copy is tuned on.
+
     Args:
         run: its configuration; what :meth:`set` writes goes into a copy.
-        net: the network that came in; it stays as it is.
+        net: the network before the defense; it stays as it is.
         data: holds the defender's images.
         poisoned: the training set as it was delivered, for a defense that inspects it.
     """
@@ -101,18 +103,25 @@ class Probe:
         self.net = net
         self.data = data
         self.poisoned = poisoned
-        count = len(data.train_rows)
+        self.rows = data.train_rows
+        if data.held_out_rows is not None:
+            parts = data.train_rows, data.held_out_rows
+            self.rows = ImageSet(
+                torch.cat([part.images for part in parts]),
+                torch.cat([part.labels for part in parts]),
+            )
         stream = torch.Generator().manual_seed(derived_seed(run.cfg.seed, "folds"))
-        self.folds = torch.randperm(count, generator=stream).tensor_split(FOLDS)
+        order = torch.randperm(len(self.rows), generator=stream)
+        self.folds = order.tensor_split(run.cfg.tuning.folds)
         self._settings: dict[str, float] = {}
         self._answers: dict[tuple[Any, ...], Tensor] = {}
 
     def before(self) -> Tensor:
-        """Which images the network that came in gets right, ``(N,)`` bool."""
+        """Which images the network gets right before the defense, ``(N,)`` bool."""
         with TemporaryDirectory() as scratch:
             trainer = make_trainer(self.run, "before", 0, Path(scratch), quiet=True)
             module = make_module(self.run, copy.deepcopy(self.net), NoDefense(), self.data)
-            return _right(trainer, module, self.data.train_rows)
+            return _right(trainer, module, self.rows)
 
     def set(self, key: str, value: float) -> None:
         """Tune by this value from now on."""
@@ -120,15 +129,15 @@ class Probe:
         self._settings[key] = value
 
     def __call__(self, reference: Tensor, allowed: float) -> Trial:
-        """Try what is set; no further folds once it has lost too much, were the rest unchanged.
+        """Try the current setting; stop early once the folds so far have lost too much.
 
-        What was tried before is not tuned again.
+        A fold that was tuned with this setting before is not tuned again.
 
         Args:
-            reference: which images the measure gets right, ``(N,)`` bool.
-            allowed: the drop in accuracy that it may cost, in [0, 1].
+            reference: which images the baseline gets right, ``(N,)`` bool.
+            allowed: the drop in accuracy that the setting may cost, in [0, 1].
         """
-        rows = self.data.train_rows
+        rows = self.rows
         right, asked = (torch.zeros(len(rows), dtype=torch.bool) for _ in range(2))
         for number, fold in enumerate(self.folds):
             key = (number, *sorted(self._settings.items()))
@@ -146,7 +155,12 @@ class Probe:
 
     def _tuned(self, rows: ImageSet, unseen: ImageSet) -> Tensor:
         """Tune a copy by the recipe, and ask it about images that it has not seen."""
-        clean = make_clean(self.data, rows, poisoned=self.poisoned)
+        held_out = None
+        if self.data.held_out:
+            stream = torch.Generator().manual_seed(derived_seed(self.run.cfg.seed, "unseen"))
+            held, kept = held_out_rows(len(rows), self.data.held_out, stream)
+            rows, held_out = rows.subset(kept), rows.subset(held)
+        clean = make_clean(self.data, rows, held_out, self.poisoned)
         module = make_module(
             self.run, copy.deepcopy(self.net), make_defense(self.run), self.data, clean=clean
         )

@@ -71,6 +71,7 @@ from fst_lightning.pipelines.score import (
     attack_block,
     data_block,
     environment,
+    findings_block,
     model_block,
     score,
 )
@@ -175,7 +176,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         device = trainer.strategy.root_device
         with costs.of("robustness"):
             robustness = check_robustness(run, checks, came_in, net, data, attack, device)
-    findings = {**searches, **defense.findings()}
+    findings = findings_block(searches, defense)
     if isinstance(defense, DatasetDefense):
         findings |= detection_rates(defense.suspected, truth)
 

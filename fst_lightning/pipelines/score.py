@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.data import BackdoorDataModule
+from fst_lightning.defenses import Defense
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import head_of, network_arguments, precision_of
@@ -94,6 +95,21 @@ def data_block(run: Run, data: BackdoorDataModule, num_poisoned: int | None) -> 
         "num_test": len(data.data.test),
         "num_triggered_test": len(data.triggered_rows) if data.measured.has_trigger else None,
     }
+
+
+def findings_block(searches: Mapping[str, Any], defense: Defense) -> dict[str, Any]:
+    """What the run chose and what the defense found; with ``shortfalls`` if it is no success.
+
+    Args:
+        searches: what the search for automatic settings tried.
+        defense: after its run.
+    """
+    findings = {**searches, **defense.findings()}
+    what = defense.shortfall()
+    if what is not None:
+        own = {"what": what, "why": findings.get("summary", "")}
+        findings["shortfalls"] = [*searches.get("shortfalls", []), own]
+    return findings
 
 
 def model_block(run: Run, net: nn.Module, num_classes: int) -> dict[str, Any]:

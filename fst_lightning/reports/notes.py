@@ -15,7 +15,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         results: the content of a results.json.
 
     Returns:
-        Nothing for a healthy run; else that the attack did not take, or that a CA is at chance.
+        Nothing for a healthy run. Otherwise that the attack did not take, that the defense did not
+        do what it set out to do, that a clean accuracy is at chance, and the like.
     """
     found = []
     before, after = results["before"], results["after"]
@@ -25,6 +26,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"The attack did not take: ASR {percent(before['asr'])} % < 50 %; "
             "no defense is credited."
         )
+    found += [f"{each['what']}. {each['why']}".rstrip() for each in shortfalls(results)]
     if at_chance(before["ca"], classes):
         found.append(
             f"{_guessing(before['ca'], classes)} "
@@ -43,6 +45,20 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     for name, each in (results.get("exported") or {}).items():
         if "error" in each:
             found.append(f"The purified network was not written as {name}: {each['error']}")
+    return found
+
+
+def shortfalls(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What the run set out to do and did not do; a run with any is no success.
+
+    Args:
+        results: the content of a results.json.
+
+    Returns:
+        By shortfall, ``what`` (a clause such as ``Nothing was pruned``) and ``why`` (a sentence).
+    """
+    findings = (results["defense"] or {}).get("findings") or {}
+    found: list[dict[str, str]] = findings.get("shortfalls") or []
     return found
 
 

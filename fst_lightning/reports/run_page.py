@@ -261,8 +261,10 @@ def _mebibytes(value: float | None) -> str:
 
 def _findings(results: Mapping[str, Any]) -> str:
     """What the defense says that it found and decided."""
-    findings = (results["defense"] or {}).get("findings")
-    return section("What the defense found", [_settings(findings) if findings else ""])
+    findings = dict((results["defense"] or {}).get("findings") or {})
+    findings.pop("shortfalls", None)  # They are warnings at the top of the page.
+    summary = str(findings.pop("summary", ""))
+    return section("What the defense found", [_settings(findings) if findings else ""], summary)
 
 
 def _origin(results: Mapping[str, Any], command: str) -> str:

@@ -14,7 +14,7 @@ from fst_lightning.reports.layout import (
     print_table,
     signed_points,
 )
-from fst_lightning.reports.notes import notes
+from fst_lightning.reports.notes import notes, shortfalls
 from fst_lightning.reports.results import RATES, network_files
 from fst_lightning.reports.verdict import strong
 
@@ -59,6 +59,9 @@ def render_run(
     seconds = [f"{key} {value:.1f} s" for key, value in results["seconds"].items() if value]
     if seconds:
         print_line(console, "time     " + ", ".join(seconds))
+    summary = ((results["defense"] or {}).get("findings") or {}).get("summary")
+    if summary and not shortfalls(results):  # else it is a part of the warnings
+        print_line(console, f"defense  {summary}")
     for note in notes(results):
         print_line(console, f"warning  {note}", style="yellow")
     for when, search in (results.get("inversion") or {}).items():
@@ -94,7 +97,14 @@ def _suspects(search: Mapping[str, Any]) -> str:
         for label, name in zip(search["suspicious"], search["names"], strict=True)
     ]
     sign = "looks like a trigger" if strong(search) else "stands out: a weak sign of a trigger"
-    return f"{', '.join(found)} {sign}" if found else "no class stands out"
+    if found:
+        return f"{', '.join(found)} {sign}"
+    if search.get("closest") is None:
+        return "no class stands out"
+    return (
+        f"no class stands out: class {search['closest']} comes closest (anomaly index "
+        f"{search['closest_index']:.2f}, threshold {search['threshold']:g})"
+    )
 
 
 def _labels(results: Mapping[str, Any]) -> list[tuple[str, str]]:

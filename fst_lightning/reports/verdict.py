@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
 from fst_lightning.reports.layout import percent
-from fst_lightning.reports.notes import at_chance
+from fst_lightning.reports.notes import at_chance, shortfalls
+
+_NO_COST = "it cost no clean accuracy"
 
 GONE_BELOW = 0.05
 """The attack success rate up to which a backdoor counts as gone."""
@@ -43,17 +45,30 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     """Judge a run by its results.
 
     An ASR up to 5 % counts as gone, one of 50 % and more as still there; the line between "at
-    little cost" and "but" is 5 points of clean accuracy.
+    little cost" and "but" is 5 points of clean accuracy. A run that did not do what it set out to
+    do (``shortfalls``) is never good news: the headline opens with the shortfall.
 
     Args:
         results: the content of a results.json.
     """
+    found = _judged(results)
+    missed = [each["what"] for each in shortfalls(results)]
+    if not missed or results["after"] is None:
+        return found
+    headline = " ".join([*(f"{what}." for what in missed), found.headline])
+    return replace(found, headline=headline, tone="bad" if found.tone == "bad" else "")
+
+
+def _judged(results: Mapping[str, Any]) -> Verdict:
+    """The verdict on the figures alone."""
     before, after = results["before"], results["after"]
     classes = results["data"]["num_classes"]
     attacked = before["asr"] is not None
     if results["task"] == "train" or after is None:
         return _trained(results, attacked)
     cost = _cost(before["ca"], after["ca"])
+    if shortfalls(results) and cost.startswith(_NO_COST):
+        cost = "clean accuracy did not fall"
     if at_chance(after["ca"], classes) and not at_chance(before["ca"], classes):
         lead = f"Clean accuracy fell from {_rate(before['ca'])} to {_rate(after['ca'])}: guessing."
         return Verdict("The defense destroyed the network.", "bad", lead, _OF_THE_TRIGGER)
@@ -93,6 +108,8 @@ def _unknown(results: Mapping[str, Any], cost: str) -> Verdict:
     search = results.get("inversion")
     if not search:
         done = f"The network was changed; {cost}" if touched else "The network was only measured"
+        if shortfalls(results):
+            done = f"{cost[0].upper()}{cost[1:]}"
         headline = f"{done}. Whether it has a backdoor is not known."
         lead += " No trigger was given, so no attack success rate could be measured."
         return Verdict(headline, "", lead, _UNKNOWN)
@@ -191,7 +208,7 @@ def _cost(before: float | None, after: float | None) -> str:
     if lost > 0:
         return f"it cost {lost:.2f} points of clean accuracy"
     gained = f" ({-lost:.2f} points were won)" if lost < 0 else ""
-    return f"it cost no clean accuracy{gained}"
+    return f"{_NO_COST}{gained}"
 
 
 def _rate(rate: float | None) -> str:

@@ -80,6 +80,15 @@ def test_the_rules(rule: Any, threshold: float, expected: list[int]) -> None:
     assert defense.silhouettes[0] > 0.5 > defense.silhouettes[2]
 
 
+def test_no_suspected_row_is_a_shortfall() -> None:
+    defense = ActivationClustering()
+    assert defense.shortfall() is None  # nothing was looked for yet
+    for suspected, expected in ((torch.zeros(4), "No row was suspected"), (torch.ones(4), None)):
+        defense.suspected = suspected.bool()
+        assert defense.shortfall() == expected
+        assert f"{int(suspected.sum())} of 4 rows" in defense.findings()["summary"]
+
+
 def test_equal_rows_are_no_two_clusters() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     data = PoisonedData(torch.ones(12, 3, 2, 2), torch.zeros(12).long())

@@ -79,7 +79,7 @@ def test_the_loss_against_a_slow_loop(inner_steps: int, epsilon: float) -> None:
 def test_running_statistics_and_weights_stay_as_they_came() -> None:
     net, clean = pruning.network(), pruning.clean_data()
     before = copy.deepcopy(net.state_dict())
-    defense = AdversarialNeuronPruning(max_ca_drop=1.0)
+    defense = AdversarialNeuronPruning(max_pruning_ca_drop=1.0)
     pruning.after_steps(defense, net, clean, steps=2)
     defense.conclude(net, clean, pruning.seeded())
     pruned = defense.findings()["pruned"]
@@ -106,19 +106,19 @@ def test_masks_stay_between_0_and_1() -> None:
 
 def test_the_network_is_an_ordinary_one_afterwards() -> None:
     net, clean = pruning.network(), pruning.clean_data()
-    pruning.assert_folds(AdversarialNeuronPruning(max_ca_drop=1.0), net, clean, lr=5.0)
+    pruning.assert_folds(AdversarialNeuronPruning(max_pruning_ca_drop=1.0), net, clean, lr=5.0)
 
 
 def test_the_steps_do_not_see_what_is_held_out() -> None:
     net, clean = pruning.network(), pruning.clean_data(40)
-    defense = AdversarialNeuronPruning(max_ca_drop=0.5)
+    defense = AdversarialNeuronPruning(max_pruning_ca_drop=0.5)
     losses = drive(defense, net, clean, epochs=2)
     assert len(losses) == 2 * 32 // 8
     assert len(defense.findings()["held_out_ca"]) == 2
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"epsilon": -1}, {"alpha": 2}, {"inner_steps": 0}, {"max_ca_drop": 1.5}]
+    "arguments", [{"epsilon": -1}, {"alpha": 2}, {"inner_steps": 0}, {"max_pruning_ca_drop": 1.5}]
 )
 def test_arguments_are_checked(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):

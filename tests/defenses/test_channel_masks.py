@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fst_lightning.defenses import (
     NeuralMaskFineTuning,
     NeuralPolarizer,
     ReconstructiveNeuronPruning,
+    apply,
 )
 from fst_lightning.defenses.channel_masks import (
     ChannelMask,
@@ -133,6 +135,8 @@ def test_networks_without_batchnorm_are_refused(kind: type[Defense]) -> None:
         (True, {}),
         ("1", {}),
         (math.nan, {}),
+        (math.inf, {}),
+        (math.inf, {"low": 1, "low_open": True}),
         (0, {"low_open": True}),
         (1.5, {"high": 1}),
         (2.0, {"low": 1, "whole": True}),
@@ -156,7 +160,7 @@ def test_a_cut_prunes_the_largest_set_that_is_cheap() -> None:
     # As the network sees them: the unpruned network is always right on the held-out images.
     clean.held_out.labels = pruning.logits(net, clean.held_out).argmax(1)
     plain = copy.deepcopy(net)
-    defense = AdversarialNeuronPruning(max_ca_drop=0.6)
+    defense = AdversarialNeuronPruning(max_pruning_ca_drop=0.6)
     defense.prepare(net, pruning.seeded())
     generator = pruning.seeded(3)
     values = {
@@ -187,6 +191,21 @@ def test_a_cut_prunes_the_largest_set_that_is_cheap() -> None:
     expected = sum(int((value < max(cheap)).sum()) for value in values.values())
     assert found["pruned_channels"] == expected == sum(len(c) for c in found["pruned"].values())
     assert found["held_out_ca"] == pytest.approx([1, 1 - loss_of_accuracy(max(cheap))])
+    assert defense.shortfall() is None
+    assert found["summary"].startswith(f"Pruned {expected} of ")
+
+
+def test_no_outlier_is_a_shortfall() -> None:
+    net, clean = pruning.network(), pruning.clean_data(8)
+    defense = ChannelLipschitzPruning(u=50)
+    assert defense.shortfall() is None  # nothing was asked yet
+    apply(defense, net, clean, pruning.seeded())
+    assert defense.findings()["pruned_channels"] == 0
+    assert defense.shortfall() == "Nothing was pruned"
+    assert "by more than 50 standard deviations" in defense.findings()["summary"]
+    apply(bold := ChannelLipschitzPruning(u=0.5), net, clean, pruning.seeded())
+    assert bold.findings()["pruned_channels"] > 0
+    assert bold.shortfall() is None
 
 
 def test_a_cut_that_costs_too_much_prunes_nothing() -> None:
@@ -194,14 +213,25 @@ def test_a_cut_that_costs_too_much_prunes_nothing() -> None:
     clean = pruning.clean_data()
     clean.labels = pruning.logits(net, clean).argmax(1)
     before = copy.deepcopy(net.state_dict())
-    defense = AdversarialNeuronPruning(max_ca_drop=0.0)
+    defense = AdversarialNeuronPruning(max_pruning_ca_drop=0.0)
     defense.prepare(net, pruning.seeded())
     # Every mask lies below the least threshold: without any channel all images look alike.
     defense._set({name: torch.zeros(len(m.mask)) for name, m in defense._masks.items()})
     assert len(set(clean.labels.tolist())) > 1
     defense.conclude(net, clean, pruning.seeded())
     defense.finish()
+    most = int(clean.labels.bincount().max())  # what an answer that is always the same gets right
+    cost = 100 * (1 - most / len(clean))
     assert defense.findings()["threshold"] == 0
+    assert defense.findings()["pruned_channels"] == 0
+    assert defense.shortfall() == "Nothing was pruned"
+    found = re.fullmatch(
+        r"The least costly threshold, 0.05, prunes (\d+) of \1 channels and costs (.*) points of "
+        rf"accuracy on {len(clean)} held-out images; defense.max_pruning_ca_drop allows 0.0.",
+        defense.findings()["summary"],
+    )
+    assert found is not None
+    assert float(found[2]) >= round(cost, 1) > 0
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 

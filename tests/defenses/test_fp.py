@@ -43,7 +43,7 @@ def test_the_least_active_channels_go_first_until_one_too_many() -> None:
     net, clean = judged()
     assert clean.held_out is not None
     order = slow_ranking(net, clean)
-    defense = FinePruning(max_ca_drop=0.2, step=0.03)
+    defense = FinePruning(max_pruning_ca_drop=0.2, step=0.03)
     defense.prepare(net, pruning.seeded())
     plain = copy.deepcopy(net)
     defense.study(net, clean, pruning.seeded())
@@ -68,7 +68,7 @@ def test_the_least_active_channels_go_first_until_one_too_many() -> None:
 
 def test_steps_are_shares_of_the_channels() -> None:
     net, clean = judged()
-    defense = FinePruning(max_ca_drop=1.0, step=0.25)
+    defense = FinePruning(max_pruning_ca_drop=1.0, step=0.25)
     drive(defense, net, clean, epochs=0)
     assert defense.findings()["pruned_channels"] == 24  # of 32: 8, 16, 24, and never all
 
@@ -76,7 +76,7 @@ def test_steps_are_shares_of_the_channels() -> None:
 def test_pruned_channels_stay_at_zero_while_the_rest_is_tuned() -> None:
     net, clean = judged()
     before = copy.deepcopy(net.state_dict())
-    defense = FinePruning(max_ca_drop=0.3)
+    defense = FinePruning(max_pruning_ca_drop=0.3)
     losses = drive(defense, net, clean, epochs=2)
     pruned = torch.zeros(32, dtype=torch.bool)
     pruned[defense.findings()["pruned"]] = True
@@ -91,18 +91,38 @@ def test_pruned_channels_stay_at_zero_while_the_rest_is_tuned() -> None:
 def test_a_drop_of_0_prunes_only_what_costs_nothing() -> None:
     net, clean = judged()
     assert clean.held_out is not None
-    defense = FinePruning(max_ca_drop=0.0)
+    defense = FinePruning(max_pruning_ca_drop=0.0)
     drive(defense, net, clean, epochs=0)
     assert defense.findings()["held_out_ca"] == [1, 1]
     assert bool((pruning.logits(net, clean.held_out).argmax(1) == clean.held_out.labels).all())
 
 
+def test_pruning_nothing_is_a_shortfall() -> None:
+    net, clean = judged()
+    assert clean.held_out is not None
+    order = slow_ranking(net, clean)
+    plain = copy.deepcopy(net)
+    defense = FinePruning(max_pruning_ca_drop=0.0, step=0.5)
+    drive(defense, net, clean, epochs=0)
+    found = defense.findings()
+    assert found["pruned_channels"] == 0
+    assert defense.shortfall() == "Nothing was pruned"
+    with torch.no_grad():
+        for channel in order[:16]:
+            fc(plain).weight[:, channel] = 0
+    hits = pruning.logits(plain, clean.held_out).argmax(1) == clean.held_out.labels
+    cost = 100 * (1 - float(hits.float().mean()))
+    assert f"The 16 least active of 32 features cost {cost:.1f} points" in found["summary"]
+    drive(some := FinePruning(max_pruning_ca_drop=1.0), net, clean, epochs=0)
+    assert some.shortfall() is None
+
+
 def test_what_was_pruned_comes_back_from_a_checkpoint() -> None:
     net, clean = judged()
-    first = FinePruning(max_ca_drop=0.3)
+    first = FinePruning(max_pruning_ca_drop=0.3)
     first.prepare(net, pruning.seeded())
     first.study(net, clean, pruning.seeded())
-    second = FinePruning(max_ca_drop=0.3)
+    second = FinePruning(max_pruning_ca_drop=0.3)
     second.prepare(net, pruning.seeded())
     second.load_state_dict(first.state_dict())
     with torch.no_grad():
@@ -121,7 +141,7 @@ def test_a_head_that_is_not_the_classifier_is_refused() -> None:
         defense.study(net, clean, pruning.seeded())
 
 
-@pytest.mark.parametrize("arguments", [{"max_ca_drop": 2}, {"step": 0}, {"step": 0.9}])
+@pytest.mark.parametrize("arguments", [{"max_pruning_ca_drop": 2}, {"step": 0}, {"step": 0.9}])
 def test_arguments_are_checked(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
         FinePruning(**arguments)  # type: ignore[arg-type]

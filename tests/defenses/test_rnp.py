@@ -105,7 +105,7 @@ def test_a_step_of_ascent_by_hand() -> None:
 def test_it_prunes_the_network_that_came_in() -> None:
     net, clean = pruning.network(), pruning.clean_data(40)
     before = copy.deepcopy(net.state_dict())
-    defense = unlearning(max_ca_drop=1.0, unlearn_epochs=3)
+    defense = unlearning(max_pruning_ca_drop=1.0, unlearn_epochs=3)
     drive(defense, net, clean, epochs=2, lr=1.0)
     pruned = defense.findings()["pruned"]
     assert defense.findings()["pruned_channels"] > 0
@@ -165,7 +165,7 @@ def test_the_loss_is_weighted() -> None:
 
 def test_the_network_is_an_ordinary_one_afterwards() -> None:
     net, clean = pruning.network(), pruning.clean_data()
-    defense = unlearning(max_ca_drop=1.0)
+    defense = unlearning(max_pruning_ca_drop=1.0)
     defense.prepare(net, pruning.seeded())
     defense.study(net, clean, pruning.seeded())
     defense._set({n: torch.full_like(m.mask, 0.96) for n, m in defense._masks.items()})
@@ -188,7 +188,7 @@ def test_the_network_is_an_ordinary_one_afterwards() -> None:
         {"unlearn_epochs": 1.5},
         {"unlearn_lr": 0},
         {"unlearn_batch_size": 1},
-        {"max_ca_drop": -1},
+        {"max_pruning_ca_drop": -1},
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, float]) -> None:

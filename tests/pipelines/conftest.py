@@ -50,10 +50,15 @@ def models(tmp_path: Path) -> Callable[[], set[str]]:
     return keys
 
 
-def defender(run: Run) -> BackdoorDataModule:
+def defender(run: Run, held_out: float = 0.0) -> BackdoorDataModule:
     """The data of a purification, half of the images clean ones of the defender's."""
     data = BackdoorDataModule(
-        make_source(run), make_attack(run), purpose="purify", batch_size=8, clean_ratio=0.5
+        make_source(run),
+        make_attack(run),
+        purpose="purify",
+        batch_size=8,
+        clean_ratio=0.5,
+        held_out=held_out,
     )
     data.setup()
     return data

@@ -9,15 +9,19 @@ from torch import Tensor
 
 from fst_lightning.models import small_resnet
 from fst_lightning.pipelines.automatic import choose_settings
-from fst_lightning.pipelines.probe import FOLDS, Comparison, Probe
+from fst_lightning.pipelines.probe import Comparison, Probe
 from tests.pipelines.conftest import Start, defender
 
 
+@pytest.mark.parametrize(("folds", "held_out"), [(3, 0.0), (5, 0.0), (3, 0.2)])
 def test_no_image_is_judged_by_a_network_that_was_tuned_on_it(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    folds: int, held_out: float, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = start("defense.alpha=auto", "defense.max_ca_drop=1")
-    data = defender(run)
+    """And every image of the defender is judged, those that a defense holds out included."""
+    run = start("defense.alpha=auto", "tuning.max_ca_drop=1", f"tuning.folds={folds}")
+    data = defender(run, held_out)
+    everything = len(data.train_rows) + len(data.held_out_rows or ())
+    assert everything == 30
     pairs: list[tuple[set[bytes], set[bytes]]] = []
     tuned = Probe._tuned
 
@@ -29,11 +33,13 @@ def test_no_image_is_judged_by_a_network_that_was_tuned_on_it(
 
     monkeypatch.setattr(Probe, "_tuned", watched)
     choose_settings(run, small_resnet(3, width=4), data)
-    assert len(pairs) % FOLDS == 0
-    for first in range(0, len(pairs), FOLDS):
-        folds = pairs[first : first + FOLDS]
-        assert sum(len(unseen) for _, unseen in folds) == len(data.train_rows)
-        assert all(not rows & unseen for rows, unseen in folds)
+    assert len(pairs) % folds == 0
+    for first in range(0, len(pairs), folds):
+        parts = pairs[first : first + folds]
+        assert len(set().union(*(unseen for _, unseen in parts))) == everything
+        assert sum(len(unseen) for _, unseen in parts) == everything
+        assert all(not rows & unseen for rows, unseen in parts)
+        assert all(len(rows) + len(unseen) == everything for rows, unseen in parts)
 
 
 @pytest.mark.parametrize("total", [60, 300, 1000])

@@ -192,6 +192,38 @@ def test_the_headline_answers() -> None:
     )
 
 
+def missed(what: str, why: str = "Because.") -> dict[str, Any]:
+    return {"name": "anp", "findings": {"shortfalls": [{"what": what, "why": why}]}}
+
+
+def test_a_shortfall_is_never_praised() -> None:
+    """The same figures with and without one: the headline opens with it, and is no good news."""
+    same = score(918, 938, 55)
+    for after, rest in (
+        (same, "The backdoor is still there: 93.80 % succeed; clean accuracy did not fall."),
+        (score(922, 16, 871), "The backdoor is gone; clean accuracy did not fall."),
+        (score(600, 16, 500), "The backdoor is gone, but it cost 31.80 points of clean accuracy."),
+    ):
+        head, tone = headline(after=after, defense=missed("Nothing was pruned"))
+        assert head == f"Nothing was pruned. {rest}"
+        assert tone != "good"
+    unknown_attack = example(
+        attack={"name": "none"},
+        defense=missed("No class was suspected"),
+        before=score(918),
+        after=score(918),
+    )
+    assert verdict(unknown_attack).headline == (
+        "No class was suspected. Clean accuracy did not fall. Whether it has a backdoor is not "
+        "known."
+    )
+    assert notes(unknown_attack) == ["No class was suspected. Because."]
+    found = unknown(True, False)
+    assert verdict(found).tone == "good"
+    found["defense"] = missed("No class was suspected")
+    assert verdict(found).tone == ""
+
+
 def test_an_unknown_model_is_told_what_is_not_known() -> None:
     results = example(attack={"name": "none"}, before=score(918), after=score(900))
     found = verdict(results)
