@@ -8,24 +8,32 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from fst_lightning.defenses import Defense, HeadDefense
+from fst_lightning.defenses.graph import leaves
+from fst_lightning.modules.fit_guard import FitGuard
 
-_SHARDING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+# By name, since `lightning` and `pytorch_lightning` have classes of their own.
+_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
+_OFF_SPHERE = 1e-5  # relative; rounding stays below it
 
 
 class DefenseCallback(L.Callback):
     """Purify the network of any LightningModule while its own Trainer tunes it.
 
-    Works with any optimizer, gradient clipping and accumulation, bf16 and fp16, DDP, several
-    optimizers under manual optimization, and resume. A penalty on the weights is added as its
-    gradient, once per optimizer step, after gradients were unscaled and averaged and before they
-    are clipped: the same numbers as if it were part of the loss. (In manual optimization, step
-    through ``self.optimizers()``; gradients that you clip yourself are clipped without it.)
+    Works with ``lightning`` and ``pytorch_lightning``, any optimizer, gradient clipping and
+    accumulation, bf16 and fp16, DDP, several optimizers under manual optimization, and resume. A
+    penalty on the weights is added as its gradient, once per optimizer step, after gradients were
+    unscaled and averaged and before they are clipped: the same numbers as if it were part of the
+    loss. (In manual optimization, step through ``self.optimizers()``; gradients that you clip
+    yourself are clipped without it.)
+
+    A second fit goes on with the same reference head. A fit without a step, such as that of
+    ``Tuner.lr_find``, leaves the module as it was. The averaged weights that ``WeightAveraging``
+    or ``StochasticWeightAveraging`` put into the module at the end of a fit are projected like
+    every step; checkpoints that they write before that are not.
 
     Args:
         defense: one that acts on the weights alone; a defense with a loss of its own, or one that
@@ -35,10 +43,13 @@ class DefenseCallback(L.Callback):
             ``lightning.seed_everything`` sets.
 
     Raises:
-        MisconfigurationException: for a defense that acts on more than the weights; at the start of
-            a fit, for strategies that shard weights (FSDP, model parallel, DeepSpeed), for LBFGS,
-            where no optimizer trains the penalised weights, and for ``fit(ckpt_path=...)`` with a
-            checkpoint that this callback did not write.
+        MisconfigurationException: If the defense acts on more than the weights. At the start of a
+            fit: if the strategy shards weights (FSDP, model parallel, DeepSpeed), if the optimizer
+            is LBFGS, if no optimizer trains the penalized weights, if nothing in front of the head
+            trains although the defense is to change the features, if the head is pruned, or if
+            ``fit(ckpt_path=...)`` names a checkpoint that this callback did not write.
+        ValueError: If the head's weights were replaced after they were prepared, or have changed
+            since the last purification.
 
     Example:
         >>> from fst_lightning.defenses import FineTuning
@@ -54,8 +65,10 @@ class DefenseCallback(L.Callback):
             )
         self.defense = defense
         self.seed = seed
+        self._guard = FitGuard(defense)
         self._handles: list[Any] = []
         self._num_backward = 0
+        self._acted: set[int] = set()
         self._fits = False
         self._restored = False
 
@@ -65,21 +78,21 @@ class DefenseCallback(L.Callback):
         self._restored = False
         if not self._fits:
             return
-        if isinstance(trainer.strategy, _SHARDING):
+        if any(cls.__name__ in _SHARDING for cls in type(trainer.strategy).__mro__):
             raise MisconfigurationException(
                 f"Expected a strategy that keeps whole weights on every device, but got "
                 f"{type(trainer.strategy).__name__}: the head would be a shard, and its norm and "
                 "inner product wrong. Use strategy='auto' or 'ddp'."
             )
-        if is_overridden("configure_model", pl_module):
+        if _overrides(pl_module, "configure_model"):
             pl_module.configure_model()
-        if is_overridden("setup", pl_module) and next(pl_module.parameters(), None) is None:
+        if _overrides(pl_module, "setup") and next(pl_module.parameters(), None) is None:
             raise MisconfigurationException(
                 "Expected a module with weights to prepare, but it has none yet, and its own setup "
                 "runs after the callbacks'. Build the network in __init__ or configure_model."
             )
         seed = torch.initial_seed() if self.seed is None else self.seed
-        self.defense.prepare(pl_module, torch.Generator().manual_seed(seed))
+        self._guard.prepare(trainer, pl_module, torch.Generator().manual_seed(seed))
         self._num_backward = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -91,7 +104,10 @@ class DefenseCallback(L.Callback):
                 "head that was prepared. To purify a checkpoint, load its weights into the module "
                 "first, then call fit without ckpt_path."
             )
+        if self._restored:
+            self._guard.resume()
         self.defense.to(pl_module.device)
+        self._refuse_pruning(trainer)
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, LBFGS):
                 raise MisconfigurationException(
@@ -111,12 +127,13 @@ class DefenseCallback(L.Callback):
         for optimizer in trainer.optimizers:
             if any(id(parameter) in owned for parameter in _parameters(optimizer)):
                 # Right after the update, before any callback looks at the weights.
-                self._handles.append(optimizer.register_step_post_hook(self._after_step()))
+                self._handles.append(optimizer.register_step_post_hook(self._after_step(trainer)))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep in evaluation mode what the defense wants kept."""
+        """Check the fit, and keep in evaluation mode what the defense wants kept."""
+        self._guard.check(trainer)
         # Every batch: a module may switch modes when an epoch starts, after the callbacks, and an
         # epoch that is resumed midway does not start again.
         for module in self.defense.always_eval():
@@ -130,6 +147,8 @@ class DefenseCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Add the penalty's gradient to the weights that this optimizer trains."""
+        self._guard.before_step(optimizer)
+        self._acted.add(id(optimizer))
         scale = self._scale(trainer, pl_module, optimizer)
         with torch.enable_grad():
             penalty = self.defense.penalty()
@@ -155,20 +174,24 @@ class DefenseCallback(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the network as an ordinary one."""
-        self.defense.finish()
+        self._guard.end(trainer)
+        self._project_average()
+        self._guard.finish()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let go of the optimizers."""
-        self._let_go()
+        """Let go of the optimizers and of a network that was prepared in vain."""
+        self._let_go(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Leave neither hooks nor frozen weights behind: Lightning skips the teardown here."""
-        self.defense.finish()
-        self._let_go()
+        self._let_go(trainer)
 
-    def _let_go(self) -> None:
+    def _let_go(self, trainer: L.Trainer) -> None:
+        if self._fits:
+            self._guard.close(trainer)
+        self._fits = False
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -195,16 +218,46 @@ class DefenseCallback(L.Callback):
                 "Expected weights that train, but those that the defense penalises are frozen "
                 "(requires_grad=False)."
             )
-        return _leaves(penalty)
+        return leaves(penalty)
 
     def _projected(self) -> list[Tensor]:
         return [self.defense.linear.weight] if isinstance(self.defense, HeadDefense) else []
 
-    def _after_step(self) -> Callable[..., None]:
-        def project(*_: Any) -> None:
+    def _after_step(self, trainer: Any) -> Callable[..., None]:
+        def project(optimizer: Optimizer, *_: Any) -> None:
+            # A learning rate finder takes its steps without the other callbacks.
+            if self in trainer.callbacks and id(optimizer) not in self._acted:
+                raise MisconfigurationException(
+                    "Expected Lightning to step the optimizer, but it took a step of its own: the "
+                    "penalty was left out. In manual optimization, call `step` on what "
+                    "`self.optimizers()` returns."
+                )
+            self._acted.discard(id(optimizer))
             self.defense.after_step()
 
         return project
+
+    def _project_average(self) -> None:
+        """Project once more where another callback has put averaged weights into the module."""
+        if not (isinstance(self.defense, HeadDefense) and self.defense.project_norm):
+            return
+        norm = self.defense.linear.weight.detach().float().norm()
+        kept = self.defense.original_weight.norm()
+        if abs(float(norm / kept) - 1) > _OFF_SPHERE:
+            self.defense.after_step()
+
+    def _refuse_pruning(self, trainer: Any) -> None:
+        """Refuse ``ModelPruning`` of the head: its weight would no longer be a parameter."""
+        if not isinstance(self.defense, HeadDefense):
+            return
+        for callback in trainer.callbacks:
+            pruned = getattr(callback, "_parameters_to_prune", None) or ()
+            if any(module is self.defense.linear for module, _ in pruned):
+                raise MisconfigurationException(
+                    "Expected the head's weight to stay a parameter, but "
+                    f"{type(callback).__name__} prunes it during the fit. Leave the head out of "
+                    "`parameters_to_prune`, or prune after the purification."
+                )
 
     def _scale(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
@@ -226,16 +279,9 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _leaves(scalar: Tensor) -> list[nn.Parameter]:
-    leaves: list[nn.Parameter] = []
-    nodes, seen = [scalar.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            leaves.append(leaf)
-        nodes.extend(parent for parent, _ in node.next_functions)
-    return leaves
+def _overrides(module: nn.Module, name: str) -> bool:
+    """Whether a LightningModule, of whichever Lightning package, has a hook written by its user."""
+    for cls in type(module).__mro__:
+        if name in vars(cls):
+            return cls.__module__.split(".")[0] not in {"lightning", "pytorch_lightning"}
+    return False

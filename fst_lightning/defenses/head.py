@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -11,23 +12,31 @@ from torch import Tensor, nn
 
 from fst_lightning.defenses.defense import Defense, freeze
 from fst_lightning.defenses.orthogonal import orthogonal_to
+from fst_lightning.defenses.reference_head import ReferenceHead
 from fst_lightning.models import Head, find_head, num_inputs, weight_matrix
 
 Reinit = Literal["orthogonal", "uniform", "none"]
 
 
 class HeadDefense(Defense):
-    r"""Tune a network around its linear head :math:`W`, whose weight came in as :math:`W_0`.
+    r"""Tune a network around its linear head :math:`W`, whose original weight is :math:`W_0`.
+
+    :math:`W_0` is the weight before the first purification of this head. A second fit with the
+    same defense goes on from the tuned head; another defense starts anew, with the same
+    :math:`W_0`.
 
     Args:
-        reinit: what becomes of the head before the first step. ``uniform``: weight and bias from
-            :math:`U(-1/\sqrt d, 1/\sqrt d)`; ``orthogonal``: see
+        reinit: how the head is re-initialized before the first step. ``uniform``: weight and bias
+            from :math:`U(-1/\sqrt d, 1/\sqrt d)`; ``orthogonal``: see
             :func:`~fst_lightning.defenses.orthogonal.orthogonal_to`, bias zero; ``none``.
-        project_norm: put :math:`W` back to the norm of :math:`W_0` after every step.
+        project_norm: scale :math:`W` back to the norm of :math:`W_0` after every step.
         train_head: False freezes the head's weight and bias.
         train_features: False freezes everything but the head, and keeps BatchNorm and dropout in
             evaluation mode, so that its running statistics don't drift either.
         head: dotted name of the head; None finds it.
+
+    Raises:
+        ValueError: If ``reinit`` is unknown.
     """
 
     original_weight: Tensor
@@ -56,6 +65,9 @@ class HeadDefense(Defense):
         self._net: list[nn.Module] = []
         self._frozen: list[nn.Parameter] = []
         self._linear: list[Head] = []
+        self._owner = uuid.uuid4().hex
+        self._prepared = torch.empty(0)
+        self._active = False
 
     @property
     def linear(self) -> Head:
@@ -65,25 +77,75 @@ class HeadDefense(Defense):
         return self._linear[0]
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Snapshot the head, re-initialise it and freeze what is not tuned."""
+        """Snapshot the head, re-initialize it and freeze what is not tuned.
+
+        Raises:
+            ValueError: If the head is not finite, is zero although its norm is kept, or has changed
+                since its last purification.
+        """
         name, linear = find_head(net, self.head)
         self.finish()
         self._net, self._linear = [net], [linear]
-        # Float32, whatever the network is kept in: the norm and the projection are computed in it.
-        self.original_weight = linear.weight.detach().clone().float()
-        if not bool(torch.isfinite(self.original_weight).all()):
+        if not bool(torch.isfinite(linear.weight).all()):
             raise ValueError(f"Expected the head {name} to be finite, but it has NaN or infinity.")
+        reference = ReferenceHead(linear)
+        original = reference.original
+        if original is not None and not reference.is_known:
+            raise ValueError(
+                f"Expected the head {name} to hold the weights that its last purification left, or "
+                "those it had before, but it has changed since: which of them is the backdoored "
+                "head is not known. Load the backdoored weights again to start anew; for another "
+                "checkpoint, build a new network."
+            )
+        continues = reference.left_by(self._owner)
+        # Float32, whatever the network is kept in: the norm and the projection are computed in it.
+        self.original_weight = (
+            linear.weight.detach().clone().float()
+            if original is None
+            else original.clone().to(linear.weight.device)
+        )
         if self.project_norm and not bool(self.original_weight.any()):
             raise ValueError(
                 f"Expected the head {name} to have a norm to keep, but its weight is all zeros; "
                 "is this a trained network?"
             )
-        reinitialise(linear, self.reinit, generator)
+        if not continues:
+            reference.start(self.original_weight, self._owner)
+            if original is not None and self.reinit != "none":
+                with torch.no_grad():
+                    linear.weight.copy_(self.original_weight)
+            reinitialise(linear, self.reinit, generator)
+        self._prepared = linear.weight.detach().cpu().clone()
+        self._active = True
         if not self.train_features:
             kept = {id(parameter) for parameter in linear.parameters()}
             self._frozen += freeze(p for p in net.parameters() if id(p) not in kept)
         if not self.train_head:
             self._frozen += freeze(linear.parameters())
+
+    def check_weights(self) -> None:
+        """Refuse a head that is not the one that :meth:`prepare` left."""
+        weight = self.linear.weight.detach()
+        if not torch.equal(weight, self._prepared.to(weight.device, weight.dtype)):
+            raise ValueError(
+                "Expected the head to be the one that was prepared, but its weights were replaced "
+                "before the first step, so that the penalty and the norm belong to another head. "
+                "Load the weights before `fit` is called, or in `configure_model`; not in `setup`, "
+                "`on_fit_start` or another callback."
+            )
+
+    def check_tuned(self) -> None:
+        """Refuse a head that is as it was before the first step, although steps were taken."""
+        weight = self.linear.weight.detach()
+        earlier = (self._prepared, self.original_weight)
+        if self.train_head and any(
+            torch.equal(weight, kept.to(weight.device, weight.dtype)) for kept in earlier
+        ):
+            raise ValueError(
+                "Expected the steps to have changed the head, but it holds the weights from before "
+                "the first step: the network is not purified. Either the learning rate is 0, or "
+                "another callback put the old weights back (weight averaging that never started)."
+            )
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -97,6 +159,9 @@ class HeadDefense(Defense):
 
     def finish(self) -> None:
         """Let everything train again that was frozen here."""
+        if self._active:
+            ReferenceHead(self.linear).stop()
+        self._active = False
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
@@ -124,6 +189,9 @@ class HeadDefense(Defense):
                 f"prepared, but the state has {tuple(saved.shape)}."
             )
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if self._active:
+            # The run that is resumed knows the original head; this network may be purified already.
+            ReferenceHead(self.linear).start(self.original_weight, self._owner)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from fst_lightning.modules.classifier import (
     OptimizerFactory,
     SchedulerFactory,
 )
+from fst_lightning.modules.fit_guard import FitGuard
 from fst_lightning.modules.inputs import InputPipeline
 from fst_lightning.seeds import derived_seed
 
@@ -32,7 +33,9 @@ class PurificationModule(ClassifierModule):
     Batches are ``(images, labels, ...)``, clean. The defense prepares the network when a fit is set
     up: after the data, before the optimizer is made and before a checkpoint is restored. Unless the
     fit goes on from a checkpoint, it studies the clean images then. After the last step it
-    concludes and finishes; it finishes also where the fit fails.
+    concludes and finishes; it finishes also if the fit fails. A fit without a step, such as that
+    of ``Tuner.lr_find``, leaves the network as it was. A second fit goes on with the same
+    reference head.
 
     Args:
         net: the network to purify, in place.
@@ -59,7 +62,10 @@ class PurificationModule(ClassifierModule):
             :meth:`~fst_lightning.defenses.CleanData.split`.
 
     Raises:
-        ValueError: where the defense needs images that it is not given.
+        ValueError: If the defense needs images that it is not given; at the start of a fit, if the
+            head's weights were replaced after they were prepared.
+        MisconfigurationException: At the start of a fit, if nothing in front of the head trains
+            although the defense is to change the features.
 
     Example:
         >>> from fst_lightning.defenses import FST
@@ -105,6 +111,7 @@ class PurificationModule(ClassifierModule):
         self.clean = clean
         self._tuned = self.replayed if replays else net
         self._defense_seed = 0
+        self._guard = FitGuard(defense)
         check_given(defense, clean)
 
     def setup(self, stage: str) -> None:
@@ -114,18 +121,27 @@ class PurificationModule(ClassifierModule):
                 # A learned trigger is measured with, not trained: DDP would wait for its gradients.
                 self.inputs.attack.requires_grad_(False)
             self._defense_seed = torch.initial_seed() if self.seed is None else self.seed
-            self.defense.prepare(self.net, torch.Generator().manual_seed(self._defense_seed))
+            generator = torch.Generator().manual_seed(self._defense_seed)
+            self._guard.prepare(self.trainer, self.net, generator)
+
+    def teardown(self, stage: str) -> None:
+        """Undo a preparation that no step followed."""
+        super().teardown(stage)
+        if stage == "fit":
+            self._guard.close(self.trainer)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Watch over the defense: a module itself is not told of exceptions."""
         watching = any(
-            isinstance(callback, _FinishOnException) and callback.defense is self.defense
+            isinstance(callback, _FinishOnException) and callback.guard is self._guard
             for callback in getattr(self.trainer, "callbacks", [])
         )
-        return [] if watching else [_FinishOnException(self.defense)]
+        return [] if watching else [_FinishOnException(self._guard)]
 
     def on_fit_start(self) -> None:
-        """Skip the steps where none are needed."""
+        """Skip the steps if none are needed."""
+        if self.trainer.ckpt_path is not None:
+            self._guard.resume()
         self._stop_if_done()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -134,6 +150,7 @@ class PurificationModule(ClassifierModule):
         # run that is continued has come with its checkpoint by now.
         if self.defense.overrides("study") and self.trainer.ckpt_path is None:
             self._act("study")
+        self._guard.settle()
         return self.with_step_hook(self.defense.after_step)
 
     def on_train_epoch_start(self) -> None:
@@ -146,6 +163,7 @@ class PurificationModule(ClassifierModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the modes that the defense wants; every time, for a run may resume mid-epoch."""
         super().on_train_batch_start(batch, batch_idx)
+        self._guard.check(self.trainer)
         for module in self.defense.always_eval():
             module.eval()
 
@@ -167,6 +185,7 @@ class PurificationModule(ClassifierModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Let the defense change the gradients: unscaled, averaged, not yet clipped."""
+        self._guard.before_step(optimizer)
         self.defense.before_step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -181,11 +200,12 @@ class PurificationModule(ClassifierModule):
 
     def on_fit_end(self) -> None:
         """Let the defense conclude, and leave the network as an ordinary one."""
+        self._guard.end(self.trainer)
         if self.defense.overrides("conclude"):
             device = self.device
             self._act("conclude")
             self.to(device)  # Lightning has taken the module off the accelerator by now.
-        self.defense.finish()
+        self._guard.finish()
 
     def _stop_if_done(self) -> None:
         if self.defense.done:
@@ -234,16 +254,16 @@ class PurificationModule(ClassifierModule):
 
 
 class _FinishOnException(L.Callback):
-    """Leaves neither masks nor frozen weights behind where a fit fails."""
+    """Leaves neither masks nor frozen weights behind if a fit fails."""
 
-    def __init__(self, defense: Defense) -> None:
-        self.defense = defense
+    def __init__(self, guard: FitGuard) -> None:
+        self.guard = guard
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Finish the defense."""
-        self.defense.finish()
+        """Finish the defense, and undo what no step followed."""
+        self.guard.close(trainer)
 
 
 def check_given(defense: Defense, clean: CleanData | None) -> None:

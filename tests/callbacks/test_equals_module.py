@@ -110,7 +110,7 @@ CASES: dict[str, tuple[MakeOptimizer, Callable[[], dict[str, Any]], float]] = {
     "float64": (sgd, lambda: {"precision": "64-true"}, 1e-6),
     "fp16": (sgd, scaled, 1e-6),
     "fp16, adam": (adam, scaled, 1e-6),
-    "fp16, skipped steps": (sgd, lambda: scaled(2.0**40), 1e-6),
+    "fp16, skipped steps": (sgd, lambda: scaled(2.0**24), 1e-6),
     "fp16, clip": (sgd, lambda: scaled() | {"gradient_clip_val": 0.5}, 1e-3),
     "fp16, accumulate": (sgd, lambda: scaled() | {"accumulate_grad_batches": 3}, 1e-3),
     "fp16, fused adamw": (fused_adamw, scaled, 1e-6),
@@ -120,7 +120,8 @@ CASES: dict[str, tuple[MakeOptimizer, Callable[[], dict[str, Any]], float]] = {
         lambda: scaled() | {"accumulate_grad_batches": 3},
         1e-3,
     ),
-    "fp16, fused sgd, skipped steps": (fused_sgd, lambda: scaled(2.0**40), 1e-6),
+    # Not SGD: torch leaves its momentum undefined if the first fused step is skipped.
+    "fp16, fused adamw, skipped steps": (fused_adamw, lambda: scaled(2.0**24), 1e-6),
 }
 
 

@@ -123,7 +123,8 @@ def test_steps_of_others_leave_the_head_alone() -> None:
         DefenseCallback(FineTuning(True, head="classifier.head")),
     ):
         project, spy = Pretraining(), Spy()
-        make_trainer(spy, callback).fit(project, make_loader())
+        with pytest.raises(ValueError, match="not purified"):
+            make_trainer(spy, callback).fit(project, make_loader())
         assert torch.equal(spy.weights[-1], spy.first[0]["classifier.head.weight"])
 
 

@@ -122,9 +122,10 @@ def test_fit_leaves_nothing_behind(defense: Defense, fails: bool) -> None:
 
 
 def test_two_fits_with_one_callback() -> None:
-    """The second fit purifies what the first one left, with hooks of its own only."""
-    project, callback = Project(), FSTCallback(0.3)
+    """The second fit goes on from the first one, with the same reference head and fresh hooks."""
+    project, callback, count = Project(), FSTCallback(0.3), HookCount()
+    original = project.state_dict()["classifier.head.weight"].clone()
     make_trainer(callback).fit(project, make_loader())
-    between = project.state_dict()["classifier.head.weight"].clone()
-    make_trainer(callback).fit(project, make_loader())
-    assert torch.equal(callback.state_dict()["defense"]["original_weight"], between)
+    make_trainer(callback, count).fit(project, make_loader())
+    assert torch.equal(callback.state_dict()["defense"]["original_weight"], original)
+    assert count.during == 1

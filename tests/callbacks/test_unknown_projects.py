@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.demos import LightningTransformer
 from lightning.pytorch.demos.boring_classes import BoringModel, DemoModel, RandomDataset
 from torch import Tensor, nn
@@ -55,13 +56,13 @@ def slow_rate(parameters: Any) -> SGD:
     return SGD(parameters, lr=1e-3, momentum=0.9)
 
 
-def test_boring_model() -> None:
-    purify(BoringModel(), "layer", num_outputs=2)
-
-
-def test_demo_model() -> None:
+def test_projects_with_a_single_layer() -> None:
+    """Lightning's demo models are a head and nothing else: there are no features to shift."""
+    with pytest.raises(MisconfigurationException, match="in front of the head"):
+        purify(BoringModel(), "layer", num_outputs=2)
     loader = DataLoader(RandomDataset(32, 8), 4)
-    purify(DemoModel(out_dim=3), "l1", loader, num_outputs=3)
+    with pytest.raises(MisconfigurationException, match="in front of the head"):
+        purify(DemoModel(out_dim=3), "l1", loader, num_outputs=3)
 
 
 def test_transformer() -> None:
@@ -136,8 +137,8 @@ def test_losses_in_a_dictionary_and_schedulers() -> None:
 
 
 def test_head_without_a_bias() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4, bias=False))
-    purify(Project(net), "classifier.1", make_loader(), num_outputs=4)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    purify(Project(net), "classifier.3", make_loader(), num_outputs=4)
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -348,7 +348,8 @@ def test_a_skipped_step_is_not_projected(tmp_path: Path) -> None:
     net = tiny.conv_net()
     module = PurificationModule(net, FST(reinit="uniform"), sgd, seed=SEED)
     trainer = tiny.trainer(tmp_path, callbacks=[SkipSteps()])
-    trainer.fit(module, tiny.Batches(ROWS, 16))
+    with pytest.raises(ValueError, match="not purified"):
+        trainer.fit(module, tiny.Batches(ROWS, 16))
     bound, generator = 1 / math.sqrt(12), torch.Generator().manual_seed(SEED)
     drawn = torch.empty(4, 12).uniform_(-bound, bound, generator=generator)
     assert torch.equal(net.get_parameter("head.weight").detach(), drawn)

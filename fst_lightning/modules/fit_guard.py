@@ -1,0 +1,179 @@
+"""Watches over a fit that runs a defense, and refuses one that cannot do what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fst_lightning.defenses import Defense, HeadDefense
+from fst_lightning.defenses.feature_watch import FeatureWatch
+from fst_lightning.defenses.preparation import Preparation
+
+
+class FitGuard:
+    """Prepare a network for a fit, and check that the fit is the one that was prepared for.
+
+    - Before the first step, the head must still be the one that the defense prepared.
+    - Parameters in front of the head must train, if the defense wants the features to change.
+    - A fit without any step (a learning rate finder, a refused fit, ``max_steps=0``) leaves the
+      network as it was.
+
+    The Trainer may be one of ``lightning.pytorch`` or of ``pytorch_lightning``.
+
+    Args:
+        defense: the defense that the fit runs.
+    """
+
+    def __init__(self, defense: Defense) -> None:
+        self.defense = defense
+        self._preparation: Preparation | None = None
+        self._first_step = 0
+        self._resumed = False
+        self._checked = False
+        self._waits = False
+        self._open = False
+        self._watch: FeatureWatch | None = None
+
+    def prepare(self, trainer: Any, net: nn.Module, generator: torch.Generator) -> None:
+        """Let the defense prepare the network."""
+        self._first_step = trainer.global_step
+        self._resumed = self._checked = self._waits = False
+        self._preparation = Preparation(net)
+        self._open = True
+        self.defense.prepare(net, generator)
+        self.settle()
+
+    def settle(self) -> None:
+        """Take the network as prepared. Call it again when the defense has studied it."""
+        if self._preparation is not None:
+            self._preparation.settle()
+
+    def resume(self) -> None:
+        """Note that the weights come from a checkpoint of this very fit."""
+        self._resumed = True
+
+    def check(self, trainer: Any) -> None:
+        """Check the fit right before its first step; later calls do nothing.
+
+        Raises:
+            MisconfigurationException: If the head was replaced, or no features can change.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        if not isinstance(self.defense, HeadDefense):
+            return
+        # The other processes have taken over the head of the first one.
+        if not self._resumed and trainer.is_global_zero:
+            self.defense.check_weights()
+        if not self.defense.train_features:
+            return
+        self._waits = self._unfreezes_later(trainer)
+        if not self._waits:
+            self._check_features(trainer)
+            self._watch = FeatureWatch(self.defense.linear, trained_parameters(trainer.optimizers))
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Check that the head's input depends on what trains; once, before the first step.
+
+        Raises:
+            MisconfigurationException: If it does not.
+        """
+        if self._watch is None or not self._watch.seen or not self._owns(optimizer):
+            return
+        trains = self._watch.trains
+        self._stop_watching()
+        if not trains:
+            raise self._no_features("the head's input does not depend on a parameter that trains")
+
+    def end(self, trainer: Any) -> None:
+        """Check a fit that has ended: did it do anything?
+
+        Raises:
+            MisconfigurationException: If a callback was to unfreeze the features and never did.
+        """
+        if self._waits:
+            self._check_features(trainer)
+        if self._untouched(trainer):
+            rank_zero_warn(
+                f"{type(self.defense).__name__}: the fit took no step, and the network stays as it "
+                "was. Look at max_epochs, max_steps and the length of the data loader."
+            )
+        elif isinstance(self.defense, HeadDefense) and self._checked:
+            self.defense.check_tuned()
+
+    def finish(self) -> None:
+        """Let the defense finish, once for every fit."""
+        if self._open:
+            self._open = False
+            self.defense.finish()
+
+    def close(self, trainer: Any) -> None:
+        """Undo the preparation if no step followed it. Call it when a fit ends, however it does."""
+        self._stop_watching()
+        self.finish()
+        preparation, self._preparation = self._preparation, None
+        if preparation is not None and self._untouched(trainer):
+            preparation.undo()
+
+    def _untouched(self, trainer: Any) -> bool:
+        no_steps: bool = trainer.global_step == self._first_step
+        return no_steps and not self._resumed and not self.defense.done
+
+    def _owns(self, optimizer: Optimizer) -> bool:
+        if not isinstance(self.defense, HeadDefense) or not self.defense.train_head:
+            return True
+        weight = self.defense.linear.weight
+        return any(parameter is weight for parameter in trained_parameters([optimizer]))
+
+    def _check_features(self, trainer: Any) -> None:
+        head = {id(parameter) for parameter in self._head().parameters()}
+        trained = trained_parameters(trainer.optimizers)
+        if all(id(parameter) in head for parameter in trained):
+            raise self._no_features("the optimizers train no parameter but the head's")
+
+    def _unfreezes_later(self, trainer: Any) -> bool:
+        """Whether one of Lightning's fine-tuning callbacks unfreezes parameters later on."""
+        for callback in trainer.callbacks:
+            # By name: both Lightning packages have these classes.
+            names = {cls.__name__ for cls in type(callback).__mro__}
+            if "BackboneFinetuning" in names and trainer.max_epochs not in (None, -1):
+                epoch = callback.unfreeze_backbone_at_epoch
+                if epoch >= trainer.max_epochs:
+                    raise self._no_features(
+                        f"{type(callback).__name__} unfreezes them at epoch {epoch}, after the "
+                        f"last of {trainer.max_epochs} epochs"
+                    )
+            if "BaseFinetuning" in names:
+                return True
+        return False
+
+    def _head(self) -> nn.Module:
+        return self.defense.linear if isinstance(self.defense, HeadDefense) else nn.Module()
+
+    def _no_features(self, found: str) -> MisconfigurationException:
+        return MisconfigurationException(
+            f"Expected parameters in front of the head to train, for {type(self.defense).__name__} "
+            f"changes the features, but {found}. Unfreeze the layers in front of the head "
+            "(requires_grad=True), give them to the optimizer, and keep them out of "
+            "`torch.no_grad` and `detach`. To tune the head alone, use LinearProbing."
+        )
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch = None
+
+
+def trained_parameters(optimizers: Iterable[Optimizer]) -> list[Tensor]:
+    """The parameters that these optimizers train."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [
+        parameter for group in groups for parameter in group["params"] if parameter.requires_grad
+    ]
