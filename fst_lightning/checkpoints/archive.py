@@ -1,11 +1,15 @@
-"""Check a zip file, such as `torch.save` writes, before anything reads it."""
+"""Check a zip file, such as `torch.save` writes, and read its parts."""
 
 from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
+
+import torch
+from torch import Tensor
 
 from fst_lightning.checkpoints.errors import Refusal, shown
 from fst_lightning.checkpoints.pickle_scan import PICKLE_LIMIT
@@ -27,14 +31,24 @@ _DAMAGED = "Copy or download the file again"
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The pickle of a torch archive, and the size of each of its tensor data entries by key."""
+    """The pickle of a torch archive, and the entries with its tensors' data by key."""
 
+    file: zipfile.ZipFile
     pickle: bytes
-    sizes: dict[str, int]
+    order: bytes
+    data: dict[str, zipfile.ZipInfo]
+
+    def read(self, key: str) -> Tensor:
+        """Read the data of a tensor, as bytes, and check their checksum.
+
+        Raises:
+            Refusal: the data are damaged.
+        """
+        return _read(self.file, self.data[key])
 
 
 def open_archive(file: BinaryIO, size: int) -> Archive:
-    """Read the pickle of a torch archive after checking the archive's structure and checksums.
+    """Read the pickle of a torch archive after checking the archive's structure.
 
     The structure must be the plain one that `torch.save` writes, so that every reader of zip files
     sees the same entries: no repeated names (upper and lower case count as equal), no bytes before,
@@ -49,27 +63,27 @@ def open_archive(file: BinaryIO, size: int) -> Archive:
     """
     check_directory(file, size)
     try:
-        with zipfile.ZipFile(file) as archive:
-            folder = _check_entries(archive.infolist(), size)
-            _check_gaps(file, archive.infolist(), archive.start_dir)
-            sizes: dict[str, int] = {}
-            content = b""
-            for entry in archive.infolist():
-                name = entry.filename.removeprefix(folder)
-                keep = name == "data.pkl"
-                if keep and entry.file_size > PICKLE_LIMIT:
-                    raise Refusal(
-                        f"holds a pickle of {entry.file_size:,} bytes",
-                        f"Ask for the state_dict alone; {PICKLE_LIMIT:,} bytes are the limit",
-                    )
-                read = _read(archive, entry, keep=keep)
-                if keep:
-                    content = read
-                elif name.startswith("data/"):
-                    sizes[name.removeprefix("data/")] = entry.file_size
+        archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
-        raise Refusal(f"is damaged: {shown(error)}", _DAMAGED) from None
-    return Archive(content, sizes)
+        raise _damaged(error) from None
+    folder = _check_entries(archive.infolist(), size)
+    _check_gaps(file, archive.infolist(), archive.start_dir)
+    entries = {entry.filename.removeprefix(folder): entry for entry in archive.infolist()}
+    small = {}
+    for name in ("data.pkl", "byteorder"):
+        if name in entries:
+            if entries[name].file_size > PICKLE_LIMIT:
+                raise Refusal(
+                    f"holds a pickle of {entries[name].file_size:,} bytes",
+                    f"Ask for the state_dict alone; {PICKLE_LIMIT:,} bytes are the limit",
+                )
+            small[name] = _read(archive, entries[name]).numpy().tobytes()
+    data = {
+        name.removeprefix("data/"): entry
+        for name, entry in entries.items()
+        if name.startswith("data/")
+    }
+    return Archive(archive, small["data.pkl"], small.get("byteorder", b"little"), data)
 
 
 def check_directory(file: BinaryIO, size: int) -> None:
@@ -171,15 +185,21 @@ def _check_gaps(file: BinaryIO, entries: list[zipfile.ZipInfo], directory: int) 
         raise Refusal("is damaged or altered: bytes lie between its entries", _DAMAGED)
 
 
-def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, *, keep: bool) -> bytes:
-    parts = []
-    length = 0
-    # torch.load checks no checksum: reading to the end here does
-    with archive.open(entry) as stream:
-        while part := stream.read(_CHUNK):
-            length += len(part)
-            if keep:
-                parts.append(part)
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
+    content = torch.empty(entry.file_size, dtype=torch.uint8)
+    into, length = memoryview(content.numpy().data), 0
+    try:
+        with archive.open(entry) as stream:
+            # to the end, where zipfile compares the checksum
+            while part := stream.read(_CHUNK):
+                into[length : length + len(part)] = part
+                length += len(part)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, zlib.error) as error:
+        raise _damaged(error) from None
     if length != entry.file_size:
         raise Refusal(f"is damaged: {shown(entry.filename)} is incomplete", _DAMAGED)
-    return b"".join(parts)
+    return content
+
+
+def _damaged(error: Exception) -> Refusal:
+    return Refusal(f"is damaged: {shown(error)}", _DAMAGED)

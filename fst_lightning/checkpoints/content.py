@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fst_lightning.checkpoints.errors import Refusal, shown
 
-__all__ = ["Content", "check_count", "checked_tensors"]
+__all__ = ["Content", "check_count", "check_name", "checked_tensors"]
 
 _NAME_LIMIT = 1_000
 _TENSOR_LIMIT = 100_000
@@ -25,12 +25,13 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A file's tensors, the text of its card, and other plain facts."""
+    """A file's tensors, the text of its card, other plain facts, and keys of other networks."""
 
     format: str
     tensors: dict[str, Tensor]
     card: str | None
     extra: dict[str, object] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
 
 def check_count(tensors: int) -> None:
@@ -43,7 +44,21 @@ def check_count(tensors: int) -> None:
         raise Refusal(f"holds {tensors:,} tensors", f"{_TENSOR_LIMIT:,} are the limit")
 
 
-def checked_tensors(named: Mapping[object, Tensor]) -> dict[str, Tensor]:
+def check_name(name: object) -> str:
+    """Return the name of a tensor.
+
+    Raises:
+        Refusal: it is no short text.
+    """
+    if type(name) is not str or not 1 <= len(name) <= _NAME_LIMIT:
+        raise Refusal(
+            f"has a tensor named {shown(name)}",
+            f"Names are text of 1 to {_NAME_LIMIT:,} characters",
+        )
+    return name
+
+
+def checked_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return detached CPU tensors, after checking names and kinds.
 
     Raises:
@@ -52,11 +67,7 @@ def checked_tensors(named: Mapping[object, Tensor]) -> dict[str, Tensor]:
     check_count(len(named))
     tensors: dict[str, Tensor] = {}
     for name, tensor in named.items():
-        if type(name) is not str or not 1 <= len(name) <= _NAME_LIMIT:
-            raise Refusal(
-                f"has a tensor named {shown(name)}",
-                f"Names are text of 1 to {_NAME_LIMIT:,} characters",
-            )
+        check_name(name)
         if (
             type(tensor) not in (Tensor, torch.nn.Parameter)
             or tensor.layout != torch.strided

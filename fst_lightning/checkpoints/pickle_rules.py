@@ -12,6 +12,7 @@ from fst_lightning.checkpoints.errors import Refusal
 from fst_lightning.checkpoints.pickle_values import (
     Inert,
     Named,
+    NumpyNumber,
     NumpyType,
     Pairs,
     StorageRef,
@@ -19,95 +20,84 @@ from fst_lightning.checkpoints.pickle_values import (
 )
 
 __all__ = [
-    "STORAGE_ITEMSIZE",
+    "STORAGE_DTYPE",
     "build",
     "call",
-    "is_allowed",
+    "is_known",
     "is_module",
-    "is_numpy",
+    "is_plain",
     "is_risky",
     "numbers",
     "simple_key",
     "weight",
 ]
 
-STORAGE_ITEMSIZE = {
-    "torch.BFloat16Storage": 2,
-    "torch.BoolStorage": 1,
-    "torch.ByteStorage": 1,
-    "torch.CharStorage": 1,
-    "torch.ComplexDoubleStorage": 16,
-    "torch.ComplexFloatStorage": 8,
-    "torch.DoubleStorage": 8,
-    "torch.FloatStorage": 4,
-    "torch.HalfStorage": 2,
-    "torch.IntStorage": 4,
-    "torch.LongStorage": 8,
-    "torch.ShortStorage": 2,
+STORAGE_DTYPE = {
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.BoolStorage": torch.bool,
+    "torch.ByteStorage": torch.uint8,
+    "torch.CharStorage": torch.int8,
+    "torch.ComplexDoubleStorage": torch.complex128,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.IntStorage": torch.int32,
+    "torch.LongStorage": torch.int64,
+    "torch.ShortStorage": torch.int16,
 }
-"""Bytes of one element, for each storage class that `torch.save` writes for ordinary tensors."""
+"""The elements of each storage class that `torch.save` writes for ordinary tensors."""
 
 _DTYPES = {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _NUMPY_TYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248]|c(?:8|16))")
+_NAME = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 _MOST_DIMENSIONS = 64
 _LARGEST = 2**48
 
+# Parts of a name, from its start: a whole library, or one function of it.
 _RISKY = {
-    "asyncio",
-    "bdb",
-    "builtins",
-    "cProfile",
-    "code",
-    "codeop",
-    "commands",
-    "ctypes",
-    "cloudpickle",
-    "dill",
-    "functools",
-    "http",
-    "importlib",
-    "io",
-    "joblib",
-    "marshal",
-    "multiprocessing",
-    "nt",
-    "operator",
-    "os",
-    "pdb",
-    "pickle",
-    "pip",
-    "platform",
-    "posix",
-    "pty",
-    "pydoc",
-    "requests",
-    "runpy",
-    "shutil",
-    "signal",
-    "site",
-    "socket",
-    "ssl",
-    "subprocess",
-    "sys",
-    "tempfile",
-    "threading",
-    "timeit",
-    "trace",
-    "types",
-    "urllib",
-    "webbrowser",
-    "_io",
-    "_operator",
-    "_pickle",
-    "_posixsubprocess",
-    "_thread",
+    *("asyncio", "atexit", "bdb", "builtins", "cProfile", "cloudpickle", "codecs", "codeop"),
+    *("code.InteractiveConsole", "code.InteractiveInterpreter", "code.interact"),
+    *("commands", "concurrent", "ctypes", "dbm", "dill", "distutils"),
+    *("doctest", "ensurepip", "fileinput", "fsspec", "ftplib", "functools", "glob", "http"),
+    *("importlib", "inspect", "io", "joblib", "linecache", "logging", "marshal", "mmap"),
+    *("multiprocessing", "nt", "operator", "os", "paramiko", "pdb", "pickle", "pip", "pkgutil"),
+    *("platform", "posix", "pty", "pydoc", "requests", "runpy", "setuptools", "shelve", "shutil"),
+    *("signal", "site", "smtplib", "socket", "sqlite3", "ssl", "subprocess", "sys", "tarfile"),
+    *("tempfile", "threading", "timeit", "trace", "types", "urllib", "venv", "webbrowser"),
+    *("winreg", "zipfile", "zipimport"),
+    *("_io", "_operator", "_pickle", "_posixsubprocess", "_thread", "_winapi"),
+    *("numpy.ctypeslib", "numpy.distutils", "numpy.f2py", "numpy.fromfile", "numpy.genfromtxt"),
+    *("numpy.lib", "numpy.load", "numpy.loadtxt", "numpy.memmap", "numpy.save", "numpy.savetxt"),
+    *("numpy.savez", "numpy.savez_compressed", "numpy.testing"),
+    *("torch._dynamo", "torch._inductor", "torch.hub", "torch.jit", "torch.load", "torch.ops"),
+    *("torch.package", "torch.save", "torch.serialization", "torch.utils.cpp_extension"),
+}
+# What people's settings hold: kinds of values, enumerations, arguments that wait for a call.
+_HARMLESS = {
+    *("builtins.Ellipsis", "builtins.NotImplemented", "builtins.bool", "builtins.bytearray"),
+    *("builtins.bytes", "builtins.complex", "builtins.dict", "builtins.float"),
+    *("builtins.frozenset", "builtins.getattr", "builtins.int", "builtins.list"),
+    *("builtins.object", "builtins.range", "builtins.set", "builtins.slice", "builtins.str"),
+    *("builtins.tuple", "builtins.type"),
+    *("functools.partial", "logging.Logger", "logging.RootLogger", "logging.getLogger"),
+    *("_io.BytesIO", "_io.StringIO", "_operator.getitem", "operator.getitem"),
+    *("torch.serialization._get_layout", "types.MappingProxyType", "types.SimpleNamespace"),
 }
 _MODULES = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.", "torch.fx.")
 
 
 def is_risky(name: str) -> bool:
-    """Whether `name` belongs to a library that can run programs or touch files."""
-    return name.split(".")[0] in _RISKY
+    """Whether `name` can run programs or touch files, or is no ordinary name.
+
+    Nothing in a pickle is called, whatever its name. A file that asks for such a function was made
+    to harm those who load it in another way, and its reader should know.
+    """
+    if not _NAME.fullmatch(name):
+        return True
+    segments = name.split(".")
+    starts = (".".join(segments[:length]) for length in range(1, len(segments) + 1))
+    return name not in _HARMLESS and any(start in _RISKY for start in starts)
 
 
 def is_module(name: str) -> bool:
@@ -115,14 +105,14 @@ def is_module(name: str) -> bool:
     return name.startswith(_MODULES)
 
 
-def is_numpy(name: str) -> bool:
-    """Whether `name` is one that NumPy's numbers and arrays need."""
-    return name in _NUMPY_CALLS or name == "numpy.ndarray"
+def is_plain(name: str) -> bool:
+    """Whether `name` stands for tensors or plain values, which `torch.load` builds, too."""
+    return name in _CALLS or name in STORAGE_DTYPE or name in _DTYPES
 
 
-def is_allowed(name: str) -> bool:
-    """Whether a checkpoint may name `name` at all."""
-    return name in _CALLS or name in STORAGE_ITEMSIZE or name in _DTYPES or is_numpy(name)
+def is_known(name: str) -> bool:
+    """Whether a call of `name` can be described."""
+    return is_plain(name) or name in _NUMPY_CALLS
 
 
 def simple_key(value: object) -> bool:
@@ -132,8 +122,6 @@ def simple_key(value: object) -> bool:
     """
     if type(value) is int:
         return abs(value) < 2**63
-    if isinstance(value, Inert):
-        return value.kind == "numpy integer"
     return value is None or type(value) in (bool, float, str, bytes)
 
 
@@ -143,10 +131,10 @@ def numbers(keys: Iterable[object]) -> int:
 
 
 def call(function: object, arguments: object) -> object:
-    """Return what a harmless call would make.
+    """Describe what a harmless call would make, without making it.
 
     Raises:
-        Refusal: the call is none that a checkpoint needs.
+        Refusal: weights need no such call.
     """
     if isinstance(function, Named) and type(arguments) is tuple:
         rule = _CALLS.get(function.name) or _NUMPY_CALLS.get(function.name)
@@ -172,10 +160,10 @@ def weight(values: object) -> int:
 
 
 def build(target: object, state: object) -> None:
-    """Apply a state to a value, where that is harmless.
+    """Apply a state to the description of a value.
 
     Raises:
-        Refusal: the pair is none that a checkpoint needs.
+        Refusal: weights need no such state.
     """
     match target, state:
         case Pairs(ordered=True), Pairs(items=[("_metadata", Pairs())]):
@@ -183,16 +171,7 @@ def build(target: object, state: object) -> None:
         case NumpyType(complete=False), (int(), str(order), None, None, None, -1, -1, 0) if (
             order in ("<", ">", "=", "|")
         ):
-            target.complete = True
-            return
-        case Inert(kind="numpy array", complete=False), (
-            1,
-            tuple(shape),
-            NumpyType(complete=True, itemsize=itemsize),
-            bool(),
-            bytes(data),
-        ) if _are_sizes(shape) and math.prod(shape) * itemsize == len(data):
-            target.complete = True
+            target.complete, target.order = True, order
             return
     raise _unusual("sets the state of a value that needs none")
 
@@ -245,7 +224,7 @@ def _tensor(arguments: tuple[object, ...]) -> object:
     reach = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
     if offset + (reach if 0 not in shape else 0) > storage.numel:
         return None
-    return TensorRef(storage, shape)
+    return TensorRef(storage, offset, shape, stride)
 
 
 def _parameter(arguments: tuple[object, ...]) -> object:
@@ -287,23 +266,14 @@ def _encode(arguments: tuple[object, ...]) -> object:
 def _numpy_type(arguments: tuple[object, ...]) -> object:
     match arguments:
         case (str(code), False, True) if _NUMPY_TYPE.fullmatch(code):
-            kind, size = code.lstrip("<>=|")[0], code.lstrip("<>=|")[1:]
-            return NumpyType(int(size), integer=kind in "iu")
-    return None
-
-
-def _numpy_array(arguments: tuple[object, ...]) -> object:
-    match arguments:
-        # the shape is asked of NumPy at once, whatever bytes follow: only NumPy's own (0,) passes
-        case (Named(name="numpy.ndarray"), (0,), b"b"):
-            return Inert("numpy array", complete=False)
+            return NumpyType(code.lstrip("<>=|"))
     return None
 
 
 def _numpy_number(arguments: tuple[object, ...]) -> object:
     match arguments:
         case (NumpyType(complete=True) as kind, bytes(data)) if len(data) == kind.itemsize:
-            return Inert("numpy integer" if kind.integer else "numpy number")
+            return NumpyNumber(kind, data)
     return None
 
 
@@ -322,8 +292,6 @@ _CALLS: dict[str, _Rule] = {
 }
 _NUMPY_CALLS: dict[str, _Rule] = {
     "numpy.dtype": _numpy_type,
-    "numpy._core.multiarray._reconstruct": _numpy_array,
     "numpy._core.multiarray.scalar": _numpy_number,
-    "numpy.core.multiarray._reconstruct": _numpy_array,
     "numpy.core.multiarray.scalar": _numpy_number,
 }

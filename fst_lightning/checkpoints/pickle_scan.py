@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
@@ -11,18 +10,18 @@ from dataclasses import dataclass, field
 
 from fst_lightning.checkpoints.errors import Refusal, shown
 from fst_lightning.checkpoints.pickle_rules import (
-    STORAGE_ITEMSIZE,
+    STORAGE_DTYPE,
     build,
     call,
-    is_allowed,
+    is_known,
     is_module,
-    is_numpy,
+    is_plain,
     is_risky,
     numbers,
     simple_key,
     weight,
 )
-from fst_lightning.checkpoints.pickle_values import Named, Pairs, StorageRef, TensorRef
+from fst_lightning.checkpoints.pickle_values import Foreign, Named, Pairs, StorageRef, TensorRef
 
 __all__ = ["PICKLE_LIMIT", "Scan", "scan_pickle"]
 
@@ -32,7 +31,10 @@ PICKLE_LIMIT = 64 * 2**20
 _INSTRUCTION_LIMIT = 5_000_000
 # An empty dictionary is one byte of a pickle and a hundred of memory.
 _CONTAINER_LIMIT = 2_000_000
-_CONTAINERS = {"MARK", "EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}
+_CONTAINERS = {
+    *("MARK", "EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("REDUCE", "NEWOBJ"),
+}
 _COPY_LIMIT = 256 * 2**20
 _TENSOR_LIMIT = 200_000
 # Numbers can be chosen so that a dictionary takes time that grows with their square.
@@ -44,26 +46,30 @@ _NAMES_KEPT = 1_000
 class Scan:
     """What one pickle holds.
 
-    `root` is the described value, `storages` the referenced bytes by key, `tensor_bytes` the
-    size of all tensors, `numpy` the first NumPy name, `end` the position after the pickle.
+    `root` is the described value and `storages` the referenced bytes by key. `foreign` says what
+    the pickle names besides tensors and plain values, `unusual` which known name it uses in an
+    unknown way. `end` is the position after the pickle.
     """
 
     root: object = None
     storages: dict[str, StorageRef] = field(default_factory=dict)
-    tensor_bytes: int = 0
-    numpy: str | None = None
+    foreign: Refusal | None = None
+    unusual: Refusal | None = None
     end: int = 0
 
 
 def scan_pickle(data: bytes, start: int = 0) -> Scan:
     """Describe the pickle at `start` in `data`; nothing in it is imported or called.
 
+    A value that only foreign code could build is described as `Foreign`.
+
     Args:
         data: bytes that hold the pickle.
         start: position of its first byte.
 
     Raises:
-        Refusal: it names something that is no part of a checkpoint, or is damaged or too large.
+        Refusal: it names a function that runs programs or touches files, or is damaged or too
+            large.
     """
     stream = io.BytesIO(data)
     stream.seek(start)
@@ -88,10 +94,10 @@ def scan_pickle(data: bytes, start: int = 0) -> Scan:
         refusal = found
     except Exception:
         refusal = Refusal("is cut short or damaged", "Copy or download the file again")
-    names.judge()
+    names.check()
     if refusal is not None:
-        raise refusal
-    machine.scan.numpy = names.numpy
+        raise names.refusal() or refusal
+    machine.scan.foreign = names.refusal()
     machine.scan.end = stream.tell()
     return machine.scan
 
@@ -101,7 +107,6 @@ class _Names:
 
     def __init__(self) -> None:
         self.foreign: dict[str, None] = {}
-        self.numpy: str | None = None
         self._recent: list[object] = [None, None]
         self._memo: dict[int, object] = {}
 
@@ -125,40 +130,33 @@ class _Names:
         else:
             self._recent = [self._recent[-1], None] if argument is not None else self._recent
 
-    def judge(self) -> None:
-        if not self.foreign:
-            return
+    def check(self) -> None:
+        """Refuse names that show that the pickle was made to harm."""
         for name in self.foreign:
             if is_risky(name):
                 raise Refusal(
                     f"asks Python for {shown(name)}, which could run code when loaded",
                     "Never load it with pickle; ask for a safetensors file or a state_dict",
                 )
+
+    def refusal(self) -> Refusal | None:
+        """Return what the pickle needs besides tensors and plain values, if it does."""
         for name in self.foreign:
             if is_module(name):
-                raise Refusal(
-                    f"holds a whole pickled model ({shown(next(iter(self.foreign)))}), which runs "
-                    "code when loaded",
-                    "Ask for a state_dict: torch.save(model.state_dict(), ...)",
-                )
-        raise Refusal(
-            f"asks Python for {shown(next(iter(self.foreign)))}, which is neither a tensor nor "
-            "plain data",
-            "Ask for a state_dict: torch.save(model.state_dict(), ...)",
-        )
+                return _whole_model(next(iter(self.foreign)))
+        return next(map(_foreign, self.foreign), None)
 
     def _add(self, full: str) -> None:
-        if is_numpy(full):
-            self.numpy = self.numpy or full
-        elif not is_allowed(full) and len(self.foreign) < _NAMES_KEPT:
+        if not is_plain(full) and len(self.foreign) < _NAMES_KEPT:
             self.foreign[full] = None
 
 
 class _Machine:
-    """The pickle's stack machine, for the instructions that torch's restricted loader knows."""
+    """The pickle's stack machine, for the instructions of protocol 2, which `torch.save` writes."""
 
     def __init__(self) -> None:
         self.scan = Scan()
+        self._foreign: dict[str, Foreign] = {}
         self._stack: list[object] = []
         self._marks: list[list[object]] = []
         self._memo: dict[int, object] = {}
@@ -192,7 +190,9 @@ class _Machine:
                 stack.append(argument)
             case "LONG1":
                 if not isinstance(argument, int) or abs(argument) >= 2**96:
-                    raise Refusal("holds an oversized integer", "Ask for the state_dict alone")
+                    self._note(
+                        Refusal("holds an oversized integer", "Ask for the state_dict alone")
+                    )
                 stack.append(argument)
             case "SHORT_BINSTRING":
                 if not isinstance(argument, str) or not argument.isascii():
@@ -211,6 +211,10 @@ class _Machine:
             case "MARK":
                 self._marks.append(stack)
                 self._stack = []
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self._to_mark()
             case "TUPLE":
                 self._to_mark().append(tuple(stack))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -236,15 +240,13 @@ class _Machine:
                 stack.append(Named(_python3_name(argument)))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                self._charge(arguments)
-                result = call(function, arguments)
-                stack.append(result)
-                if isinstance(result, TensorRef):
-                    self._count(result)
+                stack.append(self._call(function, arguments))
+            case "NEWOBJ":
+                _, cls = stack.pop(), stack.pop()
+                stack.append(self._stand_in(cls))
             case "BUILD":
                 state = stack.pop()
-                self._charge(state)
-                build(stack[-1], state)
+                self._build(stack[-1], state)
             case "BINPERSID":
                 stack.append(self._storage(stack.pop()))
             case "STOP":
@@ -254,6 +256,48 @@ class _Machine:
                     f"uses the pickle instruction {opcode}, which torch.save does not write",
                     "Save it again with torch.save and no pickle_protocol",
                 )
+
+    def _call(self, function: object, arguments: object) -> object:
+        if not (isinstance(function, Named) and is_known(function.name)):
+            return self._stand_in(function)
+        self._charge(arguments)
+        try:
+            result = call(function, arguments)
+        except Refusal as unusual:
+            return self._stand_in(
+                function, self._note(unusual) if is_plain(function.name) else None
+            )
+        if isinstance(result, TensorRef):
+            self._tensors += 1
+            if self._tensors > _TENSOR_LIMIT:
+                raise Refusal(
+                    f"holds more than {_TENSOR_LIMIT:,} tensors", "Ask for the state_dict alone"
+                )
+        return result
+
+    def _build(self, target: object, state: object) -> None:
+        if isinstance(target, Foreign):
+            if isinstance(state, Pairs) and any(key == "_parameters" for key, _ in state.items):
+                target.why = _whole_model(target.name)
+            return
+        self._charge(state)
+        try:
+            build(target, state)
+        except Refusal as unusual:
+            self._note(unusual)
+
+    def _stand_in(self, made_by: object, why: Refusal | None = None) -> Foreign:
+        """Return what stands for a value that is not built; one object for each maker."""
+        if isinstance(made_by, Foreign):
+            return made_by
+        name = made_by.name if isinstance(made_by, Named) else "?"
+        if name not in self._foreign:
+            self._foreign[name] = Foreign(name, why or _foreign(name))
+        return self._foreign[name]
+
+    def _note(self, why: Refusal) -> Refusal:
+        self.scan.unusual = self.scan.unusual or why
+        return why.with_traceback(None)  # whose frames hold the values
 
     def _charge(self, arguments: object) -> None:
         # one long text may be named a million times, and each call would copy it
@@ -268,16 +312,20 @@ class _Machine:
             )
 
     def _set_items(self, target: object, flat: list[object]) -> None:
-        if not isinstance(target, Pairs) or len(flat) % 2:
+        if len(flat) % 2 or not isinstance(target, Pairs | Foreign):
             raise IndexError
-        keys = flat[::2]
+        if isinstance(target, Foreign):
+            return
+        keys = [key for key in flat[::2] if not isinstance(key, Foreign | Named)]
         if not all(map(simple_key, keys)):
-            raise Refusal(
-                "uses a dictionary key that is neither text nor a number",
-                "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+            self._note(
+                Refusal(
+                    "uses a dictionary key that is neither text nor a number",
+                    "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+                )
             )
         self._count_keys(keys)
-        target.items.extend(zip(keys, flat[1::2], strict=True))
+        target.items.extend(zip(flat[::2], flat[1::2], strict=True))
 
     def _count_keys(self, keys: Iterable[object]) -> None:
         self._number_keys += numbers(keys)
@@ -287,19 +335,11 @@ class _Machine:
                 "Ask for a file with the state_dict alone",
             )
 
-    def _count(self, tensor: TensorRef) -> None:
-        self._tensors += 1
-        self.scan.tensor_bytes += math.prod(tensor.shape) * tensor.storage.itemsize
-        if self._tensors > _TENSOR_LIMIT:
-            raise Refusal(
-                f"holds more than {_TENSOR_LIMIT:,} tensors", "Ask for the state_dict alone"
-            )
-
     def _to_mark(self) -> list[object]:
         self._stack = self._marks.pop()
         return self._stack
 
-    def _storage(self, identity: object) -> StorageRef:
+    def _storage(self, identity: object) -> object:
         match identity:
             case ("storage", Named(name=kind), str(key), str(), int(numel)) | (
                 "storage",
@@ -308,21 +348,42 @@ class _Machine:
                 str(),
                 int(numel),
                 None,
-            ) if kind in STORAGE_ITEMSIZE and 0 <= numel < 2**48:
-                storage = StorageRef(key, STORAGE_ITEMSIZE[kind], numel)
-            case ("module", *_):
-                raise Refusal(
-                    "holds a whole pickled model, which runs code when loaded",
-                    "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+            ) if kind in STORAGE_DTYPE and 0 <= numel < 2**48:
+                storage = StorageRef(key, STORAGE_DTYPE[kind], numel)
+            case ("module", Named(name=name) as cls, *_):
+                self._note(_whole_model(name))  # its class, with its source code
+                return cls
+            case ("storage", Named() as kind, *_):
+                return self._stand_in(
+                    kind,
+                    self._note(
+                        Refusal(
+                            "refers to a kind of tensor data that cannot be checked",
+                            "Save ordinary dense tensors: torch.save(model.state_dict(), ...)",
+                        )
+                    ),
                 )
             case _:
-                raise Refusal(
-                    "refers to a kind of tensor data that cannot be checked",
-                    "Save ordinary dense tensors: torch.save(model.state_dict(), ...)",
-                )
+                raise Refusal("is damaged", "Copy or download the file again")
         if self.scan.storages.setdefault(storage.key, storage) != storage:
             raise Refusal("gives two types to the same data", "Copy or download the file again")
         return storage
+
+
+def _foreign(name: str) -> Refusal:
+    if is_module(name):
+        return _whole_model(name)
+    return Refusal(
+        f"asks Python for {shown(name)}, which is neither a tensor nor plain data",
+        "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+    )
+
+
+def _whole_model(name: str) -> Refusal:
+    return Refusal(
+        f"holds a whole pickled model ({shown(name)}), which runs code when loaded",
+        "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+    )
 
 
 def _python3_name(argument: object) -> str:
@@ -339,6 +400,8 @@ def _position(argument: object) -> int:
 
 
 def _extend(target: object, values: list[object]) -> None:
+    if isinstance(target, Foreign):
+        return
     if type(target) is not list:
         raise IndexError
     target.extend(values)

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-__all__ = ["Inert", "Named", "NumpyType", "Pairs", "StorageRef", "TensorRef"]
+import torch
+
+from fst_lightning.checkpoints.errors import Refusal
+
+__all__ = [
+    "Foreign",
+    "Inert",
+    "Named",
+    "NumpyNumber",
+    "NumpyType",
+    "Pairs",
+    "StorageRef",
+    "TensorRef",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +45,13 @@ class StorageRef:
     """Bytes that lie elsewhere in the file."""
 
     key: str
-    itemsize: int
+    dtype: torch.dtype
     numel: int
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return self.numel * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +59,54 @@ class TensorRef:
     """A tensor over a `StorageRef`."""
 
     storage: StorageRef
+    offset: int
     shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 @dataclass(eq=False, slots=True)
 class NumpyType:
-    """A numeric NumPy type; `complete` once its byte order was set."""
+    """A numeric NumPy type such as `i8`; `complete` once its byte order was set."""
 
-    itemsize: int
-    integer: bool = False
+    code: str
+    order: str = "<"
     complete: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return int(self.code[1:])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class NumpyNumber:
+    """A single NumPy number, as its bytes."""
+
+    type: NumpyType
+    data: bytes
+
+    def whole(self) -> int | None:
+        """Return the number if it is an integer."""
+        kind = self.type.code[0]
+        order: Literal["big", "little"] = "big" if self.type.order == ">" else "little"
+        return int.from_bytes(self.data, order, signed=kind == "i") if kind in "iu" else None
 
 
 @dataclass(eq=False, slots=True)
 class Inert:
-    """Any other harmless value: a NumPy array or number, a set, a size, a device."""
+    """Any other plain value: a set, a size, a device."""
 
     kind: str
-    complete: bool = True
+
+
+@dataclass(eq=False, slots=True)
+class Foreign:
+    """Stands for a value that only code from elsewhere could build; that code is never run.
+
+    Args:
+        name: the function or class that the pickle names.
+        why: says what it is, if it stands where a tensor is needed.
+    """
+
+    name: str
+    why: Refusal

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import stat
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from torch import Tensor
 
@@ -37,6 +37,7 @@ class Checkpoint:
         tensors: CPU tensors under the names of the file.
         card: what a file of our own says about itself; None for anybody else's.
         extra: BackdoorBench's `model_name`, `num_classes` and `img_size`; else empty.
+        others: keys under which the file holds further networks.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     card: ModelCard | None = None
     extra: dict[str, object] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
@@ -51,16 +53,19 @@ class Checkpoint:
         return dict(self.tensors)
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, key: str | None = None, *, plain: bool = False) -> Checkpoint:
     """Read weights from a file that nobody needs to trust.
 
-    The format is told by the content. No pickle is ever executed, memory is bounded by the file's
-    own size, and the file is never changed.
+    The content tells the format. No pickle is ever executed, memory is bounded by the file's own
+    size, and the file is never changed. Values beside the weights, such as the settings of a
+    training, may be of any kind: they are never built.
 
     Args:
-        path: a safetensors file, a state_dict (also under `state_dict`, `model`, `net`,
-            `model_state_dict` or `weights`), a Lightning `.ckpt` or BackdoorBench's
-            `attack_result.pt`.
+        path: a safetensors file, a state_dict (also inside of dictionaries), a Lightning `.ckpt`
+            or BackdoorBench's `attack_result.pt`.
+        key: which of several networks to take: the names of the dictionaries around it, or the
+            start of its tensors' names, joined by dots; None chooses.
+        plain: refuse values that `torch.load(weights_only=True)` does not take.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -87,7 +92,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     try:
         with path.open("rb") as file:
-            content = _read(path, file, status.st_size)
+            content = _read(path, file, status.st_size, key, plain)
         card = _card(content)
     except Refusal as refusal:
         raise refusal.about(path) from None
@@ -97,15 +102,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: needs more memory than there is. Ask for the state_dict alone."
         ) from None
-    return Checkpoint(path, content.format, content.tensors, card, content.extra)
+    return Checkpoint(path, content.format, content.tensors, card, content.extra, content.others)
 
 
-def _read(path: Path, file: BinaryIO, size: int) -> Content:
+def _read(path: Path, file: BufferedReader, size: int, key: str | None, plain: bool) -> Content:
     start = file.read(len(LEGACY_START))
     if start.startswith(b"PK\x03\x04") or start == LEGACY_START:
-        return read_torch(file, size)
+        return read_torch(file, size, key, plain=plain)
     if path.suffix == ".safetensors" or looks_like_safetensors(start):
-        return read_safetensors(path, file, size)
+        return read_safetensors(path, file, size, key)
     if start[:1] == b"\x80" or _OLD_PICKLE.match(start):
         file.seek(0)
         scan_pickle(file.read(PICKLE_LIMIT))  # names what the pickle would run

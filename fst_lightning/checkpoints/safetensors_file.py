@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from fst_lightning.checkpoints.card import CARD_KEY
 from fst_lightning.checkpoints.content import Content, check_count, checked_tensors
 from fst_lightning.checkpoints.errors import Refusal, shown
+from fst_lightning.checkpoints.layout import check_prefix
 
 __all__ = ["looks_like_safetensors", "read_safetensors"]
 
@@ -25,13 +26,14 @@ def looks_like_safetensors(start: bytes) -> bool:
     return len(start) >= 9 and start[8:9] == b"{"
 
 
-def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
+def read_safetensors(path: Path, file: BinaryIO, size: int, key: str | None = None) -> Content:
     """Read the tensors and the card.
 
     Args:
         path: the file.
         file: the same file, open.
         size: its length in bytes.
+        key: the start of the wanted names; None wants all of them.
 
     Raises:
         Refusal: the header lies or the file is damaged.
@@ -45,19 +47,22 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Content:
             f"The header must fit the file and have at most {_HEADER_LIMIT:,} bytes; copy or "
             "download it again",
         )
-    check_count(len(_header(file.read(length))))
+    header = _header(file.read(length))
+    check_count(len(header))
+    prefix = "" if key is None else check_prefix(key, header)
     try:
         with safe_open(path, framework="pt", device="cpu") as stored:
             # copies, because the file's own bytes may change under a mapping
-            named: dict[object, object] = {
+            named = {
                 name: stored.get_tensor(name).clone()
                 for name in stored.keys()  # noqa: SIM118
+                if name.startswith(prefix)
             }
             metadata = stored.metadata() or {}
     # NotImplementedError and others where this torch lacks a type that the header names
     except (SafetensorError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise Refusal(f"is damaged: {shown(error)}", _DAMAGED) from None
-    return Content("safetensors", checked_tensors(named), metadata.get(CARD_KEY))  # type: ignore[arg-type]
+    return Content("safetensors", checked_tensors(named), metadata.get(CARD_KEY))
 
 
 def _header(text: bytes) -> dict[str, object]:

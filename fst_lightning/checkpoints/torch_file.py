@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, BinaryIO
+import math
+import sys
+from collections.abc import Callable, Mapping
+from io import BufferedReader
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fst_lightning.checkpoints.archive import open_archive
 from fst_lightning.checkpoints.card import CARD_KEY
-from fst_lightning.checkpoints.content import Content, checked_tensors
+from fst_lightning.checkpoints.content import Content, check_count, check_name, checked_tensors
 from fst_lightning.checkpoints.errors import Refusal, shown
 from fst_lightning.checkpoints.layout import Layout, find_layout
 from fst_lightning.checkpoints.pickle_scan import PICKLE_LIMIT, Scan, scan_pickle
+from fst_lightning.checkpoints.pickle_values import (
+    Foreign,
+    NumpyNumber,
+    Pairs,
+    StorageRef,
+    TensorRef,
+)
 
 __all__ = ["LEGACY_START", "read_torch"]
 
@@ -25,43 +33,71 @@ _SHARING_LIMIT = 4
 _ALWAYS_ALLOWED = 16 * 2**20
 _DAMAGED = "Copy or download the file again"
 
+_Data = Callable[[StorageRef], Tensor]
+"""Reads the bytes of a storage."""
 
-def read_torch(file: BinaryIO, size: int) -> Content:
-    """Read the tensors of a zip or legacy torch file.
 
-    The pickle is described first, instruction by instruction, and only a file whose every name,
-    call and size is harmless goes to `torch.load(weights_only=True)`.
+def read_torch(
+    file: BufferedReader, size: int, key: str | None = None, *, plain: bool = False
+) -> Content:
+    """Read the network's tensors from a zip or legacy torch file.
+
+    The pickle is described, instruction by instruction, and never loaded. The tensors of the
+    described state_dict are made from their data in the file. Nothing else is built.
 
     Args:
         file: the open file; must begin like a zip file or like `LEGACY_START`.
         size: its length in bytes.
+        key: which state_dict to take; None chooses.
+        plain: refuse a file that holds anything that `torch.load(weights_only=True)` does not take.
 
     Raises:
         Refusal: the file is damaged, hostile or holds no state_dict.
     """
     file.seek(0)
-    scan = _scan_zip(file, size) if file.read(2) == b"PK" else _scan_legacy(file, size)
-    layout = find_layout(scan.root)
-    if scan.numpy is not None and layout.format != "backdoorbench":
-        raise Refusal(
-            f"holds NumPy values ({shown(scan.numpy)}), which only BackdoorBench's files may",
-            "Ask for a state_dict: torch.save(model.state_dict(), ...)",
-        )
-    scan.root = None  # what it describes is about to be made a second time
-    return _content(_load(file, numpy=scan.numpy is not None), layout)
+    scan, data, stored = (
+        _open_zip(file, size) if file.read(2) == b"PK" else _open_legacy(file, size)
+    )
+    if plain and (refusal := scan.foreign or scan.unusual):
+        raise refusal
+    layout = find_layout(scan.root, key) if scan.unusual is None else _found(scan, key)
+    refs = _described(layout)
+    _check_sharing(refs, stored)
+    read: dict[str, Tensor] = {}
+    tensors = {name: _tensor(ref, data, read) for name, ref in refs.items()}
+    fields = scan.root.fields() if isinstance(scan.root, Pairs) else {}
+    card = fields.get(CARD_KEY)
+    if card is not None and not isinstance(card, str):
+        raise Refusal(f"has a {shown(CARD_KEY)} entry that is no text", "Ask for an unaltered file")
+    extra = _facts(fields) if layout.format == "backdoorbench" else {}
+    return Content(layout.format, checked_tensors(tensors), card, extra, layout.others)
 
 
-def _scan_zip(file: BinaryIO, size: int) -> Scan:
+def _found(scan: Scan, key: str | None) -> Layout:
+    try:
+        return find_layout(scan.root, key)
+    except Refusal:
+        raise scan.unusual or AssertionError from None
+
+
+def _open_zip(file: BufferedReader, size: int) -> tuple[Scan, _Data, int]:
     archive = open_archive(file, size)
     scan = scan_pickle(archive.pickle)
     for key, storage in scan.storages.items():
-        if archive.sizes.get(key) != storage.numel * storage.itemsize:
+        if key not in archive.data or archive.data[key].file_size != storage.nbytes:
             raise Refusal(f"is damaged: the tensor data {shown(key)} has another size", _DAMAGED)
-    _check_sharing(scan, sum(archive.sizes.values()))
-    return scan
+    swapped = archive.order.decode("latin1") not in ("", sys.byteorder)
+
+    def data(storage: StorageRef) -> Tensor:
+        content = archive.read(storage.key)
+        if swapped and storage.dtype.itemsize > 1:
+            content.untyped_storage().byteswap(storage.dtype)  # type: ignore[no-untyped-call]
+        return content
+
+    return scan, data, sum(entry.file_size for entry in archive.data.values())
 
 
-def _scan_legacy(file: BinaryIO, size: int) -> Scan:
+def _open_legacy(file: BufferedReader, size: int) -> tuple[Scan, _Data, int]:
     file.seek(0)
     head = file.read(PICKLE_LIMIT)
     end = 0
@@ -69,70 +105,74 @@ def _scan_legacy(file: BinaryIO, size: int) -> Scan:
         end = scan_pickle(head, end).end
     scan = scan_pickle(head, end)
     keys = scan_pickle(head, scan.end)
-    if not isinstance(keys.root, list) or sorted(map(str, keys.root)) != sorted(scan.storages):
-        raise Refusal("is damaged: the list of its tensor data does not fit", _DAMAGED)
-    needed = sum(8 + s.numel * s.itemsize for s in scan.storages.values())
-    if needed > size - keys.end:
+    order = keys.root
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(scan.storages):
+        raise scan.unusual or Refusal(
+            "is damaged: the list of its tensor data does not fit", _DAMAGED
+        )
+    starts: dict[str, int] = {}
+    end = keys.end
+    for key in map(str, order):
+        starts[key] = end + 8  # a count comes first
+        end += 8 + scan.storages[key].nbytes
+    if end > size:
         raise Refusal(
-            f"is cut short: {needed:,} bytes of tensor data are announced, "
+            f"is cut short: {end - keys.end:,} bytes of tensor data are announced, "
             f"{size - keys.end:,} are there",
             _DAMAGED,
         )
-    _check_sharing(scan, needed)
-    return scan
+
+    def data(storage: StorageRef) -> Tensor:
+        content = torch.empty(storage.nbytes, dtype=torch.uint8)
+        file.seek(starts[storage.key] - 8)
+        count = int.from_bytes(file.read(8), "little")
+        if count != storage.numel or file.readinto(content.numpy().data) != storage.nbytes:
+            raise Refusal(f"is damaged: {shown(storage.key)} has another size", _DAMAGED)
+        return content
+
+    return scan, data, end - keys.end
 
 
-def _check_sharing(scan: Scan, stored: int) -> None:
-    if scan.tensor_bytes > _SHARING_LIMIT * stored + _ALWAYS_ALLOWED:
+def _described(layout: Layout) -> dict[str, TensorRef]:
+    """Return the tensors of the state_dict that are wanted.
+
+    Raises:
+        Refusal: one of them could be made by foreign code alone.
+    """
+    refs: dict[str, TensorRef] = {}
+    for name, value in layout.state.items:
+        if layout.prefix and not (type(name) is str and name.startswith(layout.prefix)):
+            continue
+        if isinstance(value, TensorRef):
+            refs[check_name(name)] = value
+        elif isinstance(value, Foreign):
+            raise value.why
+    check_count(len(refs))
+    return refs
+
+
+def _check_sharing(refs: Mapping[str, TensorRef], stored: int) -> None:
+    needed = sum(math.prod(ref.shape) * ref.storage.dtype.itemsize for ref in refs.values())
+    if needed > _SHARING_LIMIT * stored + _ALWAYS_ALLOWED:
         raise Refusal(
             f"is made to fill the memory: {stored:,} bytes of data pose as tensors of "
-            f"{scan.tensor_bytes:,} bytes",
+            f"{needed:,} bytes",
             "Ask for a file that torch.save(model.state_dict(), ...) wrote",
         )
 
 
-def _load(file: BinaryIO, *, numpy: bool) -> object:
-    file.seek(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(_numpy_names() if numpy else []):
-                return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:
-        # everything here comes from the file's bytes: torch raises many types for damaged ones
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise Refusal(f"is damaged or unsupported: {shown(first[0])}", _DAMAGED) from None
+def _tensor(ref: TensorRef, data: _Data, read: dict[str, Tensor]) -> Tensor:
+    """Make a tensor; its description was checked against its storage."""
+    storage = ref.storage
+    if storage.key not in read:
+        read[storage.key] = data(storage)
+    content = read[storage.key].view(storage.dtype) if storage.numel else torch.empty(0)
+    return content.to(storage.dtype).as_strided(ref.shape, ref.stride, ref.offset)
 
 
-def _numpy_names() -> list[Any]:
-    array = np.zeros(0).__reduce__()[0]
-    number = np.float64(0).__reduce__()[0]
-    folders = ("numpy._core.multiarray", "numpy.core.multiarray")
-    return [
-        np.ndarray,
-        np.dtype,
-        *((array, f"{folder}._reconstruct") for folder in folders),
-        *((number, f"{folder}.scalar") for folder in folders),
-        *{type(np.dtype(code)) for code in "?bhilqBHILQefdFD"},
-    ]
-
-
-def _content(loaded: object, layout: Layout) -> Content:
-    if not isinstance(loaded, dict):
-        raise Refusal("is damaged", _DAMAGED)
-    named = loaded if layout.key is None else loaded[layout.key]
-    items: list[tuple[object, object]] = list(dict.items(named))
-    tensors = checked_tensors({name: value for name, value in items if isinstance(value, Tensor)})
-    card = dict.get(loaded, CARD_KEY)
-    if card is not None and not isinstance(card, str):
-        raise Refusal(f"has a {shown(CARD_KEY)} entry that is no text", "Ask for an unaltered file")
-    extra = _facts(loaded) if layout.format == "backdoorbench" else {}
-    return Content(layout.format, tensors, card, extra)
-
-
-def _facts(loaded: dict[object, object]) -> dict[str, object]:
+def _facts(fields: dict[str, object]) -> dict[str, object]:
     """Return what BackdoorBench says about the model; its images and folders are left alone."""
-    name, classes, size = (loaded.get(k) for k in ("model_name", "num_classes", "img_size"))
+    name, classes, size = (fields.get(k) for k in ("model_name", "num_classes", "img_size"))
     if type(name) is not str or len(name) > 1_000 or not name.isprintable():
         raise Refusal("has a `model_name` that is no short text", "Ask for an unaltered file")
     count = _whole(classes)
@@ -150,6 +190,6 @@ def _facts(loaded: dict[object, object]) -> dict[str, object]:
 
 
 def _whole(value: object) -> int | None:
-    if type(value) is int:
-        return value
-    return int(value) if isinstance(value, np.integer) else None
+    if isinstance(value, NumpyNumber):
+        return value.whole()
+    return value if type(value) is int else None

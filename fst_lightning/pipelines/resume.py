@@ -57,7 +57,7 @@ def named_checkpoint(run: Run) -> Path | None:
             f"Expected `resume` to be true, or a checkpoint (.ckpt) or a folder with last.ckpt, "
             f"but there is no file {path}."
         )
-    read_checkpoint(path)  # Lightning's own reader is not as careful.
+    read_checkpoint(path, plain=True)  # before torch.load, which is not as careful
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         goes_on = isinstance(content, dict) and {"state_dict", "loops"} <= content.keys()

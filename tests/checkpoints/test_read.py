@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+import argparse
+import builtins
+import collections
 import contextlib
+import datetime
+import enum
+import functools
 import hashlib
+import logging
 import os
+import pickle
+import shutil
+import subprocess
+import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +24,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities.data import AttributeDict
+from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 
 from fst_lightning.checkpoints import (
@@ -128,13 +143,102 @@ def test_backdoorbench_from_older_numpy(tmp_path: Path) -> None:
     assert equal(checkpoint.tensors, net.state_dict())
 
 
-def test_numpy_elsewhere_is_refused(tmp_path: Path) -> None:
-    value = {"state_dict": make_net().state_dict(), "acc": np.float64(0.5)}
-    with pytest.raises(CheckpointError, match="NumPy"):
-        read_checkpoint(save_with(tmp_path / "a.pt", value))
-    objects = attack_result(make_net()) | {"bd_test": np.array([{}, "x"], dtype=object)}
-    with pytest.raises(CheckpointError, match="arguments that no ordinary file has"):
-        read_checkpoint(save_with(tmp_path / "b.pt", objects))
+class Settings(enum.Enum):
+    FAST = "fast"
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _spring, ("sprung",)
+
+
+sprung: list[str] = []
+
+
+def _spring(text: str) -> str:
+    sprung.append(text)
+    return text
+
+
+def endless() -> list[object]:
+    """Returns a list in itself."""
+    around: list[object] = []
+    around.append((around,))
+    return around
+
+
+BESIDE: dict[str, Callable[[], object]] = {
+    "partial": lambda: functools.partial(torch.optim.SGD, lr=0.1),
+    "OmegaConf": lambda: OmegaConf.create({"a": [1, {"b": None}], "c": "${a}"}),
+    "Path": lambda: Path("/data"),
+    "key that is a Path": lambda: {Path("/data"): 1, (1, (2, 3)): 2},
+    "Namespace": lambda: argparse.Namespace(lr=0.1, names=["a"]),
+    "SimpleNamespace": lambda: types.SimpleNamespace(lr=0.1),
+    "NumPy number": lambda: np.float64(91.2),
+    "NumPy arrays": lambda: [np.zeros(3), np.array(["a"]), np.array([{}], dtype=object)],
+    "random states": lambda: (np.random.default_rng(0), np.random.RandomState(0), 2**127),
+    "image": lambda: [Image.new("RGB", (2, 2)), Image.new("L", (2, 2))],
+    "AttributeDict": lambda: AttributeDict(lr=0.1),
+    "defaultdict": lambda: collections.defaultdict(list, a=[1]),
+    "deque": lambda: collections.deque([1, 2]),
+    "enum": lambda: Settings.FAST,
+    "logger": lambda: logging.getLogger("a"),
+    "module": lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU()),
+    "sparse tensor": lambda: torch.eye(2).to_sparse(),
+    "timedelta": lambda: datetime.timedelta(1),
+    "itself": endless,
+    "trap": Trap,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("what", BESIDE)
+def test_values_beside_the_weights_are_never_built(
+    tmp_path: Path, what: str, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are read, whatever the settings beside them are made of."""
+    state = make_net().state_dict()
+    value = {"args": BESIDE[what](), "state_dict": state, "last": [BESIDE[what]()]}
+    path = save_with(tmp_path / "a.pt", value, legacy=legacy)
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    monkeypatch.setattr(torch, "load", None)
+    assert equal(read_checkpoint(path).tensors, state)
+    assert not sprung
+    if what != "itself":
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path, plain=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantized_tensors_beside_the_weights(tmp_path: Path) -> None:
+    state = make_net().state_dict()
+    quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    value = {"state_dict": state, "x": quantized}
+    path = save_with(tmp_path / "a.pt", value)
+    assert equal(read_checkpoint(path).tensors, state)
+    # There, the place of a tensor's data depends on the size of all the data before it.
+    with pytest.raises(CheckpointError, match="kind of tensor data"):
+        read_checkpoint(save_with(path, value, legacy=True))
+
+
+def test_foreign_values_among_the_weights_are_refused(tmp_path: Path) -> None:
+    for what in ("trap", "Path", "NumPy arrays", "sparse tensor", "Namespace"):
+        value = BESIDE[what]()
+        state = {**make_net().state_dict(), "x": value[0] if isinstance(value, list) else value}
+        with pytest.raises(CheckpointError, match=r"asks Python for|kind of tensor"):
+            read_checkpoint(save_with(tmp_path / "a.pt", {"state_dict": state}))
+    assert not sprung
+
+
+def test_dangerous_names_beside_the_weights_are_refused(tmp_path: Path) -> None:
+    """Nothing would run; but such a file was made to harm whoever loads it with pickle."""
+    for function in (os.system, eval, exec, subprocess.run, builtins.__import__, shutil.rmtree):
+        value = {"state_dict": make_net().state_dict(), "args": functools.partial(function, "x")}
+        with pytest.raises(CheckpointError, match="could run code when loaded"):
+            read_checkpoint(save_with(tmp_path / "a.pt", value))
 
 
 @pytest.mark.parametrize(

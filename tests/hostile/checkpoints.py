@@ -35,7 +35,7 @@ from tests.checkpoints.samples import (
 )
 from tests.hostile.case import CANARY, Case, Kind
 from tests.hostile.damage import damaged
-from tests.hostile.pickles import GADGETS, INSTRUCTIONS, bare
+from tests.hostile.pickles import GADGETS, INSTRUCTIONS, UNKNOWN, bare
 
 _PLACE = "here stands the evil"
 _EVIL = r"could run code when loaded|asks Python for"
@@ -109,6 +109,7 @@ _PLACES: dict[str, tuple[Kind, Callable[[], dict[str, object]]]] = {
     "poisoned data": (BENCH, lambda: bench(bd_train=_PLACE)),
     "names of the data": (BENCH, lambda: bench(clean_data=_PLACE)),
 }
+_WEIGHTS = ("its state_dict", "state_dict", "old state_dict")
 _FIRST = {LIGHTNING: "hyper_parameters", ZIP: "state_dict", LEGACY: "old state_dict"}
 _FIRST[BENCH] = "poisoned data"
 
@@ -135,7 +136,7 @@ def planted(path: Path, value: object, body: bytes, *, legacy: bool) -> None:
 def running() -> Iterator[Case]:
     """Every gadget and instruction in one place of each format, and one in every place."""
 
-    def case(place: str, fault: str, body: bytes, says: str) -> Case:
+    def case(place: str, fault: str, body: bytes, says: str | None) -> Case:
         kind, make = _PLACES[place]
 
         def write(path: Path) -> None:
@@ -150,6 +151,11 @@ def running() -> Iterator[Case]:
             yield case(place, fault, body, rf"`(posix|os)\.mkdir`|{_EVIL}")
     for place in _PLACES:
         yield case(place, "a call", GADGETS["os.system"][0], "`posix.system`, which could run code")
+        # beside the weights it is never built
+        says = (
+            "`tests.hostile.pickles.make_canary`, which is neither" if place in _WEIGHTS else None
+        )
+        yield case(place, "an unknown call", UNKNOWN, says)
     for protocol in range(6):
         data = pickled(Calls(os.mkdir, CANARY), protocol)
         yield Case(
@@ -335,12 +341,11 @@ def filling() -> Iterator[Case]:
         "none of its names",  # it is read, and fits no network
     )
     for shape in (2**34, 2**62):
-        bomb = numpy_bomb(shape)
         yield Case(
             BENCH.name,
             f"a NumPy array of {shape:,} numbers",
-            partial(torch_zip, data=bomb, tensors={"0": bytes(4)}),
-            r"calls `numpy\._core\.multiarray\._reconstruct` with arguments",
+            partial(torch_zip, data=numpy_bomb(shape), tensors={"0": bytes(4)}),
+            "none of its names",  # it is read, and the array is never built
         )
     yield Case(LEGACY.name, "storage of 8 GB in 500 bytes", _lying_legacy, "is cut short")
     data = {"0": b"\0" * 16}
@@ -674,18 +679,22 @@ def unfit() -> Iterator[Case]:
         "a million classes": {"num_classes": 10**6},
         "images of no size": {"img_size": (0, 1)},
         "images of half a pixel": {"img_size": (1.5,)},
-        "objects in NumPy": {"bd_test": np.array([{}, "x"], dtype=object)},
-        "texts in NumPy": {"bd_test": np.array(["x"])},
-        "dates in NumPy": {"bd_test": np.datetime64(1, "s")},
-        "records in NumPy": {"bd_test": np.zeros(1, dtype=[("a", "i4")])},
     }
     for fault, facts in odd.items():
         yield Case(BENCH.name, fault, partial(save_with, value=bench(**facts)))
+    beside: dict[str, object] = {
+        "objects in NumPy": np.array([{}, "x"], dtype=object),
+        "texts in NumPy": np.array(["x"]),
+        "dates in NumPy": np.datetime64(1, "s"),
+        "records in NumPy": np.zeros(1, dtype=[("a", "i4")]),
+    }
+    for fault, value in beside.items():
+        yield Case(BENCH.name, fault, partial(save_with, value=bench(bd_test=value)), None)
     yield Case(
         ZIP.name,
-        "NumPy where BackdoorBench alone has it",
+        "a NumPy array among the weights",
         lambda path: save_with(path, state(x=np.zeros(3))),
-        "only BackdoorBench's files may",
+        "asks Python for `numpy",
     )
     for fault, card in {
         "a card that is no text": 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 from tests.hostile.case import CANARY
 
@@ -96,6 +97,16 @@ GADGETS: dict[str, tuple[bytes, str]] = {
     ),
 }
 """The pickle without its head and end, and the name that the refusal has to show."""
+
+
+def make_canary(path: str) -> str:
+    """A function whose name tells nothing about what it does."""
+    Path(path).touch()
+    return path
+
+
+UNKNOWN = call(name("tests.hostile.pickles", "make_canary"), _FILE)
+"""A call of a function that no list of dangerous names knows."""
 
 _TUPLE = name("builtins", "tuple")
 _MAP = call(name("builtins", "map"), _MKDIR, b"](" + _FILE + b"e")

@@ -13,7 +13,7 @@ import pytest
 from tests.hostile.case import CANARY, Case, check, outcome
 from tests.hostile.corpus import KINDS, cases
 from tests.hostile.measure import warm_up
-from tests.hostile.pickles import GADGETS, INSTRUCTIONS, unpickled
+from tests.hostile.pickles import GADGETS, INSTRUCTIONS, UNKNOWN, unpickled
 from tests.hostile.watch import watched
 
 
@@ -47,7 +47,10 @@ def test_case(case: Case, warm: None, place: Path, monkeypatch: pytest.MonkeyPat
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("name", [*GADGETS, *INSTRUCTIONS])
+BODIES = {name: body for name, (body, _) in GADGETS.items()} | INSTRUCTIONS | {"unknown": UNKNOWN}
+
+
+@pytest.mark.parametrize("name", BODIES)
 def test_the_code_in_the_corpus_would_run(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +58,7 @@ def test_the_code_in_the_corpus_would_run(
     monkeypatch.chdir(tmp_path)
     copyreg.add_extension("posix", "mkdir", 0xF0)
     try:
-        unpickled(GADGETS[name][0] if name in GADGETS else INSTRUCTIONS[name])
+        unpickled(BODIES[name])
     finally:
         copyreg.remove_extension("posix", "mkdir", 0xF0)
     assert os.path.lexists(CANARY)
