@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.train import keep_modes, seeded
+from fst_lightning.models.softmax import logits_taken
 
 
 class Defense(nn.Module):
@@ -215,7 +216,7 @@ def apply(
         >>> type(apply(NoDefense(), nn.Flatten(), clean, torch.Generator())).__name__
         'Flatten'
     """
-    with keep_modes(net), seeded(generator, clean.device):
+    with logits_taken(net), keep_modes(net), seeded(generator, clean.device):
         try:
             defense.prepare(net, generator)
             defense.to(clean.device)

@@ -8,6 +8,7 @@ from fst_lightning.models.libraries import timm_model, torchvision_model
 from fst_lightning.models.outputs import logits_of
 from fst_lightning.models.preact_resnet import PreActResNet, preact_resnet18
 from fst_lightning.models.resnet import SmallImageResNet, resnet18, small_resnet
+from fst_lightning.models.softmax import logits_taken, return_as_before, take_logits, takes_logits
 from fst_lightning.models.vgg import SmallImageVGG, vgg19_bn
 
 __all__ = [
@@ -24,11 +25,15 @@ __all__ = [
     "find_head",
     "is_head",
     "logits_of",
+    "logits_taken",
     "num_inputs",
     "preact_resnet18",
     "rebuild_model",
     "resnet18",
+    "return_as_before",
     "small_resnet",
+    "take_logits",
+    "takes_logits",
     "timm_model",
     "torchvision_model",
     "vgg19_bn",

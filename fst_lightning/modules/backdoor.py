@@ -101,6 +101,8 @@ class BackdoorModule(ClassifierModule):
         """
         if stage != "fit":
             return
+        if self._answer is self.replayed:  # A graph can't be compiled from what is not known yet.
+            self.take_logits()
         if isinstance(self.attack, TrainedAttack):
             if str(self.trainer.precision).startswith("16"):
                 raise MisconfigurationException(

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fst_lightning.metrics import BackdoorMetrics
-from fst_lightning.models import logits_of
+from fst_lightning.models import logits_of, return_as_before, take_logits, takes_logits
 from fst_lightning.modules.batches import class_numbers
 from fst_lightning.modules.inputs import InputPipeline
 from fst_lightning.modules.replay import ReplayedNetwork
@@ -105,6 +105,7 @@ class ClassifierModule(L.LightningModule):
         """Hits and rows of the last test, by rate; over all processes."""
         self._sums: dict[str, Tensor] = {}
         self._num_batches = 0
+        self._watches_outputs = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify ``(N, C, H, W)`` images, uint8 or float in [0, 1]: logits ``(N, C)``."""
@@ -112,6 +113,18 @@ class ClassifierModule(L.LightningModule):
         return logits
 
     # Training
+
+    def take_logits(self) -> None:
+        """Take logits of the network while it is trained, also if it ends in a softmax."""
+        if not takes_logits(self.net):
+            take_logits(self.net)
+            self._watches_outputs = True
+
+    def return_as_before(self) -> None:
+        """Let the network return what it returned before the training."""
+        if self._watches_outputs:
+            return_as_before(self.net)
+            self._watches_outputs = False
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What the optimizer gets: everything in the network that asks for gradients."""
@@ -201,8 +214,9 @@ class ClassifierModule(L.LightningModule):
         self._sums, self._num_batches = {}, 0
 
     def teardown(self, stage: str) -> None:
-        """Give the memory of captured steps back."""
+        """Give the memory of captured steps back, and the network as it was."""
         self.replayed.clear()
+        self.return_as_before()
 
     # Evaluation
 

@@ -117,6 +117,7 @@ class PurificationModule(ClassifierModule):
     def setup(self, stage: str) -> None:
         """Let the defense prepare the network."""
         if stage == "fit":
+            self.take_logits()
             if self.inputs.attack is not None:
                 # A learned trigger is measured with, not trained: DDP would wait for its gradients.
                 self.inputs.attack.requires_grad_(False)
@@ -262,8 +263,10 @@ class _FinishOnException(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Finish the defense, and undo what no step followed."""
+        """Finish the defense, undo what no step followed, and let the network return as before."""
         self.guard.close(trainer)
+        if isinstance(pl_module, ClassifierModule):
+            pl_module.return_as_before()
 
 
 def check_given(defense: Defense, clean: CleanData | None) -> None:

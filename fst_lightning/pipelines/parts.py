@@ -12,17 +12,20 @@ from typing import Any
 import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 
 from fst_lightning.attacks import Attack
 from fst_lightning.callbacks import BatchSizeAdvice, FiniteLoss, progress_callback
 from fst_lightning.checkpoints import Store
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
-from fst_lightning.models import find_head
-from fst_lightning.modules import PurificationModule
+from fst_lightning.defenses.train import keep_modes
+from fst_lightning.models import find_head, take_logits
+from fst_lightning.models.softmax import PROBABILITIES, kind_of_outputs
+from fst_lightning.modules import InputPipeline, PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
 from fst_lightning.pipelines.arguments import accepted, check_names, located
+from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.instantiate import make
 from fst_lightning.pipelines.last_checkpoint import LastCheckpoint, WholeFiles
 from fst_lightning.pipelines.loggers import make_loggers
@@ -33,6 +36,7 @@ from fst_lightning.pipelines.sigterm import SigtermAsBefore
 LEARNING_RATE = "tuning.optimizer.lr"
 ALPHA = "defense.alpha"
 _NUM_CLASSES = "num_classes"
+_TRIED = 8  # images, on which a network shows what it returns
 AUTOMATIC = (LEARNING_RATE, ALPHA)
 """What a run chooses on clean images where it is ``auto``."""
 
@@ -124,6 +128,29 @@ def make_network(run: Run, num_classes: int) -> nn.Module:
             raise
         net = make(config, nn.Module)
     return net.to(memory_format=torch.channels_last)
+
+
+def check_outputs(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
+    """Try the network on a few clean images, and take the logarithm if it returns probabilities.
+
+    Raises:
+        ValueError: If it does not return one number for each class.
+    """
+    rows = data.train_rows.images[:_TRIED]
+    images = InputPipeline(None, data.data.mean, data.data.std)(rows)
+    with keep_modes(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        outputs: object = net.eval()(images)
+    wanted = (len(images), data.data.num_classes)
+    if not isinstance(outputs, Tensor) or outputs.shape != wanted:
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"Expected {run.choices['model']} to return a tensor of shape {wanted} for {wanted[0]} "
+            f"images and {wanted[1]} classes, but got {found}."
+        )
+    if kind_of_outputs(outputs) == "probabilities":
+        take_logits(net, warn=False)
+        if is_first_process():
+            print(f"model: {PROBABILITIES}", flush=True)
 
 
 def network_arguments(run: Run) -> dict[str, Any]:

@@ -55,6 +55,7 @@ from fst_lightning.pipelines.known import adopt_card
 from fst_lightning.pipelines.parts import (
     ALPHA,
     automatic_keys,
+    check_outputs,
     make_attack,
     make_clean,
     make_defense,
@@ -122,6 +123,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     if checks:
         data.data.train.check_memory(f"robustness={','.join(checks)}")
     net = make_network(run, data.data.num_classes)
+    check_outputs(run, net, data)
     card = make_card(run, net, source, attack)
     check_enough_images(net, data)
     prepare_folder(run)

@@ -13,7 +13,13 @@ from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.export import check_export, export_images
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
-from fst_lightning.pipelines.parts import make_attack, make_network, make_source, make_trainer
+from fst_lightning.pipelines.parts import (
+    check_outputs,
+    make_attack,
+    make_network,
+    make_source,
+    make_trainer,
+)
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import (
     attack_block,
@@ -41,6 +47,7 @@ def run_train(run: Run) -> dict[str, Any]:
     )
     data.setup()
     net = make_network(run, data.data.num_classes)
+    check_outputs(run, net, data)
     card = make_card(run, net, source, attack)
     exported = None if run.cfg.export is None else Path(run.cfg.export)
     if exported is not None:

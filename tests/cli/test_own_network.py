@@ -45,6 +45,23 @@ class PassesOn(Net):
         build(**keywords)
 
 
+class Soft(Net):
+    def forward(self, images):
+        return super().forward(images).softmax(1)
+
+
+class TooMany(Net):
+    """Takes no number of classes, and has its own."""
+
+    def __init__(self):
+        super().__init__(7)
+
+
+class Pair(Net):
+    def forward(self, images):
+        return super().forward(images), None
+
+
 class Broken(Net):
     def __init__(self, num_classes):
         raise RuntimeError("no weights here")
@@ -154,7 +171,7 @@ def test_a_file_of_ours_does_not_bring_its_class(run: Command) -> None:
 MISTAKES = {
     "nowhere.Net": ("there is no module nowhere", "PYTHONPATH"),
     "package.nowhere.Net": ("there is no module package.nowhere",),
-    "nets.Nett": ("nets.py) has no Nett", "Did you mean Net?", "It has: Broken, Fixed, Net"),
+    "nets.Nett": ("nets.py) has no Nett", "Did you mean Net?", "It has: Broken, Fixed, Net, Pair"),
     "nets.Net.deeper": ("'nets.Net.deeper'", "no attribute 'deeper'"),
     "Net": ("Write it as module.Class",),
     "broken.Net": ("importing it fails with ZeroDivisionError",),
@@ -202,3 +219,37 @@ def test_only_the_command_line_gives_arguments() -> None:
     cfg, choices = own_network(composed("purify"), {"model": "small_resnet"}, [])
     assert "width" in cfg.model
     assert choices == {"model": "small_resnet"}
+
+
+def test_a_network_that_ends_in_a_softmax_is_purified_as_one_without(run: Command) -> None:
+    path = checkpoint(Path.cwd(), "Soft", num_classes=3)
+    lines = [f"checkpoint={path}", "attack=none", "defense=fst", "export_model=[torch_export]"]
+    found = {}
+    for name in ("Net", "Soft"):
+        outcome = run(*lines, f"model._target_=nets.{name}", f"hydra.run.dir={name}")
+        found[name] = results(outcome, name), load_file(f"{name}/purified.safetensors")
+        assert ("The network ends in a softmax" in outcome.out) == (name == "Soft")
+    (plain, expected), (soft, tensors) = found["Net"], found["Soft"]
+    assert (soft["before"], soft["after"]) == (plain["before"], plain["after"])
+    for key, tensor in expected.items():
+        assert torch.allclose(tensors[key], tensor, atol=1e-5), key
+    # The exported graph gives logits, as it says of itself.
+    images = torch.rand(4, 3, 8, 8)
+    graphs = [torch.export.load(f"{name}/purified.pt2").module() for name in ("Net", "Soft")]
+    one, other = (graph(images).softmax(1) for graph in graphs)
+    assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("TooMany", "(8, 3) for 8 images and 3 classes, but got (8, 7)"), ("Pair", "but got tuple")],
+)
+def test_other_outputs_than_one_for_each_class_are_refused(
+    run: Command, name: str, said: str
+) -> None:
+    arguments = {} if name == "TooMany" else {"num_classes": 3}
+    path = checkpoint(Path.cwd(), name, **arguments)
+    outcome = run(f"checkpoint={path}", f"model._target_=nets.{name}", "attack=none")
+    assert outcome.code == 1
+    assert f"Expected nets.{name} to return a tensor of shape " in outcome.err
+    assert said in outcome.err
