@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +22,97 @@ from fst_lightning.printable import printable
 # What a few bytes may unpack to: images of one colour pack a thousandfold.
 _GROWTH_LIMIT = 100
 _ALWAYS_ALLOWED = 256 * 2**20
+_VALUES_AT_A_TIME = 2**20
 _LONGEST_HEADER = 10_000
 _MOST_DIMENSIONS = 5
 
 
-def read_arrays(path: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
-    """Read named arrays; nothing is allocated before all headers have been looked at.
+@dataclass(frozen=True)
+class Header:
+    """What an array in an archive is.
+
+    Attributes:
+        shape: of the array.
+        dtype: of its values, which are no Python objects.
+        fortran: whether the first dimension varies fastest in the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    fortran: bool = False
+
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the values take once they are read; labels become int64."""
+        few = len([side for side in self.shape if side > 1]) < 2
+        labels = few and np.issubdtype(self.dtype, np.integer)
+        return self.size * (8 if labels else self.dtype.itemsize)
+
+
+class Arrays:
+    """Named arrays of a file whose headers were checked, and whose values were not read yet.
+
+    Attributes:
+        headers: by name, in the order that was asked for.
+    """
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, headers: dict[str, Header]) -> None:
+        self.headers = headers
+        self._path = path
+        self._archive = archive
+
+    def read(
+        self,
+        key: str,
+        dtype: type[np.generic] | None = None,
+        convert: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None,
+    ) -> npt.NDArray[Any]:
+        """Read an array piece by piece, so that nothing but the result is held as a whole.
+
+        Args:
+            key: its name.
+            dtype: of the result; None keeps that of the file.
+            convert: gets some values, flat, and returns as many of `dtype`.
+
+        Raises:
+            ValueError: If the file is damaged, or what `convert` raises.
+        """
+        header = self.headers[key]
+        values = np.empty(header.size, header.dtype if dtype is None else dtype)
+        place = 0
+        for piece in self._pieces(key):
+            values[place : place + len(piece)] = piece if convert is None else convert(piece)
+            place += len(piece)
+        return values.reshape(header.shape, order="F" if header.fortran else "C")
+
+    def _pieces(self, key: str) -> Iterator[npt.NDArray[Any]]:
+        header = self.headers[key]
+        with _explained(self._path), self._archive.open(f"{key}.npy") as file:
+            _read_header(file, key)
+            left = header.size
+            while left:
+                count = min(left, _VALUES_AT_A_TIME)
+                yield np.frombuffer(file.read(count * header.dtype.itemsize), header.dtype)
+                left -= count
+            file.read(1)  # compares the checksum
+
+
+@contextmanager
+def open_arrays(path: Path, keys: Sequence[str]) -> Iterator[Arrays]:
+    """Open named arrays; all headers are looked at before a value is read.
 
     Args:
         path: a file as `np.savez` or `np.savez_compressed` writes it.
         keys: the names to read; others are left alone.
 
     Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if it is not an archive, is damaged, lacks a key, holds Python objects, or
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not an archive, is damaged, lacks a key, holds Python objects, or
             would take more than 16 GiB, or than 100 times its own length.
     """
     if not path.is_file():
@@ -44,11 +123,18 @@ def read_arrays(path: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.gen
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a NumPy archive. Write it with `np.savez`.")
     length = path.stat().st_size
+    with path.open("rb") as file:
+        with _explained(path):
+            archive = _opened(file, length)
+            headers = _check_headers(archive, keys, length)
+        with archive:
+            yield Arrays(path, archive, headers)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file, _opened(file, length) as archive:
-            _check_headers(archive, keys, length)
-            # Not `np.load`, which prefers a member `x_train` to the `x_train.npy` that was checked.
-            return {key: _read_array(archive, key) for key in keys}
+        yield
     # Damage ends in errors of many types: zipfile's, zlib's, struct's, NotImplementedError.
     except Exception as error:
         reason = printable(error) or type(error).__name__
@@ -64,7 +150,7 @@ def _opened(file: BinaryIO, length: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
 
 
-def _check_headers(archive: zipfile.ZipFile, keys: Sequence[str], length: int) -> None:
+def _check_headers(archive: zipfile.ZipFile, keys: Sequence[str], length: int) -> dict[str, Header]:
     names = [entry.filename for entry in archive.infolist()]
     found = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
     missing = [key for key in keys if key not in found]
@@ -76,8 +162,8 @@ def _check_headers(archive: zipfile.ZipFile, keys: Sequence[str], length: int) -
     repeated = [key for key in keys if found.count(key) > 1]
     if repeated:
         raise ValueError(f"it has {', '.join(repeated)} more than once. Write it with `np.savez`.")
-    sizes = {key: _announced(archive, key) for key in keys}
-    total = sum(announced for announced, _ in sizes.values())
+    found_headers = {key: _announced(archive, key) for key in keys}
+    total = sum(header.memory for header, _ in found_headers.values())
     if total > MAX_BYTES:
         raise ValueError(
             f"its arrays take {total / 2**30:.1f} GiB of memory, and the limit is "
@@ -88,32 +174,37 @@ def _check_headers(archive: zipfile.ZipFile, keys: Sequence[str], length: int) -
             f"it is a zip bomb: {length:,} bytes unpack to {total:,}. If the images are real, save "
             f"them with `np.savez`, which does not pack them."
         )
-    for key, (announced, there) in sizes.items():
+    for key, (header, there) in found_headers.items():
+        announced = header.size * header.dtype.itemsize
         if announced != there:
             raise ValueError(
                 f"`{key}` announces {announced:,} bytes, and {there:,} follow. Copy or write the "
                 f"file again."
             )
+    return {key: header for key, (header, _) in found_headers.items()}
 
 
-def _announced(archive: zipfile.ZipFile, key: str) -> tuple[int, int]:
-    """How many bytes an array takes by its header, and how many follow the header."""
+def _announced(archive: zipfile.ZipFile, key: str) -> tuple[Header, int]:
+    """An array's header, and how many bytes follow it."""
     entry = archive.getinfo(f"{key}.npy")
     with archive.open(entry) as file:
-        shape, dtype = _read_header(file, key)
+        header = _read_header(file, key)
         start = file.tell()
-    if dtype.hasobject:
+    if header.dtype.hasobject:
         raise ValueError(
             f"`{key}` holds Python objects, and loading those would run code. "
             f"Save it as an array of numbers."
         )
-    plain = all(type(side) is int and side >= 0 for side in shape)
-    if not plain or len(shape) > _MOST_DIMENSIONS or not dtype.itemsize:
-        raise ValueError(f"`{key}` is {dtype} of the impossible shape {str(shape)[:80]}.")
-    return math.prod(shape) * dtype.itemsize, entry.file_size - start
+    plain = all(type(side) is int and side >= 0 for side in header.shape)
+    # NumPy counts the bytes of an empty array as well, without its sides of 0.
+    plain = plain and (header.size > 0 or math.prod(side or 1 for side in header.shape) < 2**48)
+    if not plain or len(header.shape) > _MOST_DIMENSIONS or not header.dtype.itemsize:
+        shape = str(header.shape)[:80]
+        raise ValueError(f"`{key}` is {header.dtype} of the impossible shape {shape}.")
+    return header, entry.file_size - start
 
 
-def _read_header(file: IO[bytes], key: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+def _read_header(file: IO[bytes], key: str) -> Header:
     try:
         version = npy_format.read_magic(file)
     except ValueError:
@@ -127,15 +218,9 @@ def _read_header(file: IO[bytes], key: str) -> tuple[tuple[int, ...], np.dtype[n
     file.seek(-width, 1)
     read = npy_format.read_array_header_1_0 if width == 2 else npy_format.read_array_header_2_0
     try:
-        shape, _, dtype = read(file)
+        shape, fortran, dtype = read(file)
     # NumPy gives the text to Python's parser, whose errors are of many types: tokenize's,
     # RecursionError, MemoryError.
     except Exception:
         raise ValueError(f"`{key}` has a damaged header. Copy or write the file again.") from None
-    return shape, dtype
-
-
-def _read_array(archive: zipfile.ZipFile, key: str) -> npt.NDArray[np.generic]:
-    with archive.open(f"{key}.npy") as file:
-        array: npt.NDArray[np.generic] = npy_format.read_array(file, allow_pickle=False)
-    return array
+    return Header(shape, dtype, fortran)

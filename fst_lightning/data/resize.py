@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _CHUNK = 256
+_PIXELS_AT_A_TIME = 2**24
 
 
 def resize_images(images: Tensor, image_size: int) -> Tensor:
@@ -30,10 +31,12 @@ def resize_images(images: Tensor, image_size: int) -> Tensor:
     if side == image_size:
         return square.contiguous()
     resized = torch.empty(*images.shape[:2], image_size, image_size, dtype=torch.uint8)
-    # In chunks, because the float copy is four times the size.
-    for start in range(0, len(images), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        resized[rows] = interpolate(square[rows].float(), image_size)
+    # In chunks of a channel, because the float copy is four times the size.
+    chunk = max(1, min(_CHUNK, _PIXELS_AT_A_TIME // side**2))
+    for start in range(0, len(images), chunk):
+        for channel in range(images.shape[1]):
+            part = slice(start, start + chunk), slice(channel, channel + 1)
+            resized[part] = interpolate(square[part].float(), image_size)
     return resized
 
 

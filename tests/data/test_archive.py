@@ -1,12 +1,19 @@
 import io
 import zipfile
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fst_lightning.data import archive
-from fst_lightning.data.archive import read_arrays
+from fst_lightning.data.archive import Header, open_arrays
+
+
+def read_arrays(path: Path, keys: list[str]) -> dict[str, npt.NDArray[Any]]:
+    with open_arrays(path, keys) as arrays:
+        return {key: arrays.read(key) for key in keys}
 
 
 def member(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bytes:
@@ -130,11 +137,34 @@ def test_a_file_unpacks_to_100_times_its_length(
     size = 0
     # Zeros pack a thousandfold, so they add to the file's length as well.
     for _ in range(3):
-        array = np.concatenate([noise, np.zeros(size, np.uint8)])
+        array = np.concatenate([noise, np.zeros(size // 2 * 2, np.uint8)]).reshape(-1, 2)
         size = growth * write(path, a=member(array)).stat().st_size - len(noise)
-    assert len(array) / path.stat().st_size == pytest.approx(growth, rel=0.02)
+    assert array.size / path.stat().st_size == pytest.approx(growth, rel=0.02)
     if refused:
         with pytest.raises(ValueError, match="is a zip bomb"):
             read_arrays(path, ["a"])
     else:
         assert read_arrays(path, ["a"])["a"].sum() == noise.sum()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pieces_give_the_same_array(
+    order: Literal["C", "F"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "_VALUES_AT_A_TIME", 7)
+    array = np.asarray(np.random.default_rng(0).random((3, 4, 5)), order=order)
+    path = write(tmp_path / "data.npz", a=member(array), b=member(array[:0]))
+    with open_arrays(path, ["a", "b"]) as arrays:
+        np.testing.assert_array_equal(arrays.read("a"), array)
+        halves = arrays.read("a", np.int64, lambda piece: np.rint(piece * 255))
+        np.testing.assert_array_equal(halves, np.rint(array * 255))
+        assert halves.dtype == np.int64
+        assert arrays.read("b").shape == (0, 4, 5)
+
+
+def test_labels_count_as_they_will_be_held() -> None:
+    """A byte becomes eight of them."""
+    small = np.dtype(np.int8)
+    assert Header((1000,), small).memory == Header((1000, 1), small).memory == 8000
+    assert Header((1000, 2, 2), np.dtype(np.uint8)).memory == 4000
+    assert Header((1000,), np.dtype(np.float32)).memory == 4000

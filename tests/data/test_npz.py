@@ -6,7 +6,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fst_lightning.data import npz
+from fst_lightning.data import archive
 from fst_lightning.data.npz import Npz
 from fst_lightning.data.resize import resize_images
 
@@ -63,7 +63,7 @@ def test_channels_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
 def test_floats_are_rounded(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npz, "_CHUNK", 4)
+    monkeypatch.setattr(archive, "_VALUES_AT_A_TIME", 100)
     values = arrays()
     floats = {name: (values[name] / 255).astype(dtype) for name in ("x_train", "x_test")}
     data = Npz(root=save(tmp_path, arrays(**floats))).load()

@@ -38,3 +38,15 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = resize_images(images, 5)
     monkeypatch.setattr(resize, "_CHUNK", 2)
     assert torch.equal(resize_images(images, 5), whole)
+
+
+def test_channels_one_by_one_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Independent of the loop: all images and channels in one call of PyTorch."""
+    monkeypatch.setattr(resize, "_PIXELS_AT_A_TIME", 200)
+    images = draw((5, 3, 13, 17))
+    square = images[:, :, :, 2:15].float()
+    for size in (5, 13, 20):
+        whole = torch.nn.functional.interpolate(
+            square, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+        )
+        assert torch.equal(resize_images(images, size), whole.round().clamp(0, 255).byte())

@@ -46,7 +46,7 @@ def _pictures(folder: Path) -> None:
         picture(folder / f"{number}.png", number)
 
 
-def _npz(path: Path, **changes: Any) -> None:
+def _npz(path: Path, packed: bool = False, /, **changes: Any) -> None:
     arrays: dict[str, Any] = {
         "x_train": np.zeros((6, 8, 8, 3), np.uint8)
         + np.arange(6, dtype=np.uint8)[:, None, None, None],
@@ -54,7 +54,8 @@ def _npz(path: Path, **changes: Any) -> None:
         "x_test": np.zeros((4, 8, 8, 3), np.uint8),
         "y_test": np.array([2, 1, 0, 0]),
     }
-    np.savez(path, **{k: v for k, v in (arrays | changes).items() if v is not None})
+    save = np.savez_compressed if packed else np.savez
+    save(path, **{k: v for k, v in (arrays | changes).items() if v is not None})
 
 
 def _read_folder(path: Path) -> object:
@@ -478,6 +479,51 @@ def arrays() -> Iterator[Case]:
         "more than 10,000 bytes",
         heavy=True,
     )
+    large = np.float16(0.5)
+    heavy: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+        "250 million labels of a byte": (
+            lambda: {"y_train": np.zeros(250_000_000, np.int8)},
+            "zip bomb",
+        ),
+        "30 million labels of a byte": (
+            lambda: {"y_train": np.zeros(30_000_000, np.int8)},
+            "6 images and 30000000 labels",
+        ),
+        "a class for each of 20 million images": (
+            lambda: {
+                "x_train": np.zeros((20_000_000, 1, 1), np.uint8),
+                "y_train": np.arange(20_000_000, dtype=np.int32),
+                "x_test": np.zeros((4, 1, 1), np.uint8),
+            },
+            "at most 100,000 classes",
+        ),
+        "images of 41 megapixels, of halves": (
+            lambda: {"x_train": np.full((1, 3, 6_400, 6_400), large), "y_train": np.array([0])},
+            "one shape",
+        ),
+        "images of 29 megapixels, with a NaN at the end": (
+            lambda: _large(np.full((1, 3, 5_400, 5_400), large), np.nan),
+            "nan",
+        ),
+        "gray images of 88 megapixels, with a NaN at the end": (
+            lambda: _large(np.full((1, 9_400, 9_400), large), np.nan),
+            "nan",
+        ),
+        "gray images of 36 megapixels and others": (
+            lambda: {"x_train": np.zeros((6, 6_000, 6_000), np.uint8)},
+            "one shape",
+        ),
+        "gray images of 36 megapixels and a missing label": (
+            lambda: {"x_train": np.zeros((6, 6_000, 6_000), np.uint8), "y_train": np.arange(5)},
+            "6 images and 5 labels",
+        ),
+    }
+    for fault, (values, says) in heavy.items():
+
+        def write(path: Path, make: Callable[[], dict[str, Any]] = values) -> None:
+            _npz(path, True, **make())
+
+        yield Case(NPZ.name, fault, write, says, heavy=True)
     yield Case(NPZ.name, "an array twice", lambda path: _with_member(path, b"", twice=True), "once")
     yield Case(
         NPZ.name,
@@ -488,6 +534,14 @@ def arrays() -> Iterator[Case]:
     yield Case(NPZ.name, "no archive", lambda path: path.write_bytes(b"x" * 100), "not a NumPy")
     yield Case(NPZ.name, "a folder", lambda path: path.mkdir(), "found a folder")
     yield Case(NPZ.name, "nothing", lambda path: None, "found nothing")
+
+
+def _large(images: np.ndarray[Any, np.dtype[Any]], last: float) -> dict[str, Any]:
+    images.reshape(-1)[-1] = last
+    return {
+        **{"x_train": images, "x_test": np.zeros(images.shape, np.uint8)},
+        **dict.fromkeys(("y_train", "y_test"), np.zeros(1, np.int64)),
+    }
 
 
 def _with_member(
