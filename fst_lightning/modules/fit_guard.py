@@ -20,6 +20,7 @@ class FitGuard:
     """Prepare a network for a fit, and check that the fit is the one that was prepared for.
 
     - Before the first step, the head must still be the one that the defense prepared.
+    - The head must train, if the defense trains it.
     - Parameters in front of the head must train, if the defense wants the features to change.
     - A fit without any step (a learning rate finder, a refused fit, ``max_steps=0``) leaves the
       network as it was.
@@ -62,7 +63,8 @@ class FitGuard:
         """Check the fit right before its first step; later calls do nothing.
 
         Raises:
-            MisconfigurationException: If the head was replaced, or no features can change.
+            ValueError: If the head was replaced.
+            MisconfigurationException: If the head does not train, or no features can change.
         """
         if self._checked:
             return
@@ -72,6 +74,12 @@ class FitGuard:
         # The other processes have taken over the head of the first one.
         if not self._resumed and trainer.is_global_zero:
             self.defense.check_weights()
+        if self.defense.train_head and not self._trains_head(trainer.optimizers):
+            raise MisconfigurationException(
+                f"Expected an optimizer to train the head, as {type(self.defense).__name__} does, "
+                "but none trains it: its weight is frozen (requires_grad=False), or was not given "
+                "to the optimizer."
+            )
         if not self.defense.train_features:
             return
         self._waits = self._unfreezes_later(trainer)
@@ -85,7 +93,11 @@ class FitGuard:
         Raises:
             MisconfigurationException: If it does not.
         """
-        if self._watch is None or not self._watch.seen or not self._owns(optimizer):
+        if self._watch is None or not self._watch.seen:
+            return
+        # Another optimizer may step while it has the classifier frozen.
+        train_head = isinstance(self.defense, HeadDefense) and self.defense.train_head
+        if train_head and not self._trains_head([optimizer]):
             return
         trains = self._watch.trains
         self._stop_watching()
@@ -126,11 +138,9 @@ class FitGuard:
         no_steps: bool = trainer.global_step == self._first_step
         return no_steps and not self._resumed and not self.defense.done
 
-    def _owns(self, optimizer: Optimizer) -> bool:
-        if not isinstance(self.defense, HeadDefense) or not self.defense.train_head:
-            return True
-        weight = self.defense.linear.weight
-        return any(parameter is weight for parameter in trained_parameters([optimizer]))
+    def _trains_head(self, optimizers: Iterable[Optimizer]) -> bool:
+        weight = self._head().get_parameter("weight")
+        return any(parameter is weight for parameter in trained_parameters(optimizers))
 
     def _check_features(self, trainer: Any) -> None:
         head = {id(parameter) for parameter in self._head().parameters()}

@@ -171,6 +171,8 @@ class PurificationModule(ClassifierModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The defense's loss on a clean batch, and its penalty on the weights."""
         images, labels = batch[0], batch[1]
+        if not labels.is_floating_point():
+            labels = labels.long()  # cross-entropy takes no other integers
         loss = self.defense.loss(self._tuned, self.inputs(images, augment=True), labels)
         penalty = self.defense.penalty()
         if penalty is None:
