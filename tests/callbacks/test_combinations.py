@@ -136,7 +136,10 @@ def make_optimizer(kind: str, parameters: Any) -> torch.optim.Optimizer:
     if kind == "adamw":
         return torch.optim.AdamW(trained, lr=0.01, weight_decay=0.1)
     if kind == "groups":
-        groups = [{"params": trained[:1], "lr": 0.01}, {"params": trained[1:]}]
+        groups: list[dict[str, Any]] = [
+            {"params": trained[:1], "lr": 0.01},
+            {"params": trained[1:]},
+        ]
         return torch.optim.SGD(groups, lr=0.05, weight_decay=1e-3)
     momentum = 0.9 if kind == "momentum" else 0.0
     return torch.optim.SGD(trained, lr=0.05, momentum=momentum)
