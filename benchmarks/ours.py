@@ -68,7 +68,7 @@ def train(setting: Setting, attack_lines: Sequence[str] = BLENDED) -> float:
         data = BackdoorDataModule(source, attack)
         data.setup()
         net = _network(setting)
-        card = make_card(run, net, source, attack)
+        card = make_card(run, source, attack)
         train_backdoored(run, net, source, attack, card, Path(scratch) / "work")
     return clock.rate
 

@@ -221,7 +221,9 @@ class DefenseCallback(L.Callback):
         return leaves(penalty)
 
     def _projected(self) -> list[Tensor]:
-        return [self.defense.linear.weight] if isinstance(self.defense, HeadDefense) else []
+        if isinstance(self.defense, HeadDefense) and self.defense.needs_head:
+            return [self.defense.linear.weight]
+        return []
 
     def _after_step(self, trainer: Any) -> Callable[..., None]:
         def project(optimizer: Optimizer, *_: Any) -> None:
@@ -248,7 +250,7 @@ class DefenseCallback(L.Callback):
 
     def _refuse_pruning(self, trainer: Any) -> None:
         """Refuse ``ModelPruning`` of the head: its weight would no longer be a parameter."""
-        if not isinstance(self.defense, HeadDefense):
+        if not (isinstance(self.defense, HeadDefense) and self.defense.knows_head):
             return
         for callback in trainer.callbacks:
             pruned = getattr(callback, "_parameters_to_prune", None) or ()

@@ -59,7 +59,7 @@ class ModelCard:
         std: per-channel standard deviation, positive; as many numbers as `mean`.
         attack: `name` and settings of the attack, or None where it is unknown. Values are plain or
             flat sequences of plain values.
-        head: dotted name of the last linear layer.
+        head: dotted name of the linear layer that makes the logits, or None if there is none.
         schema_version: 1.
 
     Raises:
@@ -81,7 +81,7 @@ class ModelCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     attack: dict[str, Plain | tuple[Plain, ...]] | None
-    head: str
+    head: str | None
     schema_version: int = _SCHEMA
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ def _checked(values: Mapping[str, object]) -> dict[str, object]:
         "mean": mean,
         "std": std,
         "attack": _attack(values["attack"]),
-        "head": _text("head", values["head"], empty=False),
+        "head": None if values["head"] is None else _text("head", values["head"], empty=False),
     }
 
 

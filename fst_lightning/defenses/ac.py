@@ -83,6 +83,11 @@ class ActivationClustering(DatasetDefense):
     silhouettes: Tensor
     """``(C,)``, the mean silhouette of the split; 0 likewise."""
 
+    @property
+    def needs_head(self) -> bool:
+        """Always: it looks at the features in front of the head."""
+        return True
+
     def suspects(
         self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
     ) -> Tensor:

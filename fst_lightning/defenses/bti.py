@@ -227,6 +227,11 @@ class InvertingDefense(Defense):
         # In a list it is no submodule: the network's weights must not be saved twice.
         self._linear: list[Head] = []
 
+    @property
+    def needs_head(self) -> bool:
+        """Always: it looks at the features in front of the head."""
+        return True
+
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Find the head; forget the generator of another network."""
         self._linear = [find_head(net, self.head)[1]]

@@ -119,6 +119,11 @@ class DecouplingDefense(DatasetDefense):
         self.register_buffer("pretrained", torch.empty(0))
         self.register_buffer("losses", torch.empty(0))
 
+    @property
+    def needs_head(self) -> bool:
+        """Always: it looks at the features in front of the head."""
+        return True
+
     def suspects(
         self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
     ) -> Tensor:

@@ -150,6 +150,11 @@ class Defense(nn.Module):
         return False
 
     @property
+    def needs_head(self) -> bool:
+        """Whether it needs to know the head of the network, a linear layer."""
+        return False
+
+    @property
     def needs_batch(self) -> bool:
         """Whether it needs more than the weights and their gradients, so that no callback does."""
         places = ("study", "begin_epoch", "loss", "after_backward", "before_step", "conclude")

@@ -49,7 +49,7 @@ def features_of(net: nn.Module, head: Head, images: Tensor) -> Tensor:
     if len(collected) != 1 or collected[0].dim() != 2 or len(collected[0]) != len(images):
         raise ValueError(
             f"Expected the head to be called once with features (N, d) of N = {len(images)} "
-            f"images, but it got {shapes}. Name another layer with defense.head, or use a defense "
+            f"images, but it got {shapes}. Name another layer with model.head, or use a defense "
             "that does not split features, such as fst."
         )
     return collected[0]

@@ -116,6 +116,11 @@ class FisherPurification(Defense):
         self._parameters_by_name: dict[str, nn.Parameter] = {}
         self._trace: Tensor | None = None
 
+    @property
+    def needs_head(self) -> bool:
+        """Only if the trace is taken of the head alone."""
+        return self.scope == "head"
+
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Keep the weights that came in, and split them where asked to."""
         self.finish()

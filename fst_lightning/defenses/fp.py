@@ -76,6 +76,11 @@ class FinePruning(Defense):
         # A layer in a list is no submodule: its weights must not be saved twice.
         self._linear: list[Head] = []
 
+    @property
+    def needs_head(self) -> bool:
+        """Always: it looks at the features in front of the head."""
+        return True
+
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Find the head."""
         _, linear = find_head(net, self.head)

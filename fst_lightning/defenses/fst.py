@@ -60,6 +60,11 @@ class FST(HeadDefense):
         check_number("alpha", alpha)
         self.alpha = alpha
 
+    @property
+    def needs_head(self) -> bool:
+        """Always."""
+        return True
+
     def alpha_range(self, net: nn.Module) -> tuple[float, float]:
         r"""From :math:`\alpha \|W_0\|^2 = 0.01` to 100, in units of the cross-entropy.
 

@@ -70,6 +70,17 @@ class HeadDefense(Defense):
         self._active = False
 
     @property
+    def needs_head(self) -> bool:
+        """Whether it does anything to the head; plain fine-tuning does not."""
+        all_alike = self.train_head and self.train_features
+        return self.reinit != "none" or self.project_norm or not all_alike
+
+    @property
+    def knows_head(self) -> bool:
+        """Whether :meth:`prepare` found a head."""
+        return bool(self._linear)
+
+    @property
     def linear(self) -> Head:
         """The head that is tuned; only after :meth:`prepare`."""
         if not self._linear:
@@ -83,9 +94,16 @@ class HeadDefense(Defense):
             ValueError: If the head is not finite, is zero although its norm is kept, or has changed
                 since its last purification.
         """
-        name, linear = find_head(net, self.head)
         self.finish()
-        self._net, self._linear = [net], [linear]
+        self._net, self._linear = [net], []
+        try:
+            name, linear = find_head(net, self.head)
+        except ValueError:
+            if self.needs_head or self.head is not None:
+                raise
+            self.original_weight = torch.empty(0)
+            return
+        self._linear = [linear]
         if not bool(torch.isfinite(linear.weight).all()):
             raise ValueError(f"Expected the head {name} to be finite, but it has NaN or infinity.")
         reference = ReferenceHead(linear)
@@ -174,6 +192,8 @@ class HeadDefense(Defense):
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:
         """The cosine of the angle between old and new head, and the new head's norm."""
+        if not self.knows_head:
+            return {}
         weight, original = self.linear.weight.float(), self.original_weight.float()
         cosine = (weight * original).sum() / (weight.norm() * original.norm())
         return {"head_cosine": cosine, "head_norm": weight.norm()}

@@ -54,6 +54,11 @@ class SpectralSignatures(DatasetDefense):
         self.share = share
         self.head = head
 
+    @property
+    def needs_head(self) -> bool:
+        """Always: it looks at the features in front of the head."""
+        return True
+
     def suspects(
         self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
     ) -> Tensor:

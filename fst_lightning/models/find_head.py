@@ -223,4 +223,7 @@ def _refusal(found: str, layers: Heads) -> ValueError:
         if isinstance(layer, nn.Linear) or f"`{name}`" in found
     ]
     listing = "\n".join(["Its linear layers:", *lines]) if lines else "It has no linear layer."
-    return ValueError(f'{found} Name the head: pass head="dotted.name". {listing}')
+    return ValueError(
+        f'{found} Name the head: head="dotted.name" in Python, '
+        f"model.head=dotted.name on the command line. {listing}"
+    )

@@ -69,7 +69,7 @@ class FitGuard:
         if self._checked:
             return
         self._checked = True
-        if not isinstance(self.defense, HeadDefense):
+        if not (isinstance(self.defense, HeadDefense) and self.defense.knows_head):
             return
         # The other processes have taken over the head of the first one.
         if not self._resumed and trainer.is_global_zero:
@@ -117,7 +117,7 @@ class FitGuard:
                 f"{type(self.defense).__name__}: the fit took no step, and the network stays as it "
                 "was. Look at max_epochs, max_steps and the length of the data loader."
             )
-        elif isinstance(self.defense, HeadDefense) and self._checked:
+        elif self._checked and isinstance(self.defense, HeadDefense) and self.defense.knows_head:
             self.defense.check_tuned()
 
     def finish(self) -> None:

@@ -32,7 +32,6 @@ from fst_lightning.pipelines.arguments import located
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import (
-    head_of,
     make_optimizer,
     make_store,
     make_trainer,
@@ -262,11 +261,16 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
     # What is in the folder counts, not where it lies; triggered images are to measure with.
     for key in ("root", "triggered_root", "placement", "cache", "cache_folder"):
         settings.pop(key, None)
+    network, attack = run.plain("model"), run.plain("attack")
+    # The head tells models apart only if the attack trains with it.
+    head = network.pop("head", None)
+    if attack.get("head", "") is None:
+        attack["head"] = head
     return {
         "schema": SCHEMA,
         "data": {"name": run.choices["data"], **settings, "content": fingerprint(data)},
-        "model": {"name": run.choices["model"], **run.plain("model"), **_own_code(run)},
-        "attack": {"name": run.choices["attack"], **_without_pictures(run.plain("attack"))},
+        "model": {"name": run.choices["model"], **network, **_own_code(run)},
+        "attack": {"name": run.choices["attack"], **_without_pictures(attack)},
         "training": run.plain("training"),
         "seed": run.cfg.seed,
         "precision": precision_of(run),
@@ -312,7 +316,7 @@ def _as_text(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def make_card(run: Run, net: nn.Module, source: Source, attack: Attack) -> ModelCard:
+def make_card(run: Run, source: Source, attack: Attack) -> ModelCard:
     """What the network is, for the files that it is kept in."""
     data = source.load()
     return ModelCard(
@@ -328,5 +332,5 @@ def make_card(run: Run, net: nn.Module, source: Source, attack: Attack) -> Model
         attack={"name": run.choices["attack"], **run.arguments("attack")}
         if attack.has_trigger
         else None,
-        head=head_of(run, net, data.num_classes),
+        head=run.head,
     )

@@ -19,7 +19,7 @@ from fst_lightning.defenses.train import seeded
 from fst_lightning.models import Head, is_head, weight_matrix
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.parts import head_of, make_clean
+from fst_lightning.pipelines.parts import make_clean
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import spread, untouched
 from fst_lightning.reports.evidence import (
@@ -110,7 +110,7 @@ class Witness:
 
     def _look(self, when: str) -> None:
         net, test = self.module.net, self.data.data.test
-        head = _head(self.run, net, self.data.data.num_classes)
+        head = _head(self.run, net)
         clean = self._answers(test, head, triggered=False)
         stamped = None
         if self.data.measured.has_trigger:
@@ -277,12 +277,9 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
     return {layer: float((moved[layer] / size[layer]) ** 0.5) for layer in moved if size[layer] > 0}
 
 
-def _head(run: Run, net: nn.Module, num_classes: int) -> Head | None:
-    try:
-        head = net.get_submodule(head_of(run, net, num_classes))
-    except ValueError:
-        return None
-    return head if is_head(head) else None
+def _head(run: Run, net: nn.Module) -> Head | None:
+    head = None if run.head is None else net.get_submodule(run.head)
+    return head if head is not None and is_head(head) else None
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import sys
@@ -37,13 +38,17 @@ LEARNING_RATE = "tuning.optimizer.lr"
 ALPHA = "defense.alpha"
 _NUM_CLASSES = "num_classes"
 _TRIED = 8  # images, on which a network shows what it returns
+_NO_ARGUMENTS = ("head", "compile")  # keys of the group `model` that build nothing
 AUTOMATIC = (LEARNING_RATE, ALPHA)
 """What a run chooses on clean images where it is ``auto``."""
 
 
 def make_attack(run: Run) -> Attack:
     """The attack; its trigger is prepared later, from the data."""
-    return make(run.cfg.attack, Attack)
+    told = told_head(run)
+    # An attack of the features needs the head of the network as well.
+    takes = told is not None and run.cfg.attack.get("head", "") is None
+    return make(run.cfg.attack, Attack, **({"head": told} if takes else {}))
 
 
 def make_defense(run: Run) -> Defense:
@@ -71,7 +76,8 @@ def make_defense(run: Run) -> Defense:
             )
     if ALPHA in keys:
         config = OmegaConf.masked_copy(config, [key for key in config if key != "alpha"])
-    defense = make(config, Defense)
+    takes = run.head is not None and config.get("head", "") is None
+    defense = make(config, Defense, **({"head": run.head} if takes else {}))
     if LEARNING_RATE in keys and not defense.tunes:
         raise ValueError(
             f"Expected a defense that tunes the network for {LEARNING_RATE}=auto, such as fst, but "
@@ -115,7 +121,8 @@ def make_network(run: Run, num_classes: int) -> nn.Module:
     torch.manual_seed(run.cfg.seed)
     config = run.cfg.model.copy()  # Under its name, which errors tell.
     with open_dict(config):
-        config.pop("compile", None)
+        for name in _NO_ARGUMENTS:
+            config.pop(name, None)
     parameters = accepted(located(config))
     takes = parameters is None or _NUM_CLASSES in parameters
     more = {_NUM_CLASSES: num_classes} if takes and _NUM_CLASSES not in config else {}
@@ -154,14 +161,51 @@ def check_outputs(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
 
 
 def network_arguments(run: Run) -> dict[str, Any]:
-    """What the network is built with; whether it is compiled for its training is no part of it."""
-    return {name: value for name, value in run.arguments("model").items() if name != "compile"}
+    """What the network is built with."""
+    arguments = run.arguments("model").items()
+    return {name: value for name, value in arguments if name not in _NO_ARGUMENTS}
 
 
-def head_of(run: Run, net: nn.Module, num_classes: int) -> str:
-    """The dotted name of the network's head: as the defense is told, or as it is found."""
-    told = run.cfg.defense.get("head") if "defense" in run.cfg else None
-    return find_head(net, told, num_classes)[0]
+def told_head(run: Run) -> str | None:
+    """The name of the head in the configuration: ``model.head``, or its alias ``defense.head``.
+
+    Raises:
+        ValueError: If both are given and differ.
+    """
+    told = run.cfg.model.get("head")
+    alias = run.cfg.defense.get("head") if "defense" in run.cfg else None
+    if None not in (told, alias) and told != alias:
+        raise ValueError(
+            f"Expected one head, but got model.head={told} and defense.head={alias}. Say "
+            "model.head alone: it is the head for every defense."
+        )
+    return alias if told is None else told
+
+
+def with_head(run: Run, net: nn.Module, num_classes: int, defense: Defense | None = None) -> Run:
+    """The same run, which knows the head of its network.
+
+    Args:
+        run: its configuration.
+        net: the network.
+        num_classes: how many classes it has.
+        defense: what is to be done to it.
+
+    Raises:
+        ValueError: If the configuration names no linear layer of that many outputs; if it names
+            none, none is found and the defense needs one.
+    """
+    told = told_head(run)
+    try:
+        return dataclasses.replace(run, head=find_head(net, told, num_classes)[0])
+    except ValueError as error:
+        if told is not None:
+            raise
+        if defense is not None and defense.needs_head:
+            raise ValueError(
+                f"defense={run.choices['defense']} needs the head of the network. {error}"
+            ) from None
+        return run
 
 
 def make_optimizer(recipe: DictConfig) -> tuple[OptimizerFactory, SchedulerFactory | None]:

@@ -64,6 +64,7 @@ from fst_lightning.pipelines.parts import (
     make_source,
     make_store,
     make_trainer,
+    with_head,
 )
 from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.robustness import check_robustness, make_checks
@@ -124,7 +125,9 @@ def run_purify(run: Run) -> dict[str, Any]:
         data.data.train.check_memory(f"robustness={','.join(checks)}")
     net = make_network(run, data.data.num_classes)
     check_outputs(run, net, data)
-    card = make_card(run, net, source, attack)
+    run = with_head(run, net, data.data.num_classes, defense)
+    defense = make_defense(run)
+    card = make_card(run, source, attack)
     check_enough_images(net, data)
     prepare_folder(run)
 
@@ -206,7 +209,7 @@ def run_purify(run: Run) -> dict[str, Any]:
             "findings": findings,
         },
         data=data_block(run, data, num_poisoned=num_poisoned),
-        model=model_block(run, net, data.data.num_classes),
+        model=model_block(run, net),
         before=before,
         after=after,
         seconds={"purify": 0.0, **costs.seconds},
@@ -350,6 +353,7 @@ def tuning_key(run: Run, backdoored: Backdoored) -> str:
         "backdoored": backdoored.identity,
         "attack": run.plain("attack"),  # Its trigger is in the checkpoint, to measure with.
         "defense": run.plain("defense"),
+        "head": run.head,
         "tuning": run.plain("tuning"),
         "data": run.plain("data"),
         "trainer": run.plain("trainer"),

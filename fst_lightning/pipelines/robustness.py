@@ -96,7 +96,7 @@ def clean_network(run: Run, source: Source) -> nn.Module:
         cfg.retrain = False
     honest = replace(run, cfg=cfg, choices={**run.choices, "attack": "none"})
     net, attack = make_network(honest, source.load().num_classes), NoAttack()
-    card = make_card(honest, net, source, attack)
+    card = make_card(honest, source, attack)
     from_store(honest, net, source, attack, card, Costs())
     return net
 

@@ -18,12 +18,15 @@ class Run:
         choices: the option that was chosen of every group, e.g. ``{"attack": "blended"}``.
         overrides: what the command line said.
         folder: where the run writes.
+        head: dotted name of the network's head; None before it was looked for, and for a network
+            that has none.
     """
 
     cfg: DictConfig
     choices: dict[str, str]
     overrides: list[str]
     folder: Path
+    head: str | None = None
 
     def given(self, key: str) -> bool:
         """Whether the command line sets this key, or something below it.

@@ -16,7 +16,7 @@ from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import Defense
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.parts import head_of, network_arguments, precision_of
+from fst_lightning.pipelines.parts import network_arguments, precision_of
 from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import Score
 from fst_lightning.reports.examples import save_examples
@@ -112,11 +112,11 @@ def findings_block(searches: Mapping[str, Any], defense: Defense) -> dict[str, A
     return findings
 
 
-def model_block(run: Run, net: nn.Module, num_classes: int) -> dict[str, Any]:
+def model_block(run: Run, net: nn.Module) -> dict[str, Any]:
     """What the network was."""
     return {
         "name": run.choices["model"],
-        "head": head_of(run, net, num_classes),
+        "head": run.head,
         "num_parameters": sum(parameter.numel() for parameter in net.parameters()),
         "arguments": network_arguments(run),
     }

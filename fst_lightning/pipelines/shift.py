@@ -9,7 +9,6 @@ from torch.nn.functional import cosine_similarity
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.models import is_head
 from fst_lightning.modules import ClassifierModule
-from fst_lightning.pipelines.parts import head_of
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import spread, untouched
 
@@ -33,7 +32,7 @@ class Shift:
         self._before = self._look()
 
     def measure(self) -> dict[str, float | None]:
-        r"""Cosines between then and now; None for a network without a linear head.
+        r"""Cosines between then and now; None for a network without a head.
 
         Returns:
             ``head_cosine``: :math:`\cos(W, W_0)` of the head's weights; ``feature_cosine``: the
@@ -50,10 +49,9 @@ class Shift:
 
     def _look(self) -> tuple[Tensor, Tensor] | None:
         net, rows = self.module.net, self.data.train_rows
-        try:
-            head = net.get_submodule(head_of(self.run, net, self.data.data.num_classes))
-        except ValueError:
+        if self.run.head is None:
             return None
+        head = net.get_submodule(self.run.head)
         if not is_head(head):
             return None
         seen: list[Tensor] = []

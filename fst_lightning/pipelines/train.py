@@ -19,6 +19,7 @@ from fst_lightning.pipelines.parts import (
     make_network,
     make_source,
     make_trainer,
+    with_head,
 )
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import (
@@ -48,7 +49,8 @@ def run_train(run: Run) -> dict[str, Any]:
     data.setup()
     net = make_network(run, data.data.num_classes)
     check_outputs(run, net, data)
-    card = make_card(run, net, source, attack)
+    run = with_head(run, net, data.data.num_classes)
+    card = make_card(run, source, attack)
     exported = None if run.cfg.export is None else Path(run.cfg.export)
     if exported is not None:
         check_export(exported, data)
@@ -69,7 +71,7 @@ def run_train(run: Run) -> dict[str, Any]:
         seed=run.cfg.seed,
         attack=attack_block(run, data),
         data=data_block(run, data, num_poisoned=data.plan.num_poisoned),
-        model=model_block(run, net, data.data.num_classes),
+        model=model_block(run, net),
         before=before,
         seconds=costs.seconds,
         peak_memory_mb=costs.peak_memory_mb,

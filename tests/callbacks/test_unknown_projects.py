@@ -13,7 +13,8 @@ from torch.nn import functional
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
-from fst_lightning.callbacks import FSTCallback
+from fst_lightning.callbacks import DefenseCallback, FSTCallback
+from fst_lightning.defenses import FineTuning
 from tests.callbacks.projects import Project, Spy, make_loader, make_net, make_trainer, sgd
 
 NUM_CLASSES = 7
@@ -292,3 +293,26 @@ def test_two_classifiers_need_a_name() -> None:
     make_trainer(callback).fit(project, make_loader())
     for name, value in make_net(3).state_dict().items():
         assert torch.equal(project.teacher.state_dict()[name], value)
+
+
+class Beside(nn.Module):
+    """A network, and a layer that could be its head as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.other = make_net(), nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
+
+
+def test_plain_fine_tuning_needs_no_head() -> None:
+    alone, beside = Project(make_net()), Project(Beside())
+    for project in (alone, beside):
+        make_trainer(DefenseCallback(FineTuning(), seed=0)).fit(project, make_loader())
+    tuned = beside.classifier.state_dict()
+    for name, value in alone.classifier.state_dict().items():
+        assert torch.equal(tuned[f"net.{name}"], value)
+    with pytest.raises(ValueError, match="More than one layer could be the head"):
+        make_trainer(FSTCallback()).fit(Project(Beside()), make_loader())

@@ -83,7 +83,7 @@ BAD: list[tuple[str, object]] = [
     ("attack", {"a": [[1]]}),
     ("attack", {"a": [1] * 1_001}),
     ("head", ""),
-    ("head", None),
+    ("head", 1),
     ("head", "x" * 1_001),
 ]
 

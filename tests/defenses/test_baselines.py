@@ -208,3 +208,27 @@ def test_a_network_is_no_part_of_the_defense() -> None:
     defense.prepare(tiny.conv_net(), seeded())
     assert not list(defense.parameters())
     assert list(defense.state_dict()) == ["original_weight"]
+
+
+@pytest.mark.parametrize("kind", [k for k in ALL if k is not FineTuning])
+def test_what_acts_on_the_head_needs_one(kind: type[HeadDefense]) -> None:
+    defense = make(kind)
+    assert defense.needs_head
+    beside = nn.ModuleDict({"net": tiny.conv_net(), "critic": nn.Linear(3, 3)})
+    with pytest.raises(ValueError, match="More than one layer could be the head"):
+        defense.prepare(beside, seeded())
+
+
+def test_plain_fine_tuning_needs_no_head() -> None:
+    assert FineTuning(project_norm=True).needs_head
+    defense = FineTuning()
+    assert not defense.needs_head
+    beside = nn.ModuleDict({"net": tiny.conv_net(), "critic": nn.Linear(3, 3)})
+    before = {name: value.clone() for name, value in beside.state_dict().items()}
+    defense.prepare(beside, seeded())
+    defense.after_step()
+    assert defense.statistics() == {}
+    defense.finish()
+    assert all(torch.equal(before[name], value) for name, value in beside.state_dict().items())
+    with pytest.raises(ValueError, match="no module of this name"):
+        FineTuning(head="nowhere").prepare(beside, seeded())

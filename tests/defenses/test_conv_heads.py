@@ -74,7 +74,7 @@ def make(option: str, **arguments: Any) -> Defense:
         ("lp", {}),
         ("fe_tuning", {}),
         ("ft_init", {}),
-        ("fp", {"max_ca_drop": 1.0}),
+        ("fp", {"max_pruning_ca_drop": 1.0}),
         ("ngf", {}),
         ("fip", {"scope": "head"}),
         ("bti_dbf", {}),

@@ -41,7 +41,9 @@ def test_configurations_give_every_argument_its_default(name: str) -> None:
     assert text.startswith("# ")
     assert f"model={name}" in text.splitlines()[0]
     config: dict[str, Any] = dict(OmegaConf.create(text))
-    assert config.pop("compile") is False  # How it is trained, and nothing that it is built with.
+    # Settings of the run, which build nothing.
+    assert config.pop("compile") is False
+    assert config.pop("head") is None
     keys = list(config)
     assert keys[0] == "_target_"
     module, _, attribute = config.pop("_target_").rpartition(".")
