@@ -2,7 +2,14 @@
 
 from torch import Tensor, nn
 
-from fst_lightning.metrics.rates import AttackSuccessRate, CleanAccuracy, RobustAccuracy
+from fst_lightning.metrics.rates import (
+    AttackSuccessRate,
+    CleanAccuracy,
+    ControlRate,
+    RobustAccuracy,
+)
+
+_RATES = ("ca", "asr", "ra")
 
 
 class BackdoorMetrics(nn.Module):
@@ -27,6 +34,7 @@ class BackdoorMetrics(nn.Module):
         self.ca = CleanAccuracy()
         self.asr = AttackSuccessRate()
         self.ra = RobustAccuracy()
+        self.control = ControlRate()
 
     def update_clean(self, logits: Tensor, labels: Tensor) -> None:
         """Count clean images.
@@ -48,15 +56,31 @@ class BackdoorMetrics(nn.Module):
         self.asr.update(logits, targets)
         self.ra.update(logits, labels)
 
+    def update_control(self, logits: Tensor, targets: Tensor, counted: Tensor) -> None:
+        """Count clean images that get the attacker's label without the trigger.
+
+        Args:
+            logits: what the network said of clean images, (N, C); or predicted labels, (N,).
+            targets: the labels the attacker wants, (N,).
+            counted: the rows that the attack success rate is measured on, (N,) bool.
+        """
+        self.control.update(logits, targets, counted)
+
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Return (right rows, all rows) of `ca`, `asr` and `ra` over all processes."""
-        return {"ca": self.ca.counts(), "asr": self.asr.counts(), "ra": self.ra.counts()}
+        """Return (right rows, all rows) of `ca`, `asr` and `ra` over all processes.
+
+        With `control`, the images that get the attacker's label without a trigger, if counted.
+        """
+        counts = {"ca": self.ca.counts(), "asr": self.asr.counts(), "ra": self.ra.counts()}
+        control = self.control.counts()  # on every process, whether it counted images or not
+        return counts | {"control": control} if control[1] else counts
 
     def compute(self) -> dict[str, float | None]:
         """Return `ca`, `asr` and `ra` in [0, 1], None where no image was counted."""
         return {
             name: correct / total if total else None
             for name, (correct, total) in self.counts().items()
+            if name in _RATES
         }
 
     def reset(self) -> None:
@@ -64,3 +88,4 @@ class BackdoorMetrics(nn.Module):
         self.ca.reset()
         self.asr.reset()
         self.ra.reset()
+        self.control.reset()

@@ -24,27 +24,25 @@ class _MatchRate(Metric):
         self.add_state("correct", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor, counted: Tensor | None = None) -> None:
         """Count one batch. Only shapes and types are checked, so nothing waits for the device.
 
         Args:
             preds: logits or probabilities of shape (N, C), or class numbers of shape (N,).
             target: class numbers of shape (N,). A number that is no class is never matched.
+            counted: which rows to count, (N,) bool; None counts all.
 
         Raises:
             ValueError: If the shapes do not fit or a type is wrong.
         """
-        _check(preds, target)
-        if preds.ndim == 2:
-            highest, labels = preds.max(dim=1)
-            # argmax of a row of NaN is a class like any other: a diverged network would be
-            # credited with the accuracy, or the success rate, of one constant class.
-            matches = (labels == target) & ~highest.isnan()
-        else:
-            matches = preds == target
+        right = matches(preds, target)
         # Not in place: a test runs in inference mode, whose tensors the next fit can't change.
-        self.correct = self.correct + matches.sum()
-        self.total = self.total + target.shape[0]
+        if counted is None:
+            self.correct = self.correct + right.sum()
+            self.total = self.total + target.shape[0]
+        else:
+            self.correct = self.correct + (right & counted).sum()
+            self.total = self.total + counted.sum()
 
     def compute(self) -> Tensor:
         """Divide the counts: a scalar in [0, 1], NaN where no row was counted."""
@@ -131,6 +129,56 @@ class RobustAccuracy(_MatchRate):
         >>> metric.compute()
         tensor(0.2500)
     """
+
+
+class ControlRate(_MatchRate):
+    r"""Share of *clean* images that get the label the attacker wants, without any trigger.
+
+    $\frac{1}{N} \sum_{i=1}^{N} 1[f(x_i) = t(y_i)]$ over the images that the attack success rate is
+    measured on, in [0, 1]; NaN if no image was counted. It is the control of the attack success
+    rate: a network that answers one class to many images gives a high rate without a backdoor.
+
+    Shapes: `update(preds, target, counted)` takes logits (N, C) or class numbers (N,) for *clean*
+    images, the *attacker's* labels (N,) as integers, and which rows to count, (N,) bool;
+    `compute()` gives a scalar.
+
+    Args:
+        kwargs: options of `torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> metric = ControlRate()
+        >>> labels = torch.tensor([0, 1, 1, 2])
+        >>> metric.update(torch.tensor([0, 0, 1, 2]), torch.zeros(4, dtype=torch.long), labels != 0)
+        >>> metric.counts()
+        (1, 3)
+    """
+
+    higher_is_better: bool | None = False
+
+
+def matches(preds: Tensor, target: Tensor) -> Tensor:
+    """Say which rows have the given class as their prediction: (N,) bool.
+
+    Args:
+        preds: logits or probabilities of shape (N, C), or class numbers of shape (N,). A row that
+            holds a NaN predicts nothing.
+        target: class numbers of shape (N,).
+
+    Raises:
+        ValueError: If the shapes do not fit or a type is wrong.
+
+    Example:
+        >>> matches(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).tolist()
+        [True, False]
+    """
+    _check(preds, target)
+    if preds.ndim == 1:
+        return preds == target
+    highest, labels = preds.max(dim=1)
+    # argmax of a row of NaN is a class like any other: a diverged network would be credited with
+    # the accuracy, or the success rate, of one constant class.
+    return (labels == target) & ~highest.isnan()
 
 
 def _check(preds: Tensor, target: Tensor) -> None:

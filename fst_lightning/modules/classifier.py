@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fst_lightning.metrics import BackdoorMetrics
+from fst_lightning.metrics import BackdoorMetrics, matches
 from fst_lightning.models import logits_of, return_as_before, take_logits, takes_logits
 from fst_lightning.modules.batches import class_numbers
 from fst_lightning.modules.inputs import InputPipeline
@@ -103,6 +103,9 @@ class ClassifierModule(L.LightningModule):
         self.metrics = BackdoorMetrics()
         self.counts: dict[str, tuple[int, int]] = {}
         """Hits and rows of the last test, by rate; over all processes."""
+        self.right = torch.empty(0, dtype=torch.bool)
+        """Which clean images of the last test this process got right, in their order: ``(n,)``."""
+        self._right: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
         self._num_batches = 0
         self._watches_outputs = False
@@ -235,10 +238,12 @@ class ClassifierModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log ``test/ca``, ``test/asr`` and ``test/ra``."""
         self.counts = self.metrics.counts()
+        self.right = torch.cat([self.right[:0], *(part.cpu() for part in self._right)])
         self._log_rates("test")
 
     def _evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         images, labels = batch[0], batch[1]
+        attack = self.inputs.attack
         if batch_idx == 0:
             self.inputs.check_next_batch()
         if dataloader_idx == 0:
@@ -246,8 +251,11 @@ class ClassifierModule(L.LightningModule):
             if batch_idx == 0:  # Not in every step: it waits for the device.
                 class_numbers(labels, len(images), logits_of(logits).shape[1])
             self.metrics.update_clean(logits, labels)
+            self._right.append(matches(logits.detach(), labels))
+            if attack is not None:
+                wanted = attack.wanted_labels(logits, labels)
+                self.metrics.update_control(logits, wanted, attack.counts_for_asr(labels))
             return
-        attack = self.inputs.attack
         if attack is None:
             raise ValueError("Expected an attack for the loader of triggered images, but got None.")
         logits = self.net(self.inputs(images, triggered=True))
@@ -261,6 +269,7 @@ class ClassifierModule(L.LightningModule):
             if rate is not None:
                 self.log(f"{stage}/{name}", rate, prog_bar=stage == "val")
         self.metrics.reset()
+        self._right.clear()
 
     # Checkpoints
 

@@ -71,6 +71,7 @@ from fst_lightning.pipelines.robustness import check_robustness, make_checks
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import (
     attack_block,
+    compare_answers,
     data_block,
     environment,
     findings_block,
@@ -158,6 +159,7 @@ def run_purify(run: Run) -> dict[str, Any]:
 
     with costs.of("evaluate"):
         before = score(trainer, module, data)
+    right_before = module.right
     witness.look()
     shift = Shift(run, trainer, module, data)
     after = before
@@ -216,6 +218,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         peak_memory_mb=costs.peak_memory_mb,
         robustness=robustness,
         environment=environment(run, trainer),
+        answers=compare_answers(trainer, right_before, module.right),
         shift=shift.measure(),
         checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},
         overrides=run.overrides,

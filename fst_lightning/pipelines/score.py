@@ -29,6 +29,28 @@ def score(trainer: L.Trainer, module: ClassifierModule, data: BackdoorDataModule
     return Score.from_counts(module.counts)
 
 
+def compare_answers(
+    trainer: L.Trainer, before: Tensor, after: Tensor
+) -> tuple[int, int, int] | None:
+    """Count the clean test images that only one of two networks gets right, over all processes.
+
+    Args:
+        trainer: of both tests.
+        before: which images the network got right before, ``(n,)`` bool, of this process.
+        after: the same after the defense.
+
+    Returns:
+        Images lost, images gained, and all images; None if the tests were of different images.
+    """
+    same = len(before) == len(after)
+    counts = [int((before & ~after).sum()), int((~before & after).sum())] if same else [0, 0]
+    found = torch.tensor([*counts, len(after), int(not same)], device=trainer.strategy.root_device)
+    if trainer.world_size > 1:
+        found = trainer.strategy.reduce(found, reduce_op="sum")
+    lost, gained, total, different = found.tolist()
+    return None if different else (lost, gained, total)
+
+
 @contextmanager
 def untouched(trainer: L.Trainer, module: ClassifierModule) -> Iterator[None]:
     """Compute as in a test, on the Trainer's device, and leave everything as it was."""

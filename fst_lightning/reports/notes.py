@@ -1,11 +1,21 @@
 """What a reader must know before believing the figures of a run."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fst_lightning.reports.layout import percent
+from fst_lightning.reports.layout import percent, signed_points
 
 CHANCE_MARGIN = 0.02
+"""How far above guessing an accuracy without an interval counts as guessing."""
+
+THERE_FROM = 0.5
+"""The attack success rate from which a backdoor counts as there."""
+
+RESOLVED = 0.02
+"""The half width of the interval of a change in clean accuracy from which it is a warning."""
+
+ONE_POINT = 0.01
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -22,12 +32,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     before, after = results["before"], results["after"]
     classes = results["data"]["num_classes"]
     if results["attack"]["implanted"] is False:
-        found.append(
-            f"The attack did not take: ASR {percent(before['asr'])} % < 50 %; "
-            "no defense is credited."
-        )
+        found.append(f"The attack did not take: {_not_implanted(results)}; no defense is credited.")
     found += [f"{each['what']}. {each['why']}".rstrip() for each in shortfalls(results)]
-    if at_chance(before["ca"], classes):
+    first, last = (_interval(results, when) for when in ("before", "after"))
+    if at_chance(before["ca"], classes, first):
         found.append(
             f"{_guessing(before['ca'], classes)} "
             + (
@@ -37,11 +45,13 @@ def notes(results: Mapping[str, Any]) -> list[str]:
                 "data.image_size, and that the checkpoint belongs to this data."
             )
         )
-    elif after is not None and at_chance(after["ca"], classes):
+    elif after is not None and at_chance(after["ca"], classes, last):
         found.append(
             f"After the defense, {_guessing(after['ca'], classes)} The defense has destroyed "
             "the network: try a smaller learning rate, or a weaker penalty."
         )
+    if unresolved := _unresolved(results):
+        found.append(unresolved)
     for name, each in (results.get("exported") or {}).items():
         if "error" in each:
             found.append(f"The purified network was not written as {name}: {each['error']}")
@@ -62,18 +72,61 @@ def shortfalls(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return found
 
 
-def at_chance(ca: float | None, num_classes: int | None) -> bool:
-    """Say whether an accuracy is no better than guessing: at most 1/C + 0.02.
+def at_chance(
+    ca: float | None, num_classes: int | None, interval: Sequence[float] | None = None
+) -> bool:
+    """Say whether an accuracy may be no better than guessing: its interval reaches down to 1/C.
 
     Args:
         ca: clean accuracy in [0, 1], or None.
-        num_classes: the number of classes C, or None where it is not known.
+        num_classes: the number of classes C, or None if it is not known.
+        interval: both ends of its confidence interval, in [0, 1]; None takes a margin of 0.02.
 
     Example:
         >>> at_chance(0.11, 10), at_chance(0.13, 10)
         (True, False)
+        >>> at_chance(0.2, 10, (0.08, 0.42)), at_chance(0.11, 10, (0.104, 0.117))
+        (True, False)
     """
-    return ca is not None and bool(num_classes) and ca <= 1.0 / (num_classes or 1) + CHANCE_MARGIN
+    if ca is None or not num_classes:
+        return False
+    low = ca - CHANCE_MARGIN if interval is None else interval[0]
+    return low <= 1.0 / num_classes
+
+
+def _interval(results: Mapping[str, Any], when: str) -> Sequence[float] | None:
+    found: Sequence[float] | None = (results["ci95"].get(when) or {}).get("ca")
+    return found
+
+
+def _not_implanted(results: Mapping[str, Any]) -> str:
+    """Why the attack counts as failed."""
+    asr, control = results["before"]["asr"], results["attack"].get("control_rate")
+    if control is None or asr < THERE_FROM:
+        return f"ASR {percent(asr)} % < 50 %"
+    return (
+        f"ASR {percent(asr)} %, but {percent(control)} % of the clean images of other classes get "
+        "the attacker's label without the trigger"
+    )
+
+
+def _unresolved(results: Mapping[str, Any]) -> str | None:
+    """A warning if the test images are too few to tell what the defense costs."""
+    ends = (results["ci95"].get("change") or {}).get("ca")
+    count = results["data"]["num_test"]
+    if not ends or not count or (results["defense"] or {}).get("name") == "none":
+        return None
+    reach = (ends[1] - ends[0]) / 2
+    if reach <= RESOLVED:
+        return None
+    change = results["after"]["ca"] - results["before"]["ca"]
+    needed = count * (reach / ONE_POINT) ** 2
+    digits = -int(math.log10(needed)) + 1
+    return (
+        f"{count:,} test images do not resolve the change in clean accuracy: "
+        f"{signed_points(change)} points, 95 % interval {signed_points(ends[0])} to "
+        f"{signed_points(ends[1])}. About {round(needed, digits):,.0f} would resolve one point."
+    )
 
 
 def _guessing(ca: float, num_classes: int) -> str:

@@ -20,7 +20,8 @@ class Score:
         ca: clean accuracy in [0, 1]; None where nothing was counted.
         asr: attack success rate in [0, 1]; None without an attack.
         ra: robust accuracy in [0, 1]; None without an attack.
-        counts: (right rows, all rows) by rate; a rate without counts gets no interval.
+        counts: (right rows, all rows) by rate; a rate without counts gets no interval. `control`
+            counts the clean images that get the attacker's label without a trigger.
 
     Raises:
         ValueError: If a rate is outside [0, 1], or is not what its counts say.
@@ -56,6 +57,12 @@ class Score:
         rate: float | None = getattr(self, name)
         return None if rate is None or math.isnan(rate) else float(rate)
 
+    @property
+    def control_rate(self) -> float | None:
+        """The share of clean images of other classes that get the attacker's label anyway."""
+        right, rows = self.counts.get("control", (0, 0))
+        return right / rows if rows else None
+
 
 def build_results(
     *,
@@ -66,6 +73,7 @@ def build_results(
     model: Mapping[str, object],
     before: Score,
     after: Score | None = None,
+    answers: tuple[int, int, int] | None = None,
     defense: Mapping[str, object] | None = None,
     shift: Mapping[str, float | None] | None = None,
     seconds: Mapping[str, float | None] | None = None,
@@ -78,9 +86,9 @@ def build_results(
 ) -> dict[str, Any]:
     """Put a run's results together, as results.json holds them.
 
-    Works out `der`, `ci95` and `attack.implanted`: whether the backdoored network's ASR is at
-    least 0.5. Where it is not, `der` is null, for there was little to defend against. Keys that
-    are promised but not given are null; further keys are kept.
+    Works out `der`, `ci95`, `attack.control_rate` and `attack.implanted`: see `implanted`. If the
+    attack did not take, `der` is null, for there was little to defend against. Keys that are
+    promised but not given are null; further keys are kept.
 
     Args:
         task: "train" (figures in `before`, no `after`) or "purify".
@@ -91,6 +99,8 @@ def build_results(
         model: `name`, `head`, `num_parameters`.
         before: the backdoored network's score.
         after: the purified network's score.
+        answers: clean test images that only the backdoored network gets right, that only the
+            purified one gets right, and all: for the interval of the change.
         defense: `name` and its arguments, numbers as they were used. `auto` may list the
             arguments that the run chose itself; they then do not tell runs of a sweep apart.
         shift: how far the network moved: `head_cosine` and `feature_cosine` to the backdoored one.
@@ -110,8 +120,7 @@ def build_results(
         TypeError: If a value is nothing that JSON can hold.
     """
     blank = dict.fromkeys
-    asr = before.rate("asr")
-    implanted = None if asr is None else asr >= IMPLANTED_FROM
+    took = implanted(before)
     rows = ("num_train", "num_poisoned", "num_clean_tuning", "num_test", "num_triggered_test")
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -119,14 +128,15 @@ def build_results(
         "seed": seed,
         "attack": blank(("name", "poison_ratio", "target_label"))
         | dict(attack)
-        | {"implanted": implanted},
+        | {"control_rate": before.control_rate, "implanted": took},
         "defense": defense,
         "data": blank(("name", "num_classes", *rows)) | dict(data),
         "model": blank(("name", "head", "num_parameters")) | dict(model),
         "before": {name: before.rate(name) for name in RATES},
         "after": after and {name: after.rate(name) for name in RATES},
-        "der": _rating(before, after) if implanted else None,
-        "ci95": {"before": _intervals(before), "after": after and _intervals(after)},
+        "der": _rating(before, after) if took else None,
+        "ci95": {"before": _intervals(before), "after": after and _intervals(after)}
+        | ({"change": {"ca": _change(*answers)}} if after and answers and answers[2] else {}),
         "seconds": blank(("train", "purify", "evaluate")) | dict(seconds or {}),
         "environment": {"precision": None, "device": None, "versions": {}}
         | dict(environment or {}),
@@ -143,6 +153,38 @@ def build_results(
     results: dict[str, Any] = plain(content)
     validate(results)
     return results
+
+
+def implanted(before: Score) -> bool | None:
+    """Say whether a network has the backdoor: whether the attack took.
+
+    It has not if the ASR is under 0.5; if the ASR is not shown to be above the control rate (one
+    sided, 95 %); or if the trigger is shown to turn less than half of the images that the network
+    does not give the attacker's label anyway. Without a control the ASR alone decides.
+
+    Args:
+        before: the backdoored network's score.
+
+    Returns:
+        None without an attack.
+
+    Example:
+        >>> counts = {"ca": (500, 1000), "asr": (610, 1000), "control": (500, 1000)}
+        >>> implanted(Score.from_counts(counts))  # half of all clean images get the target anyway
+        False
+        >>> implanted(Score.from_counts({**counts, "control": (20, 1000)}))
+        True
+    """
+    from fst_lightning.metrics import rate_difference_interval  # brings torch
+
+    asr, control = before.rate("asr"), before.control_rate
+    if asr is None or asr < IMPLANTED_FROM:
+        return None if asr is None else False
+    if control is None or not before.counts.get("asr", (0, 0))[1]:
+        return True
+    # Each end of the two-sided 90 % interval is a one-sided 95 % bound.
+    low, high = rate_difference_interval(before.counts["asr"], before.counts["control"], 0.9)
+    return low > 0 and high >= IMPLANTED_FROM * (1 - control)
 
 
 def network_files(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -199,6 +241,14 @@ def _rating(before: Score, after: Score | None) -> float | None:
     rates = [score.rate(name) for score in (before, after) for name in ("ca", "asr")]
     known = [rate for rate in rates if rate is not None]
     return defense_effectiveness_rating(*known) if len(known) == len(rates) else None
+
+
+def _change(lost: int, gained: int, total: int) -> list[float]:
+    """The interval of the change in clean accuracy, after minus before, in [-1, 1]."""
+    from fst_lightning.metrics import paired_drop_interval  # brings torch, as above
+
+    low, high = paired_drop_interval(lost, gained, total)
+    return [-high, -low]
 
 
 def _intervals(score: Score) -> dict[str, list[float] | None]:

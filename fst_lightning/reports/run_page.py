@@ -95,7 +95,9 @@ def _outcome(results: Mapping[str, Any]) -> str:
         if after is not None:
             known = after[name] is not None
             change = signed_points(after[name] - before[name] if known else None)
-            cells.append(f'<td class="number">{minus(change)}</td>')
+            ends = (results["ci95"].get("change") or {}).get(name)
+            small = f"{signed_points(ends[0])} to {signed_points(ends[1])}" if ends else ""
+            cells.append(f'<td class="number">{minus(change)}<small>{minus(small)}</small></td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     heads = ["", "Before", "After", "Change, points"] if after is not None else ["", "Test set"]
     head = "".join(
@@ -112,7 +114,15 @@ def _outcome(results: Mapping[str, Any]) -> str:
             f'<b data-key="der">{results["der"]:.4f}</b> '
             '<span class="note">1 is best, 0.5 is what doing nothing gets</span></p>'
         )
-    return section("Outcome", [rates, rating], "Small: 95 % intervals (Wilson).")
+    control = results["attack"].get("control_rate")
+    if control is not None:
+        rating += (
+            f'<p>Control: <b data-key="attack.control_rate">{percent(control)} %</b> of the clean '
+            "images of other classes get the attacker's label without the trigger, before the "
+            "defense.</p>"
+        )
+    note = "Small: 95 % intervals (Wilson; of the change in clean accuracy: Tango)."
+    return section("Outcome", [rates, rating], note)
 
 
 def _setting(results: Mapping[str, Any]) -> str:

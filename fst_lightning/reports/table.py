@@ -51,11 +51,22 @@ def render_run(
     if after is not None:
         changes = (_difference(before[name], after[name]) for name in RATES)
         table.add_row("difference", *(signed_points(change) for change in changes))
+        ends = (results["ci95"].get("change") or {}).get("ca")
+        if ends:
+            cell = f"{signed_points(ends[0])} to {signed_points(ends[1])}"
+            table.add_row("  95 % interval", cell, style="dim")
     print_table(console, table)
     console.print()
 
     if results["der"] is not None:
         print_line(console, f"DER      {results['der']:.4f}", style="bold")
+    control = results["attack"].get("control_rate")
+    if control is not None:
+        print_line(
+            console,
+            f"control  {percent(control)} % of the clean images of other classes get the "
+            "attacker's label without the trigger",
+        )
     seconds = [f"{key} {value:.1f} s" for key, value in results["seconds"].items() if value]
     if seconds:
         print_line(console, "time     " + ", ".join(seconds))
@@ -75,7 +86,7 @@ def render_run(
 def _heading(results: Mapping[str, Any]) -> str:
     """Name the choices of the run: `purify  attack=blended (poison_ratio 0.05) ...`."""
     words = [results["task"]]
-    hidden = {"name", "implanted", "auto", "save_examples"}
+    hidden = {"name", "control_rate", "implanted", "auto", "save_examples"}
     for block in ("attack", "defense"):
         choice = results[block]
         if choice is not None:

@@ -8,15 +8,12 @@ from statistics import median
 from typing import Any, Literal
 
 from fst_lightning.reports.layout import percent
-from fst_lightning.reports.notes import at_chance, shortfalls
+from fst_lightning.reports.notes import THERE_FROM, at_chance, shortfalls
 
 _NO_COST = "it cost no clean accuracy"
 
 GONE_BELOW = 0.05
 """The attack success rate up to which a backdoor counts as gone."""
-
-THERE_FROM = 0.5
-"""The attack success rate from which it counts as still there."""
 
 STRONG_BELOW = 0.25
 """The share of the median patch below which a suspicious one is more than a weak sign."""
@@ -69,7 +66,9 @@ def _judged(results: Mapping[str, Any]) -> Verdict:
     cost = _cost(before["ca"], after["ca"])
     if shortfalls(results) and cost.startswith(_NO_COST):
         cost = "clean accuracy did not fall"
-    if at_chance(after["ca"], classes) and not at_chance(before["ca"], classes):
+    ends = {when: (results["ci95"].get(when) or {}).get("ca") for when in ("before", "after")}
+    guessed = at_chance(before["ca"], classes, ends["before"])
+    if at_chance(after["ca"], classes, ends["after"]) and not guessed:
         lead = f"Clean accuracy fell from {_rate(before['ca'])} to {_rate(after['ca'])}: guessing."
         return Verdict("The defense destroyed the network.", "bad", lead, _OF_THE_TRIGGER)
     if not attacked:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_lightning.metrics import wilson_interval
+from fst_lightning.metrics import rate_difference_interval, wilson_interval
 
 QUANTILES = {0.90: 1.6448536269514722, 0.95: 1.959963984540054, 0.99: 2.5758293035489004}
 
@@ -89,3 +89,36 @@ def test_more_rows_and_less_confidence_are_narrower() -> None:
 def test_refuses_impossible_counts(k: int, n: int, confidence: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wilson_interval(k, n, confidence)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        # Newcombe 1998, table II, method 10.
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((5, 56), (0, 29), (-0.0381, 0.1926)),
+        ((10, 10), (0, 10), (0.6075, 1.0)),
+    ],
+)
+def test_a_difference_as_published(
+    first: tuple[int, int], second: tuple[int, int], expected: tuple[float, float]
+) -> None:
+    found = rate_difference_interval(first, second)
+    assert found == pytest.approx(expected, abs=1e-4)
+    mirrored = rate_difference_interval(second, first)
+    assert mirrored == pytest.approx((-expected[1], -expected[0]), abs=1e-4)
+
+
+def test_a_difference_is_covered_as_often_as_promised() -> None:
+    """The exact chance over all pairs of counts, for three pairs of rates."""
+    n = 30
+    for p, q in ((0.5, 0.5), (0.9, 0.6), (0.2, 0.05)):
+        covered = 0.0
+        for k in range(n + 1):
+            for m in range(n + 1):
+                low, high = rate_difference_interval((k, n), (m, n), 0.9)
+                if low <= p - q <= high:
+                    chance = math.comb(n, k) * p**k * (1 - p) ** (n - k)
+                    covered += chance * math.comb(n, m) * q**m * (1 - q) ** (n - m)
+        assert 0.87 < covered < 0.96

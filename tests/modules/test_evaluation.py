@@ -82,6 +82,39 @@ def test_rates_over_the_whole_test_set(
     assert counts["ra"] == (round(expected["ra"] * triggered), triggered)
 
 
+@pytest.mark.parametrize("label_map", ["all_to_one", "all_to_all", "untargeted"])
+@pytest.mark.parametrize("eval_batch_size", [7, 500])
+def test_the_control_counts_clean_images_that_get_the_attackers_label(
+    tmp_path: Path, label_map: Any, eval_batch_size: int
+) -> None:
+    attack = BadNets(poison_ratio=0.2, patch_size=8, target_label=TARGET, label_map=label_map)
+    data = BackdoorDataModule(
+        tiny.source(num_test=61), attack, purpose="purify", eval_batch_size=eval_batch_size
+    )
+    module = PurificationModule(tiny.conv_net(seed=3), FST(), attack=attack, mean=MEAN, std=STD)
+    tiny.trainer(tmp_path).test(module, data, verbose=False)
+    hits = total = 0
+    rights = []
+    for image, label in zip(data.data.test.images, data.data.test.labels.tolist(), strict=True):
+        mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+        with torch.no_grad():
+            answer = int(module.net(((image.float() / 255 - mean) / std)[None]).argmax())
+        rights.append(answer == label)
+        if label_map == "untargeted":
+            wanted = answer != label
+        elif label_map == "all_to_all":
+            wanted = answer == (label + 1) % tiny.NUM_CLASSES
+        elif label == TARGET:
+            continue
+        else:
+            wanted = answer == TARGET
+        hits += wanted
+        total += 1
+    assert module.counts["control"] == (hits, total)
+    assert total == len(data.triggered_rows)
+    assert module.right.tolist() == rights
+
+
 class Losses(L.Callback):
     """Computes every training step's figures once more, before the step, from the weights."""
 

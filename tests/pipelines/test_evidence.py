@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fst_lightning.defenses import NeuralCleanse, Triggers
+from fst_lightning.metrics import paired_drop_interval
 from fst_lightning.pipelines import finish, run_pipeline
 from fst_lightning.pipelines.evidence import Witness, relative_changes
 from fst_lightning.reports import pictures, read_results, render_page
@@ -52,9 +53,18 @@ def test_evidence_is_what_was_measured(start: Start, seen: list[Evidence | None]
         assert counts[:, 0].sum() / total == pytest.approx(results[when]["asr"])
         assert counts.trace() / total == pytest.approx(results[when]["ra"])
         assert np.all(triggered.wanted == 0)
+        if when == "before":
+            others = clean.labels != 0
+            control = float((clean.predictions[others] == 0).mean())
+            assert results["attack"]["control_rate"] == pytest.approx(control)
         assert clean.features is not None
         assert ((clean.confidence >= 1 / 3) & (clean.confidence <= 1)).all()
+    before, after = (s.clean.predictions == s.clean.labels for s in (found.before, found.after))
+    low, high = paired_drop_interval(int((before & ~after).sum()), int((after & ~before).sum()), 30)
+    assert results["ci95"]["change"]["ca"] == pytest.approx([-high, -low])
     page = read((run.folder / "report.html").read_text("utf-8"))
+    shown = f"{100 * results['attack']['control_rate']:.2f} %"
+    assert page.keyed["attack.control_rate"] == shown
     assert page.keyed["after.ca"] == f"{100 * results['after']['ca']:.2f} %"
 
 

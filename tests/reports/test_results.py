@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_lightning.reports import Score, build_results, plain
+from fst_lightning.metrics import paired_drop_interval
+from fst_lightning.reports import Score, build_results, notes, plain
 from tests.reports.example import example, score
 
 KEYS = [
@@ -22,7 +23,13 @@ def test_holds_the_promised_keys() -> None:
     results = example(overrides=["attack=blended"])
     assert list(results) == KEYS
     assert results["schema_version"] == 1
-    assert list(results["attack"]) == ["name", "poison_ratio", "target_label", "implanted"]
+    assert list(results["attack"]) == [
+        "name",
+        "poison_ratio",
+        "target_label",
+        "control_rate",
+        "implanted",
+    ]
     assert results["defense"] == {"name": "fst", "alpha": 0.2}
     assert set(results["data"]) == {
         "name",
@@ -58,6 +65,7 @@ def test_without_an_attack_only_the_clean_accuracy_is_given() -> None:
         "name": "none",
         "poison_ratio": None,
         "target_label": None,
+        "control_rate": None,
         "implanted": None,
     }
     assert results["before"] == {"ca": 0.95, "asr": None, "ra": None}
@@ -82,6 +90,43 @@ def test_credits_no_defense_where_the_attack_did_not_take(asr: int, implanted: b
     results = example(before=score(900, asr), after=score(900, 0))
     assert results["attack"]["implanted"] is implanted
     assert (results["der"] is not None) is implanted
+
+
+@pytest.mark.parametrize(
+    ("asr", "control", "rows", "implanted"),
+    [
+        (610, 500, 1000, False),  # half of all clean images of other classes get the target anyway
+        (610, 20, 1000, True),
+        (970, 500, 1000, True),  # such a network can have a backdoor as well
+        (500, 20, 1000, True),
+        (499, 0, 1000, False),
+        (990, 990, 1000, False),
+        (12, 10, 20, False),  # so few images show nothing
+        (20, 0, 20, True),
+    ],
+)
+def test_a_high_rate_without_a_trigger_is_no_backdoor(
+    asr: int, control: int, rows: int, implanted: bool
+) -> None:
+    before = Score.from_counts(
+        {"ca": (rows, rows), "asr": (asr, rows), "ra": (0, rows), "control": (control, rows)}
+    )
+    results = example(before=before, after=score(rows, 0, rows=rows))
+    assert results["attack"]["control_rate"] == control / rows
+    assert results["attack"]["implanted"] is implanted
+    assert (results["der"] is not None) is implanted
+    assert results["before"]["asr"] == asr / rows  # nothing is subtracted
+    found = [note for note in notes(results) if "did not take" in note]
+    assert bool(found) is not implanted
+    if not implanted and asr >= rows / 2:
+        assert f"{100 * control / rows:.2f} % of the clean images of other classes" in found[0]
+
+
+def test_the_change_of_the_accuracy_has_an_interval_of_its_own() -> None:
+    results = example(answers=(12, 16, 1000))
+    low, high = paired_drop_interval(12, 16, 1000)
+    assert results["ci95"]["change"] == {"ca": [-high, -low]}
+    assert "change" not in example()["ci95"]
 
 
 def test_keeps_further_keys_and_makes_values_plain() -> None:

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from fst_lightning.reports import at_chance, notes, render_run
+from fst_lightning.metrics import paired_drop_interval
+from fst_lightning.reports import Score, at_chance, notes, render_run
 from tests.reports.example import example, score, text_console
 
 
@@ -95,6 +96,45 @@ def test_warns_of_an_accuracy_at_chance(changes: dict[str, Any], words: str) -> 
     assert "is at chance (guessing among 10 classes gives 10.00 %)" in found[0]
     assert words in found[0]
     assert found[0] in rendered(example(**changes))
+
+
+def test_chance_is_a_matter_of_the_interval() -> None:
+    """The same 20 % of 10 classes, of 20 and of 1,000 test images; 12 % of 10,000."""
+    few = example(before=score(4, 20, rows=20), after=score(4, 0, rows=20))
+    assert "is at chance" in notes(few)[0]
+    assert notes(example(before=score(200, 938), after=score(200, 0))) == []
+    many = example(before=score(1200, 9380, rows=10_000), after=score(1200, 0, rows=10_000))
+    assert notes(many) == []
+
+
+def test_too_few_test_images_are_told_with_the_number_that_would_do() -> None:
+    """As on 60 test images, where 6.7 points were seen and 18 lost."""
+    results = example(
+        before=score(57, 60, rows=60),
+        after=score(53, 0, rows=60),
+        answers=(4, 0, 60),
+        data={"name": "own", "num_classes": 10, "num_test": 60},
+    )
+    (found,) = notes(results)
+    low, high = paired_drop_interval(4, 0, 60)
+    assert f"-6.67 points, 95 % interval {-100 * high:+.2f} to {-100 * low:+.2f}." in found
+    number = re.search(r"About ([\d,]+) would resolve one point", found)
+    assert number is not None
+    needed = int(number[1].replace(",", ""))
+    low, high = paired_drop_interval(round(4 / 60 * needed), 0, needed)
+    assert 0.006 < (high - low) / 2 < 0.012
+    assert cells(rendered(results), "95 % interval")
+    assert notes(example(answers=(12, 16, 1000))) == []
+    text = rendered(example(answers=(12, 16, 1000)))
+    low, high = paired_drop_interval(12, 16, 1000)
+    assert f"{-100 * high:+.2f} to {-100 * low:+.2f}" in text
+
+
+def test_the_control_stands_beside_the_rates() -> None:
+    counts = {"ca": (918, 1000), "asr": (938, 1000), "ra": (55, 1000), "control": (12, 1000)}
+    text = rendered(example(before=Score.from_counts(counts)))
+    assert "control  1.20 % of the clean images of other classes" in text
+    assert "control" not in rendered(example())
 
 
 def test_a_healthy_run_has_no_notes() -> None:
