@@ -25,7 +25,7 @@ TINY = (
     "trainer.precision=32-true",
     "logger=none",
 )
-TINY_TUNING = ("tuning.max_epochs=1", "tuning.clean_ratio=0.5")
+TINY_TUNING = ("tuning.max_epochs=1", "tuning.clean_ratio=0.5", "tuning.recipe_images=null")
 
 
 PACKAGES = {"flare": ("umap", "hdbscan")}

@@ -183,6 +183,8 @@ def _check_search(tuning: DictConfig) -> None:
         )
     _check_share("tuning.max_ca_drop", tuning.max_ca_drop)
     _check_whole("tuning.folds", tuning.folds, 2)
+    if tuning.recipe_images is not None:
+        _check_whole("tuning.recipe_images", tuning.recipe_images, 1)
     if tuning.on_no_setting not in get_args(OnNoSetting):
         raise ValueError(
             f"Expected `tuning.on_no_setting` to be one of {', '.join(get_args(OnNoSetting))}, "

@@ -66,6 +66,7 @@ from fst_lightning.pipelines.parts import (
     make_trainer,
     with_head,
 )
+from fst_lightning.pipelines.recipe import fit_recipe
 from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.robustness import check_robustness, make_checks
 from fst_lightning.pipelines.run import Run
@@ -129,6 +130,8 @@ def run_purify(run: Run) -> dict[str, Any]:
     run = with_head(run, net, data.data.num_classes, defense)
     defense = make_defense(run)
     card = make_card(run, source, attack)
+    if defense.tunes:
+        fit_recipe(run, data)
     check_enough_images(net, data)
     prepare_folder(run)
 
