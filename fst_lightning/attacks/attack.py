@@ -179,6 +179,17 @@ class Attack(nn.Module, ABC):
         """
         return images
 
+    def memory(self, images: Tensor, num_classes: int) -> int:
+        """Return about how many bytes preparing and fitting it take, before they are taken.
+
+        Attacks whose arguments set the size of a network or of a pool override it.
+
+        Args:
+            images: ``(N, C, H, W)`` uint8, the clean training images; only the shape counts.
+            num_classes: of the data.
+        """
+        return 0
+
     def fit_once(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
     ) -> None:
@@ -437,4 +448,6 @@ def full_precision(images: Tensor) -> torch.autocast:
         >>> product.dtype
         torch.float32
     """
-    return torch.autocast(images.device.type, enabled=False)
+    # Autocast does not know the meta device, on which memory is counted.
+    device = "cpu" if images.is_meta else images.device.type
+    return torch.autocast(device, enabled=False)

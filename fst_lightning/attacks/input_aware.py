@@ -17,6 +17,7 @@ from torch.nn import functional
 from fst_lightning.attacks.attack import Classify, LabelMap, RateOf, check_ratio, full_precision
 from fst_lightning.attacks.generator import Generator
 from fst_lightning.attacks.trained import TrainedAttack
+from fst_lightning.models.cost import training_memory
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 128
@@ -119,6 +120,12 @@ class InputAware(TrainedAttack):
         """Draw the networks for images of this kind; what is trained already is kept."""
         if (images.shape[1], seed) != self._drawn_for:
             self._draw(images.shape[1], seed)
+
+    def memory(self, images: Tensor, num_classes: int) -> int:
+        """Return what training the mask network takes."""
+        channels = images.shape[1]
+        batch = (min(_BATCH_SIZE, len(images)), *images.shape[1:])
+        return training_memory(lambda: Generator(channels, 1, self.width), batch)
 
     def fit(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device

@@ -98,6 +98,10 @@ class Refool(Attack):
         self.pattern_seed = pattern_seed
         self.draw(3, 32, 32)
 
+    def memory(self, images: Tensor, num_classes: int) -> int:
+        """Return what the pool of reflections takes, twice: it is put together from its parts."""
+        return 8 * self.num_reflections * math.prod(images.shape[1:])
+
     def trigger(self, images: Tensor) -> Tensor:
         """Put a reflection on each of ``(N, C, H, W)`` images in [0, 1]."""
         if images.shape[1:] != self.light.shape[1:]:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fst_lightning.attacks.attack import Attack, LabelMap, RateOf
 from fst_lightning.attacks.surrogate import check_counts
+from fst_lightning.models.cost import training_memory
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 32
@@ -197,6 +198,20 @@ class SSBA(Attack):
         """Draw the string and the first weights, for images of as many channels."""
         if not self.fitted:
             self._build(images.shape[1], seed)
+
+    def memory(self, images: Tensor, num_classes: int) -> int:
+        """Return what training encoder and decoder takes, and the images that they see."""
+        channels, height, width = images.shape[1:]
+        seen = min(self.max_images, len(images))
+        batch = (min(_BATCH_SIZE, seen), channels, height, width)
+        gain = 255 / self.residual_bound
+        return (
+            4 * seen * channels * height * width
+            + training_memory(
+                lambda: Encoder(channels, self.bits, self.width), batch, (batch[0], self.bits)
+            )
+            + training_memory(lambda: Decoder(channels, self.bits, self.width, gain), batch)
+        )
 
     def fit(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device

@@ -11,6 +11,7 @@ from torch.nn import functional
 from fst_lightning.attacks.attack import Attack
 from fst_lightning.models import small_resnet
 from fst_lightning.models.bounds import check_bounds
+from fst_lightning.models.cost import training_memory
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 128
@@ -91,6 +92,15 @@ class SurrogateAttack(Attack):
             epochs=self.surrogate_epochs,
             width=self.surrogate_width,
             max_images=self.max_images,
+        )
+
+    def memory(self, images: Tensor, num_classes: int) -> int:
+        """Return what training the surrogate takes, and the images that it sees."""
+        channels, height, width = images.shape[1:]
+        seen = min(self.max_images, len(images))
+        return 4 * seen * channels * height * width + training_memory(
+            lambda: Surrogate(num_classes, channels, self.surrogate_width, seed=0),
+            (min(_BATCH_SIZE, seen), channels, height, width),
         )
 
     def check_fitted(self) -> None:

@@ -31,6 +31,7 @@ from fst_lightning.modules import BackdoorModule, InputPipeline
 from fst_lightning.pipelines.arguments import located
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.finish import is_first_process
+from fst_lightning.pipelines.known import ATTACK_FILE
 from fst_lightning.pipelines.parts import (
     make_optimizer,
     make_store,
@@ -43,7 +44,7 @@ from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.run import Run
 
 _FIRST_IMAGES = 5000
-_MODEL_FILE, _ATTACK_FILE = "model.safetensors", "attack.safetensors"
+_MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def from_file(
     if not load_attack(attack, checkpoint.path):
         if isinstance(attack, TrainedAttack) and source.triggered_root is None:
             raise ValueError(
-                f"Expected {_ATTACK_FILE} beside {checkpoint.path}, for attack="
+                f"Expected {ATTACK_FILE} beside {checkpoint.path}, for attack="
                 f"{run.choices['attack']} learns its trigger with the model. Put it there; or "
                 "measure with data.triggered_root=DIR, a folder of triggered images; or say "
                 "attack=none."
@@ -128,7 +129,7 @@ def from_store(
         def write(folder: Path) -> None:
             write_state(folder / _MODEL_FILE, net.state_dict(), card=card)
             if attack.needs_fit or isinstance(attack, TrainedAttack):
-                write_state(folder / _ATTACK_FILE, attack_state(attack))
+                write_state(folder / ATTACK_FILE, attack_state(attack))
 
         if leader:
             store.keep(key, description, write, replace=True)
@@ -211,7 +212,7 @@ def fit_attack(run: Run, source: Source, attack: Attack, device: torch.device) -
     with nullcontext() if use else store.lock(key):
         use = use or store.use(key)
         if use is not None:
-            load_attack(attack, use.path / _ATTACK_FILE)
+            load_attack(attack, use.path / ATTACK_FILE)
             return
         if is_first_process():
             print(f"{run.choices['attack']}: fits its trigger, once for this data", flush=True)
@@ -220,7 +221,7 @@ def fit_attack(run: Run, source: Source, attack: Attack, device: torch.device) -
         store.keep(
             key,
             description,
-            lambda folder: write_state(folder / _ATTACK_FILE, attack_state(attack)),
+            lambda folder: write_state(folder / ATTACK_FILE, attack_state(attack)),
         )
 
 
@@ -242,7 +243,7 @@ def load_attack(attack: Attack, beside: Path) -> bool:
     Raises:
         ValueError: where the file is of another attack, or for images of another size.
     """
-    path = beside.with_name(_ATTACK_FILE)
+    path = beside.with_name(ATTACK_FILE)
     if not (attack.has_trigger and path.is_file()):
         return False
     saved = read_checkpoint(path)

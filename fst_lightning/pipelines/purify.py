@@ -51,7 +51,7 @@ from fst_lightning.pipelines.delivered import delivered_set
 from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.export_model import check_formats, export_model
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
-from fst_lightning.pipelines.known import adopt_card
+from fst_lightning.pipelines.known import adopt_card, check_adopted
 from fst_lightning.pipelines.parts import (
     ALPHA,
     automatic_keys,
@@ -102,6 +102,9 @@ def run_purify(run: Run) -> dict[str, Any]:
     defense = make_defense(run)  # Before a training that would be in vain.
     checks = make_checks(run, attack)
     source, reserved = choose_source(run, source)
+    if checkpoint is not None:
+        clean_set = source.load()
+        check_adopted(run, checkpoint, attack, clean_set.train.images, clean_set.num_classes)
     data = BackdoorDataModule(
         source,
         attack,

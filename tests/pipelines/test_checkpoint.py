@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fst_lightning.attacks import Attack
 from fst_lightning.checkpoints import ModelCard, read_checkpoint, write_state
 from fst_lightning.configuration import groups
 from fst_lightning.models import small_resnet
@@ -227,8 +230,92 @@ def test_nothing_from_a_file_is_evaluated(
 
 
 @pytest.mark.parametrize(
+    ("attack", "key", "before"),
+    [
+        ("adaptive_patch", "opacities", [0.5, 0.2]),
+        ("adaptive_patch", "test_patches", []),
+        ("badnets", "patch", []),
+        ("tact", "cover_labels", [2]),
+        ("ctrl", "positions", []),
+        ("blended", "image", []),
+        ("blended", "label_map", []),
+    ],
+)
+def test_nothing_in_a_list_from_a_file_is_evaluated(
+    attack: str,
+    key: str,
+    before: list[object],
+    start: Start,
+    trained: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CANARY", "0.25")
+    for text in ("${oc.env:CANARY}", "${oc.decode:${oc.env:CANARY}}", "${seed}"):
+        changes = {"name": attack, key: [*before, text]}
+        run = start(f"checkpoint={forged(trained, tmp_path, attack=changes)}")
+        with pytest.raises(ValueError, match=rf"`{key}(\[\d\])?` to be") as error:
+            run_pipeline(run)
+        assert "0.25" not in str(error.value)
+        assert not any("0.25" in f.read_text() for f in run.folder.rglob("*") if f.is_file())
+
+
+def test_lists_of_numbers_and_words_are_taken_from_a_file(
+    start: Start, trained: Results, tmp_path: Path
+) -> None:
+    changes = {"name": "adaptive_patch", "opacities": [0.1, 0.2, 0.3, 0.4], "test_patches": [3]}
+    path = forged(trained, tmp_path, attack=changes)
+    results = run_pipeline(start(f"checkpoint={path}", "defense=none"))
+    assert results["attack"]["opacities"] == [0.1, 0.2, 0.3, 0.4]
+    assert results["attack"]["test_patches"] == [3]
+
+
+def test_an_escaped_interpolation_would_be_evaluated() -> None:
+    """So what a file says is made of words and numbers, and not escaped."""
+    config = OmegaConf.create({"_target_": "builtins.dict", "a": "\\${oc.decode:'3'}"})
+    assert config.a == "${oc.decode:'3'}"
+    assert instantiate(config) == {"a": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"name": "ssba", "width": 300}, ("data.image_size=256",)),
+        ({"name": "low_frequency", "surrogate_width": 250}, ("data.image_size=64",)),
+        ({"name": "input_aware", "width": 256}, ("data.image_size=256",)),
+        ({"name": "refool", "num_reflections": 2000}, ("data.image_size=256",)),
+    ],
+)
+def test_an_attack_that_takes_much_memory_is_refused(
+    changes: dict[str, Any],
+    keys: tuple[str, ...],
+    start: Start,
+    trained: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before it is prepared or fitted; what the command line asks for is done."""
+    path = forged(trained, tmp_path, attack=changes)
+    path.with_name("attack.safetensors").unlink(missing_ok=True)
+    monkeypatch.setattr(Attack, "prepare", lambda *args: pytest.fail("prepared"))
+    with pytest.raises(ValueError, match=rf"at most 2 GiB of memory, but {changes['name']} takes"):
+        run_pipeline(start(f"checkpoint={path}", *keys))
+
+
+def test_small_attacks_of_a_card_are_fitted(start: Start, trained: Results, tmp_path: Path) -> None:
+    changes = {"name": "ssba", "width": 4, "fit_epochs": 1}
+    path = forged(trained, tmp_path, attack=changes)
+    results = run_pipeline(start(f"checkpoint={path}", "defense=none"))
+    assert results["attack"]["name"] == "ssba"
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"image_size": 1024}, "`image_size` to be at most 512.*data.image_size=1024"),
+        ({"attack": {"name": "ssba", "width": 1024}}, "`width` to be at most 384"),
+        ({"attack": {"name": "lira", "width": 1600}}, "`width` to be at most 256"),
+        ({"attack": {"name": "tact", "cover_labels": [1, "2"]}}, r"`cover_labels\[1\]` to be no"),
         ({"attack": {"name": "../../etc/passwd"}}, "but it says '../../etc/passwd'"),
         ({"attack": {"name": "unheard_of"}}, "none"),
         ({"attack": {"name": "$(touch harmed)"}}, "but it says"),

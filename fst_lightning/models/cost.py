@@ -1,0 +1,47 @@
+"""How much memory training a network takes, known before it is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_COPIES_OF_PARAMETERS = 4  # with their gradients and an optimizer's two averages
+
+
+def training_memory(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> int:
+    """Return about how many bytes a training step takes, without taking them.
+
+    The network is made on PyTorch's meta device, where tensors have a shape and no values. Counted
+    are its parameters, their gradients and averages, and what its layers return, with gradients.
+
+    Args:
+        make: Builds the network.
+        shapes: Of the inputs of one mini-batch, float32.
+
+    Example:
+        >>> training_memory(lambda: nn.Linear(10, 20), (3, 10))
+        4000
+    """
+    with torch.device("meta"):
+        net = make()
+        inputs = [torch.empty(shape) for shape in shapes]
+    total = _COPIES_OF_PARAMETERS * sum(_bytes(parameter) for parameter in net.parameters())
+
+    def count(module: nn.Module, arguments: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, Tensor) and not list(module.children()):
+            total += 2 * _bytes(output)
+
+    hooks = [module.register_forward_hook(count) for module in net.modules()]
+    net(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def _bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * tensor.element_size()
