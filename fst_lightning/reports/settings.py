@@ -9,6 +9,7 @@ Setting = str | int | float | bool | None
 _BLOCKS = ("attack", "defense", "data", "model")
 # They follow from the choices. Where one of them is overridden, the override counts.
 _NOT_CHOSEN = {
+    "attack.control_rate",
     "attack.implanted",
     "attack.save_examples",
     "attack.trigger",

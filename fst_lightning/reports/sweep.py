@@ -3,13 +3,15 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from fst_lightning.reports.files import read_json, read_results
+from fst_lightning.reports.notes import shortfalls
 from fst_lightning.reports.settings import Setting, settings_of
 
 VALUES = (
@@ -39,6 +41,7 @@ class Run:
         settings: everything else that was chosen.
         values: the numbers of `VALUES`; fractions, seconds, MiB, images, or None.
         implanted: whether the attack took; None where there was none.
+        shortfalls: what the run set out to do and did not do; with any, it is no success.
     """
 
     job: str
@@ -46,6 +49,7 @@ class Run:
     settings: Mapping[str, Setting]
     values: Mapping[str, float | None]
     implanted: bool | None
+    shortfalls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Group:
         settings: what they have in common.
         seeds: one a run, in the runs' order.
         not_implanted: in how many of them the attack did not take.
+        shortfalls: what the runs set out to do and did not do, by the number of runs.
         values: the spread of each of `VALUES`.
     """
 
@@ -114,6 +119,7 @@ class Group:
     seeds: tuple[int, ...]
     not_implanted: int
     values: Mapping[str, Spread]
+    shortfalls: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -219,7 +225,8 @@ def _run(job: str, results: Mapping[str, Any]) -> Run:
         part = results.get(block)
         values[name] = (part or {}).get(key) if key else part
     implanted = results["attack"]["implanted"]
-    return Run(job, results["seed"], settings_of(results), values, implanted)
+    missed = tuple(each["what"] for each in shortfalls(results))
+    return Run(job, results["seed"], settings_of(results), values, implanted, missed)
 
 
 def _failure(job: str, file: Path) -> Failure:
@@ -250,6 +257,7 @@ def _groups(runs: Sequence[Run]) -> tuple[Group, ...]:
             seeds=tuple(run.seed for run in members),
             not_implanted=sum(run.implanted is False for run in members),
             values={name: Spread.of([run.values[name] for run in members]) for name in VALUES},
+            shortfalls=Counter(what for run in members for what in run.shortfalls),
         )
         for members in by_settings.values()
     )

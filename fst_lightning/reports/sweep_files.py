@@ -63,13 +63,25 @@ def _group_rows(summary: SweepSummary) -> Iterable[Sequence[Cell]]:
 
 def _run_rows(summary: SweepSummary) -> Iterable[Sequence[Cell]]:
     names = _setting_names(summary)
-    yield ["job", "status", "seed", *names, "implanted", *VALUES, "error", "overrides", "log"]
+    yield [
+        "job",
+        "status",
+        "seed",
+        *names,
+        "implanted",
+        "shortfalls",
+        *VALUES,
+        "error",
+        "overrides",
+        "log",
+    ]
     for run in summary.runs:
         settings = [run.settings.get(name) for name in names]
         values = [run.values[name] for name in VALUES]
-        yield [run.job, "finished", run.seed, *settings, run.implanted, *values, None, None, None]
+        facts = [run.job, "finished", run.seed, *settings, run.implanted, "; ".join(run.shortfalls)]
+        yield [*facts, *values, None, None, None]
     for failure in summary.failures:
-        blank = [None] * (1 + len(names) + 1 + len(VALUES))
+        blank = [None] * (1 + len(names) + 2 + len(VALUES))
         asked = " ".join(failure.overrides)
         yield [failure.job, "failed", *blank, failure.line, asked, failure.log]
 
@@ -167,6 +179,7 @@ def _json(summary: SweepSummary) -> dict[str, object]:
                 "n": group.n,
                 "seeds": list(group.seeds),
                 "not_implanted": group.not_implanted,
+                "shortfalls": dict(group.shortfalls),
                 "values": {name: asdict(spread) for name, spread in group.values.items()},
             }
             for group in summary.groups

@@ -59,6 +59,10 @@ def sweep_notes(summary: SweepSummary) -> list[str]:
                 f"no defense is credited there{others}."
             )
     for group in summary.groups:
+        for what, runs in group.shortfalls.items():
+            found.append(
+                f"{group_name(summary, group)}: no success in {runs} of {group.n} runs. {what}."
+            )
         twice = sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1})
         if twice:
             found.append(

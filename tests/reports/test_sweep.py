@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_lightning.reports import Failure, Spread, summarise_sweep, write_json, write_sweep
+from fst_lightning.reports import (
+    Failure,
+    Score,
+    Spread,
+    summarise_sweep,
+    write_json,
+    write_sweep,
+)
+from fst_lightning.reports.sweep_table import sweep_notes
 from tests.reports.example import example, score
 
 DEFENSES = ({"name": "fst", "alpha": 0.2}, {"name": "ft"})
@@ -136,6 +144,39 @@ def test_counts_attacks_that_did_not_take(tmp_path: Path) -> None:
     assert group.not_implanted == 1
     assert group.values["der"].n == 1
     assert group.values["before.asr"].mean == pytest.approx((0.1 + 0.938) / 2)
+
+
+def test_a_control_rate_is_measured_and_not_chosen(tmp_path: Path) -> None:
+    """It differs from seed to seed, and these are one experiment all the same."""
+    for seed, control in enumerate((12, 30)):
+        counts = {
+            "ca": (918, 1000),
+            "asr": (938, 1000),
+            "ra": (55, 1000),
+            "control": (control, 1000),
+        }
+        put(tmp_path, str(seed), seed=seed, before=Score.from_counts(counts))
+    (group,) = summarise_sweep(tmp_path).groups
+    assert group.n == 2
+
+
+def test_counts_runs_that_are_no_success(tmp_path: Path) -> None:
+    missed = {"what": "No class was suspected", "why": "Class 3 came closest."}
+    for seed, found in enumerate(([missed], [], [missed])):
+        put(
+            tmp_path,
+            str(seed),
+            seed=seed,
+            defense={"name": "nc", "findings": {"shortfalls": found}},
+        )
+    summary = summarise_sweep(tmp_path)
+    (group,) = summary.groups
+    assert group.shortfalls == {"No class was suspected": 2}
+    assert [run.shortfalls for run in summary.runs] == [(missed["what"],), (), (missed["what"],)]
+    assert any(
+        note.endswith("defense=nc: no success in 2 of 3 runs. No class was suspected.")
+        for note in sweep_notes(summary)
+    )
 
 
 def test_lists_what_failed_and_keeps_the_rest(tmp_path: Path) -> None:

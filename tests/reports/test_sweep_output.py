@@ -153,6 +153,7 @@ def test_one_line_a_run(folder: Path) -> None:
         assert (row["attack"], row["seed"]) == (attack, str(seed))
         assert float(row["after.ca"]) == right / 1000
         assert row["implanted"] == "True"
+        assert row["shortfalls"] == ""
     assert found[4]["job"] == "4"
     assert found[4]["error"] == "ValueError: a | b"
     assert found[4]["overrides"] == "attack=x"
