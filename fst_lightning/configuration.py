@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -39,7 +41,34 @@ def groups_of(task: str) -> list[str]:
     Args:
         task: ``train`` or ``purify``.
     """
-    defaults = OmegaConf.load(conf_folder() / f"{task}.yaml").defaults
-    named = [str(name) for entry in defaults if OmegaConf.is_dict(entry) for name in entry]
-    known = groups()
-    return [name for name in named if name in known]
+    unused, known = unused_groups(task), groups()
+    return [name for name in _defaults(task) if name in known and name not in unused]
+
+
+def unused_groups(task: str) -> list[str]:
+    """The groups that a task has no use for, but that an experiment may choose from.
+
+    Its defaults leave them empty: an experiment for both tasks chooses a defense, too.
+
+    Args:
+        task: ``train`` or ``purify``.
+
+    Example:
+        >>> unused_groups("train"), unused_groups("purify")
+        (['defense', 'robustness', 'tuning'], [])
+    """
+    return [
+        name for name, option in _defaults(task).items() if option is None and name != "experiment"
+    ]
+
+
+@functools.cache
+def _defaults(task: str) -> dict[str, Any]:
+    """Group and option of the entries in a task's list of defaults."""
+    entries: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / f"{task}.yaml").defaults)
+    return {
+        str(name): option
+        for entry in entries
+        if isinstance(entry, dict)
+        for name, option in entry.items()
+    }

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fst_lightning.cli.failure import forget_failure, report_failure
 from fst_lightning.cli.launch import is_main_process
 from fst_lightning.cli.own_network import own_network
 from fst_lightning.cli.stopping import end_process, stopped
+from fst_lightning.configuration import unused_groups
 
 _FILE = "job.yaml"
 _PATIENCE_SECONDS = 2.0
@@ -42,6 +43,9 @@ class Job:
     def of_hydra(cls, cfg: DictConfig) -> Job:
         """The job that Hydra is running."""
         hydra = HydraConfig.get()
+        with open_dict(cfg):
+            for group in unused_groups(cfg.task):  # an experiment may have filled them
+                cfg.pop(group, None)
         folder = Path(hydra.runtime.output_dir).absolute()
         # As they were written: one with ${...} in it need not be right.
         overrides = [str(line) for line in OmegaConf.to_container(hydra.overrides.task) or ()]

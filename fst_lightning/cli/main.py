@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import sys
@@ -30,8 +31,6 @@ def _run(task: str) -> None:
     # Here, not at the top: importing Hydra takes a moment, in which a signal may come as well.
     import hydra
     from hydra.core.utils import setup_globals
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from fst_lightning.cli.launch import (
         end_with_parent,
@@ -48,6 +47,9 @@ def _run(task: str) -> None:
     from fst_lightning.cli.resume import check_folder, continued_sweep
     from fst_lightning.configuration import conf_folder
 
+    completes = "COMP_LINE" in os.environ
+    if completes:  # What is half typed is no mistake: the shell shows suggestions, or none.
+        sys.stderr = io.StringIO()
     if not is_main_process():
         end_with_parent()
     setup_globals()
@@ -70,10 +72,14 @@ def _run(task: str) -> None:
     try:
         with leading():
             run()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        # Of what comes before a job: its folder, the configuration of Hydra itself.
+    except Exception as error:
+        # Of what comes before a job, which explains its own failures: its folder, a YAML, a plugin.
         from fst_lightning.cli.failure import explained
 
+        if completes:
+            sys.exit(1)
+        if "debug=true" in sys.argv:
+            raise
         sys.exit(f"error: {explained(error)}")
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
 import itertools
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from fst_lightning.configuration import conf_folder, groups, groups_of
+from fst_lightning.cli.flags import read_flags, sweeps
+from fst_lightning.configuration import conf_folder, groups, groups_of, unused_groups
 
 _MOST_COMBINATIONS = 64
 _DISPENSABLE = ("callbacks", "logger", "robustness", "experiment")
@@ -36,68 +35,96 @@ def check_overrides(task: str, arguments: Sequence[str]) -> str | None:
         what was found and what is valid.
     """
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            options, unknown = get_args_parser().parse_known_args(arguments)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        return f"{said.getvalue().rpartition('error: ')[2].strip()}; see --help."
+        options = read_flags(arguments)
+    except ValueError as error:
+        return str(error)
     overrides: list[str] = options.overrides
-    if unknown:
-        found = " ".join(unknown)
-        return f"{found}: not understood. Flags such as -m stand before or after all key=value."
-    if options.resolve and not (options.cfg or options.help):
-        return "--resolve: it goes with --cfg job, which prints the configuration."
     if options.config_dir or options.config_path or options.config_name:
-        return _check_other_configuration(options)
+        return None
     if options.help or any("hydra.searchpath" in override for override in overrides):
         return None  # Options from elsewhere: Hydra knows them, this check would not.
-    known = groups()
-    parsed = []
-    for override in overrides:
-        try:
-            parsed.append(OverridesParser.create().parse_override(override))
-        except HydraException:
-            return (
-                f"{override}: can't be read. Overrides are written key=value, without spaces "
-                "around =; a value with spaces, brackets, quotes or letters beyond ASCII goes in "
-                """two pairs of quotes: 'key="a value"'."""
-            )
-        if not parsed[-1].key_or_group:
-            return f"{override}: a key is missing. Overrides are written key=value."
-        group, option = parsed[-1].key_or_group, parsed[-1].value()
-        missing = option is None or parsed[-1].is_delete()
-        if missing and group in known and group not in _DISPENSABLE:
-            return f"{override}: `{group}` is needed. Valid: {_list(known[group])}."
-        if isinstance(option, list | dict) and group in known and group not in _DISPENSABLE:
-            return f"{override}: one option is needed. Valid: {_list(known[group])}."
-        if parsed[-1].is_sweep_override() and not options.multirun:
-            return (
-                f"{override}: several values at once are a sweep, which -m starts: python "
-                f"{task}.py -m ... (A list is written [a,b]; a comma in a text 'key=\"a,b\"'.)"
-            )
-    for combination in _combinations(parsed):
-        try:
-            _compose(task, combination)
-        except (HydraException, ValueError) as error:
-            return _explain(task, combination, error)
+    if options.shell_completion:
+        return None  # What is typed so far need not be right.
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        parsed: list[Override] = []
+        for override in overrides:
+            problem = _check_override(task, override, parsed)
+            if problem is not None:
+                return problem
+        if not sweeps(arguments):
+            problem = _check_single(task, parsed)
+            if problem is not None:
+                return problem
+        for combination in _combinations(parsed):
+            try:
+                cfg = compose(task, combination, return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                return _explain(task, combination, error)
+            if options.package is not None:
+                return _check_package(cfg, options.package)
     return None
 
 
-def _check_other_configuration(options: Namespace) -> str | None:
-    """What is wrong with where another configuration is said to be."""
-    for name in ("config_dir", "config_path"):
-        folder = getattr(options, name)
-        if folder and "://" not in folder and not Path(folder).is_dir():
-            return f"--{name.replace('_', '-')}={folder}: there is no such folder."
-    file = options.config_name
-    if file and not (options.config_dir or options.config_path):
-        known = sorted(path.stem for path in conf_folder().glob("*.yaml"))
-        if file.removesuffix(".yaml") not in known:
-            return (
-                f"--config-name={file}: no such file. Valid: {_list(known)}; or say --config-dir."
-            )
+def _check_override(task: str, override: str, parsed: list[Override]) -> str | None:
+    """What is wrong with an override as such; one that is right is added to the parsed ones."""
+    loader = GlobalHydra.instance().config_loader()  # lists the options that a glob matches
+    try:
+        (found,) = OverridesParser.create(config_loader=loader).parse_overrides([override])
+    except HydraException:
+        return (
+            f"{override}: can't be read. Overrides are written key=value, without spaces "
+            "around =; a value with spaces, brackets, quotes or letters beyond ASCII goes in "
+            """two pairs of quotes: 'key="a value"'."""
+        )
+    group, option, known = found.key_or_group, found.value(), groups()
+    if not group:
+        return f"{override}: a key is missing. Overrides are written key=value."
+    if group.partition(".")[0] in unused_groups(task):
+        valid = _list(groups_of(task))
+        return (
+            f"{group}: no such group or key for {task}.py, which purifies nothing; purify.py has "
+            f"it. Valid: {valid}."
+        )
+    missing = option is None or found.is_delete()
+    if missing and group in known and group not in _DISPENSABLE:
+        return f"{override}: `{group}` is needed. Valid: {_list(known[group])}."
+    if isinstance(option, list | dict) and group in known and group not in _DISPENSABLE:
+        return f"{override}: one option is needed. Valid: {_list(known[group])}."
+    if found.is_discrete_sweep() and not list(found.sweep_string_iterator()):
+        valid = f" Valid: {_list(known[group])}." if group in known else ""
+        return f"{override}: there is nothing to sweep over.{valid}"
+    parsed.append(found)
     return None
+
+
+def _check_single(task: str, parsed: Sequence[Override]) -> str | None:
+    """Several values at once, where no sweep was asked for."""
+    swept = [str(override.input_line) for override in parsed if override.is_sweep_override()]
+    if not swept:
+        return None
+    plain = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    try:
+        cfg = compose(task, plain, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        return _explain(task, plain, error)
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        return None
+    return (
+        f"{swept[0]}: several values at once are a sweep, which -m starts: python "
+        f"{task}.py -m ... (A list is written [a,b]; a comma in a text 'key=\"a,b\"'.)"
+    )
+
+
+def _check_package(cfg: DictConfig, package: str) -> str | None:
+    if package == "_global_":
+        return None
+    try:
+        if OmegaConf.select(cfg, package) is not None:
+            return None
+    except OmegaConfBaseException:
+        pass
+    parts = [str(name) for name in cfg if OmegaConf.is_config(cfg._get_node(name))]
+    return f"--package={package}: no such part.{_nearest(package, parts)} Valid: {_list(parts)}."
 
 
 def _combinations(parsed: Sequence[Override]) -> Iterator[list[str]]:
@@ -113,11 +140,6 @@ def _combinations(parsed: Sequence[Override]) -> Iterator[list[str]]:
             choices.append([override.input_line or ""])
     for combination in itertools.islice(itertools.product(*choices), _MOST_COMBINATIONS):
         yield list(combination)
-
-
-def _compose(task: str, overrides: Sequence[str]) -> DictConfig:
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose(task, list(overrides))
 
 
 def _explain(task: str, overrides: Sequence[str], error: Exception) -> str:
@@ -137,7 +159,10 @@ def _explain(task: str, overrides: Sequence[str], error: Exception) -> str:
         return _first_line(error)
     key = missing[1]
     chosen = [f"{group}={given[group]}" for group in own if group in given]
-    cfg = _compose(task, chosen)
+    try:
+        cfg = compose(task, chosen)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return _first_line(error)
     if "." not in key:
         keys = (str(name) for name in cfg if not OmegaConf.is_dict(cfg[name]))
         valid = sorted({*own, *keys})
@@ -198,4 +223,6 @@ def _list(words: Sequence[str]) -> str:
 
 def _first_line(error: Exception) -> str:
     text = str(error).split("\n\n")[0].split("See https://")[0]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        text = f"{text}: {str(error.__cause__).splitlines()[0]}"
     return " ".join(text.split())

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
+
+from fst_lightning.cli.flags import read_flags, sweeps
 
 _SWEEPS = "multirun"
 _FOLDER = "hydra.sweep.dir"
@@ -28,10 +29,9 @@ def continued_sweep(task: str, arguments: Sequence[str]) -> list[str]:
     Returns:
         Nothing, or one override.
     """
-    options, _ = get_args_parser().parse_known_args(arguments)
-    overrides: list[str] = options.overrides or []
+    overrides: list[str] = read_flags(arguments).overrides
     resumes = any(line.lower() in ("resume=true", "++resume=true") for line in overrides)
-    if not (options.multirun and resumes):
+    if not (resumes and sweeps(arguments)):
         return []
     if any(line.lstrip("+").startswith(f"{_FOLDER}=") for line in overrides):
         return []
@@ -48,9 +48,9 @@ def check_folder(arguments: Sequence[str]) -> str | None:
     Args:
         arguments: of the command line.
     """
-    options, _ = get_args_parser().parse_known_args(arguments)
-    told = any(line.lstrip("+").startswith(f"{_FOLDER}=") for line in options.overrides or [])
-    if told or not options.multirun:
+    overrides: list[str] = read_flags(arguments).overrides
+    told = any(line.lstrip("+").startswith(f"{_FOLDER}=") for line in overrides)
+    if told or not sweeps(arguments):
         return None
     return (
         f"{_FOLDER}: not given. Each of several processes would name the sweep's folder by its own "

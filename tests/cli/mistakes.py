@@ -47,6 +47,23 @@ defense.alpha=auto | defense=fst defense=ft | tuning.optimizer._target_=torch.op
 tuning.optimizer.nope=1 | report=null | report=html | logger=csv,none | tuning.optimizer=adam
 tuning.scheduler=null | tuning=null | training=null | +trainer.plugins=[] | trainer.strategy=fsdp
 trainer.strategy=nope | trainer.devices=[] | trainer.devices=[0]
+experiment=cifar10_jpeg_narrow | experiment=cifar10_fst defense=none | experiment=cifar10_fst,nope
+experiment=[cifar10_fst] | +experiment=cifar10_fst | ~experiment | experiment=null
+defense=glob(zz*) -m | seed=glob(*) -m | defense=glob(f*) | attack=glob( -m | model=glob([z*]) -m
+hydra.mode=MULTIRUN seed=0,x | hydra.mode=multirun | hydra.mode=RUN seed=0,1 | hydra.mode= | --cfg job -m
+hydra.mode=MULTIRUN hydra.sweep.subdir=same seed=0,1 | seed=0,1 hydra.sweep.subdir=${seed_} -m
+seed=0,1 hydra.sweep.dir= -m | seed=0,1 hydra.sweep.subdir= -m | seed=0,1 hydra.sweep.subdir=.. -m
+--cfg job --package=nope | --cfg job --package=model.width | --package | --cfg hydra -p hydra.run
+--cfg all | --cfg=none | --info=nope | --info=defaults-tree | -sc | -sc install=bash | -sc install=csh
+-sc query=bash | --shell-completion uninstall=fish | --version | --vers | --experimental-rerun=text.pt
+--config-dir=. --config-name=text | --config-dir=. | --config-name=train | -cn purify | -cp .
+hydra.job.chdir=true checkpoint=missing.pt | hydra.run.dir=text.pt | hydra.run.dir=x/${nope}
+checkpoint=~/missing.pt | checkpoint='~nobody/x.pt' | checkpoint=epoch=9-step=100.ckpt
+checkpoint=[best].pt | checkpoint=a,b.pt | checkpoint={1}.pt | checkpoint=$v.pt | checkpoint=a:b.pt
+checkpoint=(1).pt | checkpoint=100%.pt | checkpoint=it's.pt | checkpoint=#1.pt | checkpoint=~t.pt
+data=image_folder data.root=~nobody | data=npz data.root='a=b.npz' | data=npz data.root=a=b.npz
+data.triggered_root=~/nope | paths.store=text.pt | paths.outputs=text.pt | paths.store=
+hydra.searchpath=[file://nope] | hydra/callbacks=nope | hydra.callbacks.sweep_table._target_=nope
 """.strip().splitlines()
     for line in row.split(" | ")
 )

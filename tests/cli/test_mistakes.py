@@ -13,7 +13,7 @@ from fst_lightning.reports import read_results
 from tests.cli.mistakes import Mistake, mistake
 from tests.cli.processes import Finished, Started
 
-_SHOWS = ("--help", "--cfg", "--info")
+_SHOWS = ("--help", "--cfg", "--info", "--vers", "-sc", "--shell-completion")
 _SIZE = 30
 
 

@@ -1,11 +1,13 @@
 """A mistake on the command line names what would be valid."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fst_lightning.cli.overrides import check_overrides
-from fst_lightning.configuration import groups
+from fst_lightning.configuration import conf_folder, groups
 from tests.cli.conftest import Command
 
 MISTAKES = {
@@ -89,6 +91,13 @@ def test_every_job_of_a_sweep_is_checked(override: str, part: str) -> None:
         ["hydra.run.dir=x", "hydra.sweep.dir=y"],
         ["-m", "attack=badnets,blended", "seed=0,1,2", "attack.poison_ratio=0.1,0.05"],
         ["-m", "seed=range(10)"],
+        ["-m", "defense=glob(ft*)"],
+        ["-m", "defense=glob([ft*,lp],exclude=ft_*)", "seed=0,1"],
+        ["hydra.mode=MULTIRUN", "defense=ft,lp"],
+        ["--cfg", "job", "--package", "model"],
+        ["--cfg", "hydra", "--package", "hydra.run"],
+        ["-sc", "install=bash"],
+        ["-sc", "uninstall=fish"],
         ["--help"],
         ["--cfg", "job"],
         ["hydra.searchpath=[pkg://elsewhere]", "defense=theirs"],
@@ -106,11 +115,76 @@ def test_what_is_no_override_is_explained(override: str) -> None:
     assert "key=value" in message
 
 
-def test_a_mistake_inside_a_file_keeps_hydras_words() -> None:
-    message = check_overrides("train", ["experiment=cifar10_fst"])
+Write = Callable[[str], None]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes ``experiment/mine.yaml`` into a copy of the configuration, which is then used."""
+    folder = tmp_path / "conf"
+    shutil.copytree(conf_folder(), folder)
+
+    def write(text: str) -> None:
+        file = folder / "experiment" / "mine.yaml"
+        file.write_text(f"# @package _global_\n{text}", encoding="utf-8")
+        for module in ("configuration", "cli.overrides"):
+            monkeypatch.setattr(f"fst_lightning.{module}.conf_folder", lambda: folder)
+
+    return write
+
+
+def test_a_mistake_inside_a_file_keeps_hydras_words(experiment: Write) -> None:
+    experiment("defaults:\n  - override /nope: fst\n")
+    for more in ([], ["defense=none"]):
+        message = check_overrides("purify", ["experiment=mine", *more])
+        assert message is not None
+        assert "experiment/mine" in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("task", ["train", "purify"])
+@pytest.mark.parametrize("name", groups()["experiment"])
+def test_every_experiment_composes_with_both_commands(name: str, task: str) -> None:
+    assert check_overrides(task, [f"experiment={name}", "data.root=x"]) is None
+
+
+def test_an_experiment_that_chooses_what_train_has_no_use_for(experiment: Write) -> None:
+    experiment(
+        "defaults:\n  - override /defense: anp\n  - override /robustness: [retuning]\n"
+        "  - override /tuning: default\ndefense:\n  alpha: 0.3\n"
+    )
+    for task in ("train", "purify"):
+        assert check_overrides(task, ["experiment=mine"]) is None
+    message = check_overrides("train", ["experiment=mine", "defense.alpha=0.1"])
     assert message is not None
-    assert "cifar10_fst" in message
+    assert message.startswith("defense.alpha: no such group or key for train.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ("-m defense=glob(zz*)", ("defense=glob(zz*): there is nothing to sweep over", "ft_sam")),
+        ("-m seed=glob(*)", ("seed=glob(*): there is nothing to sweep over",)),
+        ("-m defense=glob(ft*) defense.alpha=1", ("no such key in defense (defense=ft)",)),
+        ("-m --cfg job", ("-m --cfg: only one of them",)),
+        ("--cfg job --info all", ("--cfg --info: only one of them",)),
+        ("--package=model", ("it goes with --cfg job",)),
+        ("--cfg job --package=modle", ("--package=modle: no such part", "Did you mean model?")),
+        ("--cfg job --package=model.nope", ("--package=model.nope: no such part",)),
+        ("-sc", ("-sc : expected one of install=bash",)),
+        ("-sc install=csh", ("-sc install=csh: expected one of install=bash, install=zsh",)),
+        ("-sc query=bash", ("COMP_LINE",)),
+        ("hydra.mode=nope", ("hydra.mode=nope", "RUN, MULTIRUN")),
+        ("hydra.mode=RUN seed=0,1", ("seed=0,1: several values at once",)),
+        ("--experimental-rerun=x.pkl", ("--experimental-rerun=x.pkl", "can run code")),
+    ],
+)
+def test_flags_and_sweeps_are_explained(arguments: str, parts: tuple[str, ...]) -> None:
+    message = check_overrides("purify", arguments.split())
+    assert message is not None
     assert "\n" not in message
+    for part in parts:
+        assert part in message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The commands from end to end."""
 
 import csv
+import fnmatch
 import json
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from fst_lightning.configuration import groups
 from fst_lightning.reports import read_results, validate
 from tests.cli.conftest import Command, Outcome
 from tests.runs import tiny
@@ -154,3 +157,29 @@ def test_two_processes(tmp_path: Path) -> None:
     assert not list((tmp_path / "store/work").iterdir())
     assert [file.parent.name for file in tmp_path.rglob("results.json")] == ["run"]
     assert found["before"]["ca"] * 31 == pytest.approx(round(found["before"]["ca"] * 31))
+
+
+@pytest.mark.parametrize("task", ["train", "purify"])
+def test_an_experiment_is_for_both_commands(task: str, command: Command) -> None:
+    outcome = command("experiment=cifar10_fst", "data=fake", "hydra.run.dir=run", task=task)
+    assert outcome.code == 0, outcome.err
+    assert results(outcome)["attack"]["name"] == "blended"
+    config = OmegaConf.load(outcome.folder / "run" / "config.yaml")
+    assert ("defense" in config, "tuning" in config) == (task == "purify", task == "purify")
+
+
+@pytest.mark.parametrize(
+    "sweep", [("-m", "defense=glob(ft_i*)"), ("hydra.mode=MULTIRUN", "defense=ft,lp")]
+)
+def test_a_sweep_over_a_group_by_pattern_or_by_mode(
+    sweep: tuple[str, ...], command: Command
+) -> None:
+    outcome = command(*sweep, "hydra.sweep.dir=sw", "attack=badnets")
+    assert outcome.code == 0, outcome.err
+    found = {
+        results(outcome, f"sw/{job.name}")["defense"]["name"]
+        for job in (outcome.folder / "sw").glob("[0-9]")
+    }
+    assert found == (
+        {"ft", "lp"} if "-m" not in sweep else set(fnmatch.filter(groups()["defense"], "ft_i*"))
+    )
