@@ -109,6 +109,13 @@ def _configuration_problem(options: Namespace) -> str | None:
         folder = getattr(options, name)
         if folder and "://" not in folder and not Path(folder).is_dir():
             return f"--{name.replace('_', '-')}={folder}: there is no such folder."
+    if options.config_path and "://" not in options.config_path:
+        folder = Path(options.config_path)
+        if not folder.is_absolute():
+            return (
+                f"--config-path={folder}: it would start at the folder of this package's code. Say "
+                f"--config-path={folder.resolve()}, or add options with --config-dir={folder}."
+            )
     file = options.config_name
     if file and not (options.config_dir or options.config_path):
         known = sorted(path.stem for path in conf_folder().glob("*.yaml"))

@@ -88,6 +88,8 @@ def _check_override(task: str, override: str, parsed: list[Override]) -> str | N
     missing = option is None or found.is_delete()
     if missing and group in known and group not in _DISPENSABLE:
         return f"{override}: `{group}` is needed. Valid: {_list(known[group])}."
+    if option is None and group in known and not found.is_delete():
+        return f"{override}: one option is needed; ~{group} leaves the group empty."
     if isinstance(option, list | dict) and group in known and group not in _DISPENSABLE:
         return f"{override}: one option is needed. Valid: {_list(known[group])}."
     if found.is_discrete_sweep() and not list(found.sweep_string_iterator()):

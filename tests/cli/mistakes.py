@@ -50,12 +50,15 @@ trainer.strategy=nope | trainer.devices=[] | trainer.devices=[0]
 experiment=cifar10_jpeg_narrow | experiment=cifar10_fst defense=none | experiment=cifar10_fst,nope
 experiment=[cifar10_fst] | +experiment=cifar10_fst | ~experiment | experiment=null
 defense=glob(zz*) -m | seed=glob(*) -m | defense=glob(f*) | attack=glob( -m | model=glob([z*]) -m
-hydra.mode=MULTIRUN seed=0,x | hydra.mode=multirun | hydra.mode=RUN seed=0,1 | hydra.mode= | --cfg job -m
+hydra.mode=MULTIRUN seed=0,x | hydra.mode=multirun | hydra.mode=RUN seed=0,1 | hydra.mode=
+--cfg job -m | hydra.mode=RUN -m
 hydra.mode=MULTIRUN hydra.sweep.subdir=same seed=0,1 | seed=0,1 hydra.sweep.subdir=${seed_} -m
 seed=0,1 hydra.sweep.dir= -m | seed=0,1 hydra.sweep.subdir= -m | seed=0,1 hydra.sweep.subdir=.. -m
 --cfg job --package=nope | --cfg job --package=model.width | --package | --cfg hydra -p hydra.run
---cfg all | --cfg=none | --info=nope | --info=defaults-tree | -sc | -sc install=bash | -sc install=csh
--sc query=bash | --shell-completion uninstall=fish | --version | --vers | --experimental-rerun=text.pt
+--cfg all | --cfg=none | --info=nope | --info=defaults-tree | -sc | -sc install=bash
+-sc install=csh | -sc install=zsh,fish
+-sc query=bash | --shell-completion uninstall=fish | --version | --vers
+--experimental-rerun=text.pt | --experimental-rerun
 --config-dir=. --config-name=text | --config-dir=. | --config-name=train | -cn purify | -cp .
 hydra.job.chdir=true checkpoint=missing.pt | hydra.run.dir=text.pt | hydra.run.dir=x/${nope}
 checkpoint=~/missing.pt | checkpoint='~nobody/x.pt' | checkpoint=epoch=9-step=100.ckpt

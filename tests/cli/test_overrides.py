@@ -174,6 +174,8 @@ def test_an_experiment_that_chooses_what_train_has_no_use_for(experiment: Write)
         ("-sc", ("-sc : expected one of install=bash",)),
         ("-sc install=csh", ("-sc install=csh: expected one of install=bash, install=zsh",)),
         ("-sc query=bash", ("COMP_LINE",)),
+        ("experiment=null", ("experiment=null: one option is needed; ~experiment",)),
+        ("-cp .", ("--config-path=.: it would start at", "--config-dir=.")),
         ("hydra.mode=nope", ("hydra.mode=nope", "RUN, MULTIRUN")),
         ("hydra.mode=RUN seed=0,1", ("seed=0,1: several values at once",)),
         ("--experimental-rerun=x.pkl", ("--experimental-rerun=x.pkl", "can run code")),
