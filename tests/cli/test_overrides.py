@@ -169,7 +169,7 @@ def test_an_experiment_that_chooses_what_train_has_no_use_for(experiment: Write)
         ("-m --cfg job", ("-m --cfg: only one of them",)),
         ("--cfg job --info all", ("--cfg --info: only one of them",)),
         ("--package=model", ("it goes with --cfg job",)),
-        ("--cfg job --package=modle", ("--package=modle: no such part", "Did you mean model?")),
+        ("--cfg job --package=modl", ("--package=modl: no such part", "Did you mean model?")),
         ("--cfg job --package=model.nope", ("--package=model.nope: no such part",)),
         ("-sc", ("-sc : expected one of install=bash",)),
         ("-sc install=csh", ("-sc install=csh: expected one of install=bash, install=zsh",)),
