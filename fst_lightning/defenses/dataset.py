@@ -102,12 +102,14 @@ class DatasetDefense(Defense, ABC):
 
     def findings(self) -> dict[str, Any]:
         """How many rows are suspected."""
-        flagged, rows = int(self.suspected.sum()), len(self.suspected)
-        return {
-            "summary": f"{flagged:,} of {rows:,} rows of the training set are suspected.",
-            "flagged": flagged,
-            "num_rows": rows,
+        found: dict[str, Any] = {
+            "flagged": int(self.suspected.sum()),
+            "num_rows": len(self.suspected),
         }
+        if self.shortfall() is not None:
+            rows = f"{found['num_rows']:,} rows of the training set"
+            found["summary"] = f"None of the {rows} was left out, and no network was trained anew."
+        return found
 
     def shortfall(self) -> str | None:
         """``No row was suspected``: no network was trained anew."""

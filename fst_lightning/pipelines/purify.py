@@ -224,7 +224,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         peak_memory_mb=costs.peak_memory_mb,
         robustness=robustness,
         environment=environment(run, trainer),
-        answers=compare_answers(trainer, right_before, module.right),
+        answers=None if after is before else compare_answers(trainer, right_before, module.right),
         shift=shift.measure(),
         checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},
         overrides=run.overrides,

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -116,6 +117,7 @@ def purify(
 
     if defense.tunes:
         fit(net, defense, loader, clean)
+        _warn_of_shortfall(defense)
         return net.cpu().eval()
     if clean is None:
         clean = CleanData.gather(loader)
@@ -137,7 +139,16 @@ def purify(
             train,
         )
         net = net if found is None else found
+    _warn_of_shortfall(defense)
     return net.cpu().eval()
+
+
+def _warn_of_shortfall(defense: Defense) -> None:
+    """Say what the defense did not do, such as prune: the network that it leaves shows nothing."""
+    what = defense.shortfall()
+    if what is not None:
+        summary = defense.findings().get("summary", "")
+        rank_zero_warn(f"{type(defense).__name__}: {what}. {summary}".rstrip())
 
 
 def _clean_data(

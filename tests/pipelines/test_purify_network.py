@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from fst_lightning import PurificationModule, purify
 from fst_lightning.defenses import (
     FST,
+    AdversarialNeuronPruning,
+    ChannelLipschitzPruning,
     CleanData,
     DatasetDefense,
     Defense,
     FineTuning,
     LinearProbing,
+    NeuralCleanse,
     NoDefense,
     PoisonedData,
 )
@@ -205,3 +210,29 @@ def test_a_network_without_a_head_is_refused(loader: Pairs) -> None:
 def test_epochs_are_one_or_more(epochs: int, net: nn.Module, loader: Pairs) -> None:
     with pytest.raises(ValueError, match="max_epochs"):
         purify(net, loader, FST(), max_epochs=epochs, accelerator="cpu")
+
+
+@pytest.mark.parametrize(
+    ("defense", "words"),
+    [
+        (NeuralCleanse(threshold=1e9, rounds=1, steps=1, restarts=1), "No class was suspected"),
+        (ChannelLipschitzPruning(u=50), "Nothing was pruned"),
+        (AdversarialNeuronPruning(max_pruning_ca_drop=0.0), None),
+    ],
+)
+def test_a_defense_that_did_nothing_says_so(defense: Any, words: str | None) -> None:
+    """And one that prunes what costs nothing does not warn."""
+    loader = DataLoader(TensorDataset(tiny.images(32) / 255, tiny.labels(32)), 8)
+    net = tiny.conv_net()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        purified = purify(net, loader, defense, max_epochs=1, lr=0.5, accelerator="cpu", seed=0)
+    said = [str(each.message) for each in caught if type(defense).__name__ in str(each.message)]
+    pruned = defense.findings().get("pruned_channels")
+    if words is None:
+        assert bool(said) is (pruned == 0)
+        return
+    assert len(said) == 1
+    assert words in said[0]
+    for name, value in purified.state_dict().items():
+        assert torch.equal(value, net.state_dict()[name])
