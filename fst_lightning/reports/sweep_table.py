@@ -14,6 +14,7 @@ from fst_lightning.reports.layout import (
     shown,
     width_of,
 )
+from fst_lightning.reports.notes import THERE_FROM
 from fst_lightning.reports.results import RATES
 from fst_lightning.reports.sweep import Failure, Group, Spread, SweepSummary
 
@@ -50,12 +51,17 @@ def render_sweep(summary: SweepSummary, console: Console) -> None:
 def sweep_notes(summary: SweepSummary) -> list[str]:
     """List what must be known before the means are believed."""
     found = []
+    biased = any(
+        run.implanted is False and (run.values["before.asr"] or 0) >= THERE_FROM
+        for run in summary.runs
+    )
+    why = "ASR < 50 %, or hardly above its control" if biased else "ASR < 50 %"
     for name, groups in _by_network(summary).items():
         failed, runs = sum(g.not_implanted for g in groups), sum(g.n for g in groups)
         if failed:
             others = ", and DER averages the others" if failed < runs else ""
             found.append(
-                f"{name}: the attack did not take (ASR < 50 %) in {failed} of {runs} runs; "
+                f"{name}: the attack did not take ({why}) in {failed} of {runs} runs; "
                 f"no defense is credited there{others}."
             )
     for group in summary.groups:

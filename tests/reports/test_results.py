@@ -98,7 +98,9 @@ def test_credits_no_defense_where_the_attack_did_not_take(asr: int, implanted: b
         (610, 500, 1000, False),  # half of all clean images of other classes get the target anyway
         (610, 20, 1000, True),
         (970, 500, 1000, True),  # such a network can have a backdoor as well
-        (500, 20, 1000, True),
+        (510, 20, 1000, True),
+        (509, 20, 1000, False),
+        (738, 518, 1000, False),  # a clean network that leans to the target, and a blended picture
         (499, 0, 1000, False),
         (990, 990, 1000, False),
         (12, 10, 20, False),  # so few images show nothing

@@ -133,8 +133,14 @@ def test_chosen_numbers_do_not_split_a_group(tmp_path: Path) -> None:
             seed=seed,
             defense={"name": "fst", "alpha": alpha, "auto": ["alpha"]},
         )
-    (group,) = summarise_sweep(tmp_path).groups
+    summary = summarise_sweep(tmp_path)
+    (group,) = summary.groups
     assert group.n == 2
+    assert sweep_notes(summary) == []
+    counts = {"ca": (500, 1000), "asr": (610, 1000), "ra": (55, 1000), "control": (500, 1000)}
+    put(tmp_path, "2", seed=2, before=Score.from_counts(counts))
+    (note,) = sweep_notes(summarise_sweep(tmp_path))
+    assert "did not take (ASR < 50 %, or hardly above its control) in 1 of 3 runs" in note
 
 
 def test_counts_attacks_that_did_not_take(tmp_path: Path) -> None:
