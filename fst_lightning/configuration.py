@@ -8,6 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+LEARNING_RATE = "tuning.optimizer.lr"
+ALPHA = "defense.alpha"
+AUTOMATIC = (LEARNING_RATE, ALPHA)
+"""What a run chooses on clean images if it is ``auto``."""
+
 
 def conf_folder() -> Path:
     """The folder of the YAML files: inside an installed package, beside it in a checkout.

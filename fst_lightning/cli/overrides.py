@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fst_lightning.cli.flags import read_flags, sweeps
+from fst_lightning.cli.values import check_values
 from fst_lightning.configuration import conf_folder, groups, groups_of, unused_groups
 
 _MOST_COMBINATIONS = 64
@@ -55,14 +56,25 @@ def check_overrides(task: str, arguments: Sequence[str]) -> str | None:
             problem = _check_single(task, parsed)
             if problem is not None:
                 return problem
+        defaults = None
         for combination in _combinations(parsed):
             try:
                 cfg = compose(task, combination, return_hydra_config=True)
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 return _explain(task, combination, error)
+            defaults = defaults or _defaults(task, combination)
+            problem = check_values(parsed, cfg, defaults)
+            if problem is not None:
+                return problem
             if options.package is not None:
                 return _check_package(cfg, options.package)
     return None
+
+
+def _defaults(task: str, combination: Sequence[str]) -> DictConfig:
+    """What a job is composed to without the values that the command line sets."""
+    known = groups()
+    return compose(task, [line for line in combination if line.partition("=")[0] in known])
 
 
 def _check_override(task: str, override: str, parsed: list[Override]) -> str | None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import collections.abc
 import difflib
 import inspect
 import sys
-import types
 from collections.abc import Container
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra._internal.utils import _locate  # the public one logs what it does not find
 from omegaconf import DictConfig, OmegaConf
 
-_NUMBERS = (int, float)
+from fst_lightning.annotations import described, fits
+
 _LISTED = 10
 
 
@@ -47,9 +46,13 @@ def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
             continue
         if value is None and name == "total_steps" and config.get("_partial_"):
             continue  # A recipe may leave it open: it is filled in when the training begins.
-        if value != parameters[str(name)].default and not _fits(value, hints[str(name)]):
+        hint, plain = hints[str(name)], value
+        if OmegaConf.is_list(value):
+            plain = OmegaConf.to_container(value)
+        # The constructor knows its choices; this project's `auto` is none of a Trainer's.
+        if value != parameters[str(name)].default and not fits(plain, hint, choices=False):
             raise ValueError(
-                f"Expected `{config._get_full_key(name)}` to be {_described(hints[str(name)])}, "
+                f"Expected `{config._get_full_key(name)}` to be {described(hint)}, "
                 f"but got {value!r}."
             )
 
@@ -148,31 +151,3 @@ def check_names(config: DictConfig, given: Container[str] = ()) -> None:
                 f"Expected `{full}` to be set: {name} needs it (+{full}=...). "
                 f"Its arguments: {listed}."
             )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    kind = get_origin(hint) or hint
-    if kind in (Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if kind is Literal or kind is Any:
-        return True  # The constructor knows its choices.
-    if kind in _NUMBERS:
-        return isinstance(value, int | kind) and not isinstance(value, bool)
-    if kind in (collections.abc.Sequence, list, tuple):
-        return OmegaConf.is_list(value)
-    try:
-        return isinstance(value, kind)
-    except TypeError:
-        return True  # Nothing that can be asked at run time, a protocol for example.
-
-
-def _described(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    kind = get_origin(hint) or hint
-    if kind in (Union, types.UnionType):
-        return " or ".join(_described(option) for option in get_args(hint))
-    if kind is types.NoneType:
-        return "null"
-    if kind in (collections.abc.Sequence, list, tuple):
-        return "a list"
-    return words.get(kind, getattr(kind, "__name__", str(kind)))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fst_lightning.attacks import Attack
 from fst_lightning.callbacks import BatchSizeAdvice, FiniteLoss, progress_callback
 from fst_lightning.checkpoints import Store
+from fst_lightning.configuration import ALPHA, AUTOMATIC, LEARNING_RATE
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.defenses.train import keep_modes
@@ -34,13 +35,9 @@ from fst_lightning.pipelines.precision import resolve_precision
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.sigterm import SigtermAsBefore
 
-LEARNING_RATE = "tuning.optimizer.lr"
-ALPHA = "defense.alpha"
 _NUM_CLASSES = "num_classes"
 _TRIED = 8  # images, on which a network shows what it returns
 _NO_ARGUMENTS = ("head", "compile")  # keys of the group `model` that build nothing
-AUTOMATIC = (LEARNING_RATE, ALPHA)
-"""What a run chooses on clean images where it is ``auto``."""
 
 
 def make_attack(run: Run) -> Attack:

@@ -20,6 +20,7 @@ from fst_lightning.checkpoints import (
     read_checkpoint,
     write_state,
 )
+from fst_lightning.configuration import ALPHA
 from fst_lightning.data import (
     BackdoorDataModule,
     ImageSet,
@@ -53,7 +54,6 @@ from fst_lightning.pipelines.export_model import check_formats, export_model
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
 from fst_lightning.pipelines.known import adopt_card, check_adopted
 from fst_lightning.pipelines.parts import (
-    ALPHA,
     automatic_keys,
     check_outputs,
     make_attack,

@@ -15,7 +15,7 @@ BAD = {
     "tuning.max_epochs=-1": "tuning.max_epochs",
     "tuning.clean_ratio=0.017": "1 clean images",
     "checkpoint=missing.pt": "missing.pt",
-    "seed=abc": "seed",
+    "seed=-1": "seed",
     "data=image_folder data.root=missing": "missing",
 }
 

@@ -77,3 +77,22 @@ def test_a_mistake(tmp_path: Path) -> None:
         f"Valid: {', '.join(groups()['defense'])}."
     ]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [("-m", "seed=0,x"), ("defense.reinit=orthagonal",)])
+def test_a_wrong_value_is_found_without_torch(wrong: tuple[str, ...], tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "purify", *wrong],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    (message, heavy) = json.loads(done.stderr)
+    assert message.startswith("error: Expected `")
+    assert heavy == []
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < SECONDS

@@ -213,3 +213,49 @@ def test_nothing_is_written(override: str, command: Command, tmp_path: Path) -> 
     assert outcome.err.startswith("error: ")
     assert outcome.out == ""
     assert not list(tmp_path.iterdir())
+
+
+VALUES = {
+    "-m seed=0,x": "`seed` to be a whole number, but got 'x'.",
+    "-m seed=range(3) defense.alpha=0.1,0.2,abc": "`defense.alpha` to be a number or auto, but",
+    "-m defense=ft,fst defense.project_norm=true,maybe": "`defense.project_norm` to be true or",
+    "hydra.mode=MULTIRUN attack.target_label=0,1.5": "`attack.target_label` to be a whole number,",
+    "defense.reinit=orthagonal": "one of orthogonal, uniform, none, but got 'orthagonal'. Did you "
+    "mean orthogonal?",
+    "attack.corner=bottom_rigth": "Did you mean bottom_right?",
+    "data=image_folder data.cache=strem": "one of auto, off, stream, but got 'strem'. Did you mean",
+    "data=image_folder data.classes=cat": "`data.classes` to be a list or null, but got 'cat'.",
+    "tuning.optimizer.lr=abc": "`tuning.optimizer.lr` to be a number or auto, but got 'abc'.",
+    "training.optimizer.lr=auto": "`training.optimizer.lr` to be a number, but got 'auto'.",
+    "tuning.max_epochs=1.5": "`tuning.max_epochs` to be a whole number, but got 1.5.",
+    "++tuning.balanced=yes": "`tuning.balanced` to be true or false, but got 'yes'.",
+    "report.enabled=no": "`report.enabled` to be true or false, but got 'no'.",
+    "debug=maybe": "`debug` to be true or false, but got 'maybe'.",
+    "seed='3'": "`seed` to be a whole number, but got '3'.",
+}
+
+
+@pytest.mark.parametrize(("arguments", "part"), VALUES.items())
+def test_a_value_of_another_type_is_found_before_the_first_job(arguments: str, part: str) -> None:
+    message = check_overrides("purify", arguments.split())
+    assert message is not None
+    assert message.startswith("Expected `")
+    assert part in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "defense.alpha=auto tuning.optimizer.lr=auto",
+        "-m defense.alpha=0,1,0.5,auto",
+        "-m defense.alpha=interval(0,1)",
+        "val_images=null resume=x.ckpt",
+        "seed=${oc.env:SEED} defense.reinit=${defense.nope}",
+        "data=image_folder data.classes=[cat,1] data.root=???",
+        "model._target_=torch.nn.Linear",
+        "training.optimizer.lr=1",
+        "checkpoint=7 num_workers=2 attack.image=x.png",
+    ],
+)
+def test_a_value_that_may_be_right_passes(arguments: str) -> None:
+    assert check_overrides("purify", arguments.split()) is None

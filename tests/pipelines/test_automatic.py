@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fst_lightning.attacks import BadNets
+from fst_lightning.configuration import ALPHA, LEARNING_RATE
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import FST
 from fst_lightning.metrics import paired_drop_interval
@@ -20,7 +21,7 @@ from fst_lightning.models import find_head, small_resnet
 from fst_lightning.modules import InputPipeline
 from fst_lightning.pipelines import automatic, run_pipeline
 from fst_lightning.pipelines.automatic import choose_settings, log_grid, strongest
-from fst_lightning.pipelines.parts import ALPHA, LEARNING_RATE, make_defense
+from fst_lightning.pipelines.parts import make_defense
 from fst_lightning.pipelines.probe import Trial, compare
 from fst_lightning.reports import verdict
 from tests.pipelines.conftest import Start, defender
