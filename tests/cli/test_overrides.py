@@ -223,7 +223,7 @@ VALUES = {
     "defense.reinit=orthagonal": "one of orthogonal, uniform, none, but got 'orthagonal'. Did you "
     "mean orthogonal?",
     "attack.corner=bottom_rigth": "Did you mean bottom_right?",
-    "data=image_folder data.cache=strem": "one of auto, off, stream, but got 'strem'. Did you mean",
+    "data=image_folder data.cache=steam": "one of auto, off, stream, but got 'steam'. Did you mean",
     "data=image_folder data.classes=cat": "`data.classes` to be a list or null, but got 'cat'.",
     "tuning.optimizer.lr=abc": "`tuning.optimizer.lr` to be a number or auto, but got 'abc'.",
     "training.optimizer.lr=auto": "`training.optimizer.lr` to be a number, but got 'auto'.",
