@@ -107,7 +107,7 @@ def nearest_choice(value: Any, hint: Any) -> str:
     """A sentence with the choice that a mistyped word is most like, or nothing.
 
     Example:
-        >>> nearest_choice("orthagonal", Literal["orthogonal", "uniform"])
+        >>> nearest_choice("orthonogal", Literal["orthogonal", "uniform"])
         ' Did you mean orthogonal?'
     """
     options = [option for option in _choices(hint) if isinstance(option, str)]

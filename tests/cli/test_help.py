@@ -79,7 +79,7 @@ def test_a_mistake(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [("-m", "seed=0,x"), ("defense.reinit=orthagonal",)])
+@pytest.mark.parametrize("wrong", [("-m", "seed=0,x"), ("defense.reinit=orthonogal",)])
 def test_a_wrong_value_is_found_without_torch(wrong: tuple[str, ...], tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(

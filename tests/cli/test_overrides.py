@@ -220,7 +220,7 @@ VALUES = {
     "-m seed=range(3) defense.alpha=0.1,0.2,abc": "`defense.alpha` to be a number or auto, but",
     "-m defense=ft,fst defense.project_norm=true,maybe": "`defense.project_norm` to be true or",
     "hydra.mode=MULTIRUN attack.target_label=0,1.5": "`attack.target_label` to be a whole number,",
-    "defense.reinit=orthagonal": "one of orthogonal, uniform, none, but got 'orthagonal'. Did you "
+    "defense.reinit=orthonogal": "one of orthogonal, uniform, none, but got 'orthonogal'. Did you "
     "mean orthogonal?",
     "attack.corner=bottom_rigth": "Did you mean bottom_right?",
     "data=image_folder data.cache=steam": "one of auto, off, stream, but got 'steam'. Did you mean",
