@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fst_lightning.printable import printable
 
-__all__ = ["CheckpointError", "Refusal", "shown"]
+__all__ = ["CheckpointError", "Refusal", "key_advice", "shown"]
 
 _LONGEST = 120
 
@@ -44,3 +44,13 @@ def shown(value: object) -> str:
     """
     text = printable(str(value)[: _LONGEST + 1])
     return f"`{text[:_LONGEST]}...`" if len(text) > _LONGEST else f"`{text}`"
+
+
+def key_advice(key: str) -> str:
+    """Return the setting that takes the part of a file under `key`, or under a prefix with a dot.
+
+    Example:
+        >>> key_advice("student.")
+        '`checkpoint_key=student`'
+    """
+    return shown(f"checkpoint_key={key.removesuffix('.')}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fst_lightning.checkpoints.errors import CheckpointError, shown
+from fst_lightning.checkpoints.errors import CheckpointError, key_advice, shown
+from fst_lightning.checkpoints.folding import Fold
 
-__all__ = ["KeyMap", "match_keys"]
+__all__ = ["KeyMap", "is_counter", "match_keys"]
 
 _WRAPPERS = {"module", "model", "net", "network", "backbone", "_orig_mod"}
 _TRANSPARENT = {"module", "_orig_mod"}
@@ -28,6 +29,8 @@ class KeyMap:
         missing: names of the network that the file lacks; BatchNorm's counters are left out.
         unexpected: names under the prefix that the network lacks.
         outside: names that do not begin with the prefix.
+        folds: weights that the file holds in parts.
+        kept: tensors of the file that are not the network's and go back as they are.
     """
 
     to_net: Mapping[str, str]
@@ -35,6 +38,8 @@ class KeyMap:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
     _to_file: dict[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -48,8 +53,9 @@ class KeyMap:
     def restore(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors under the names of the file.
 
-        BatchNorm's `num_batches_tracked` gets a name in the file's style, or is left out where the
-        file has none at all. Any other name that the file does not know gets the file's prefix.
+        BatchNorm's `num_batches_tracked` gets a name in the file's style, or is left out if the
+        file has none at all. Any other name that the file does not know gets the file's prefix. A
+        weight that the file holds in parts is split again.
 
         Args:
             state_dict: tensors under the network's names.
@@ -62,7 +68,7 @@ class KeyMap:
         for name, tensor in state_dict.items():
             file_name = self._to_file.get(name)
             if file_name is None:
-                if _is_counter(name) and not counted:
+                if is_counter(name) and not counted:
                     continue
                 file_name = self._in_style(name)
             if file_name in restored:
@@ -70,7 +76,10 @@ class KeyMap:
                     f"Expected one tensor for every name, but two belong to {shown(file_name)}."
                 )
             restored[file_name] = tensor
-        return restored
+        for fold in self.folds:
+            if fold.name in restored:
+                restored.update(zip(fold.parts, fold.split(restored.pop(fold.name)), strict=True))
+        return restored | dict(self.kept)
 
     def _in_style(self, name: str) -> str:
         parent, _, last = name.rpartition(".")
@@ -105,6 +114,31 @@ def match_keys(
         {'module.linear.bias': 'fc.bias'}
     """
     files, nets = list(file_names), list(net_names)
+    key_map = _match(files, nets, source)
+    wrapper = _shared_prefix(nets)
+    if key_map.to_net or not wrapper:
+        return key_map
+    inner = _match(files, [name.removeprefix(wrapper) for name in nets], source)
+    if not inner.to_net:
+        return key_map
+    return replace(
+        inner,
+        to_net={file: wrapper + net for file, net in inner.to_net.items()},
+        missing=tuple(wrapper + name for name in inner.missing),
+    )
+
+
+def _shared_prefix(names: list[str]) -> str:
+    """Return what all names begin with, up to a dot."""
+    shared = ""
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += f"{parts[0]}."
+    return shared
+
+
+def _match(files: list[str], nets: list[str], source: str) -> KeyMap:
     exact = set(nets)
     alike = Counter(_canonical(name) for name in nets)
     canonical = {_canonical(name): name for name in nets if alike[_canonical(name)] == 1}
@@ -137,7 +171,7 @@ def match_keys(
     return KeyMap(
         to_net=to_net,
         prefix=prefix,
-        missing=tuple(n for n in nets if n not in taken and not _is_counter(n)),
+        missing=tuple(n for n in nets if n not in taken and not is_counter(n)),
         unexpected=tuple(unexpected),
         outside=tuple(name for name in files if not name.startswith(prefix)),
     )
@@ -162,7 +196,7 @@ def _best_prefix(files: list[str], find: Callable[[str], str | None], source: st
     if len(ranked) > 1 and matches[ranked[0]] and rank(ranked[0]) == rank(ranked[1]):
         raise CheckpointError(
             f"{source}: the names under {shown(ranked[0])} and under {shown(ranked[1])} fit the "
-            "network equally well. Keep one of them in the file."
+            f"network equally well. Say which one to take, such as {key_advice(ranked[0])}."
         )
     return ranked[0]
 
@@ -178,5 +212,6 @@ def _canonical(name: str) -> str:
     return ".".join(segments)
 
 
-def _is_counter(name: str) -> bool:
+def is_counter(name: str) -> bool:
+    """Whether a tensor counts the batches that a BatchNorm layer has seen."""
     return name.rpartition(".")[2] == _COUNTER

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from fst_lightning.checkpoints.errors import Refusal, shown
+from fst_lightning.checkpoints.errors import Refusal, key_advice, shown
 from fst_lightning.checkpoints.pickle_values import Foreign, Pairs, TensorRef
 
 __all__ = ["Layout", "check_prefix", "find_layout"]
@@ -93,8 +93,8 @@ def check_prefix(key: str, names: Iterable[str], valid: Iterable[str] = ()) -> s
     starts = dict.fromkeys(name.partition(".")[0] for name in names if "." in name)
     offered = _listed([*valid, *starts])
     raise Refusal(
-        f"holds no network under checkpoint_key={key}",
-        f"Valid are {offered}; or leave checkpoint_key out" if offered else "Leave it out",
+        f"holds no network under {key_advice(key)}",
+        f"Valid are {offered}; or leave `checkpoint_key` out" if offered else "Leave it out",
     )
 
 
@@ -148,7 +148,7 @@ def _undecided(fields: dict[str, object], found: dict[str, Pairs]) -> Refusal:
         first = next(iter(found))
         return Refusal(
             f"holds several state_dicts: {_listed(found)}",
-            f"Say which one to take, such as checkpoint_key={first}",
+            f"Say which one to take, such as {key_advice(first)}",
         )
     for value in map(fields.get, _WRAPPERS):
         if isinstance(value, Foreign):

@@ -14,6 +14,7 @@ from fst_lightning.checkpoints.archive import TOTAL_LIMIT
 from fst_lightning.checkpoints.card import ModelCard
 from fst_lightning.checkpoints.content import Content
 from fst_lightning.checkpoints.errors import CheckpointError, Refusal, shown
+from fst_lightning.checkpoints.hub_folder import open_folder
 from fst_lightning.checkpoints.pickle_scan import PICKLE_LIMIT, scan_pickle
 from fst_lightning.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
 from fst_lightning.checkpoints.torch_file import LEGACY_START, read_torch
@@ -32,11 +33,12 @@ class Checkpoint:
     """What a file holds.
 
     Args:
-        path: the file.
+        path: the file; in a folder, that of the weights.
         format: `safetensors`, `state_dict`, `lightning` or `backdoorbench`.
         tensors: CPU tensors under the names of the file.
-        card: what a file of our own says about itself; None for anybody else's.
-        extra: BackdoorBench's `model_name`, `num_classes` and `img_size`; else empty.
+        card: what a file of our own, or a folder of timm's, says about itself; else None.
+        extra: BackdoorBench's `model_name`, `num_classes` and `img_size`; a folder's `network` (in
+            words) and `labels`; else empty.
         others: keys under which the file holds further networks.
     """
 
@@ -61,8 +63,8 @@ def read_checkpoint(path: str | Path, key: str | None = None, *, plain: bool = F
     training, may be of any kind: they are never built.
 
     Args:
-        path: a safetensors file, a state_dict (also inside of dictionaries), a Lightning `.ckpt`
-            or BackdoorBench's `attack_result.pt`.
+        path: a safetensors file, a state_dict (also inside of dictionaries), a Lightning `.ckpt`,
+            BackdoorBench's `attack_result.pt`; or a folder of the Hugging Face Hub.
         key: which of several networks to take: the names of the dictionaries around it, or the
             start of its tensors' names, joined by dots; None chooses.
         plain: refuse values that `torch.load(weights_only=True)` does not take.
@@ -72,16 +74,20 @@ def read_checkpoint(path: str | Path, key: str | None = None, *, plain: bool = F
         CheckpointError: the file is none of these, is damaged, or is made to harm.
     """
     path = Path(path)
+    folder = None
     try:
+        if path.is_dir():
+            folder = open_folder(path)
+            path = folder.weights
         status = path.stat()
+    except Refusal as refusal:
+        raise refusal.about(path) from None
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: there is no such file. Check the path given as `checkpoint`."
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be opened ({error}). Check the path.") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise CheckpointError(f"{path}: is a folder. {_VALID}.")
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: is no regular file. {_VALID}.")
     if status.st_size == 0:
@@ -102,7 +108,10 @@ def read_checkpoint(path: str | Path, key: str | None = None, *, plain: bool = F
         raise CheckpointError(
             f"{path}: needs more memory than there is. Ask for the state_dict alone."
         ) from None
-    return Checkpoint(path, content.format, content.tensors, card, content.extra, content.others)
+    extra = content.extra
+    if folder is not None:
+        card, extra = card or folder.card, {**extra, **folder.facts}
+    return Checkpoint(path, content.format, content.tensors, card, extra, content.others)
 
 
 def _read(path: Path, file: BufferedReader, size: int, key: str | None, plain: bool) -> Content:

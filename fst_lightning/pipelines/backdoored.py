@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from fst_lightning.checkpoints import (
     read_checkpoint,
     write_state,
 )
+from fst_lightning.checkpoints.errors import shown
 from fst_lightning.data import BackdoorDataModule, ImageData, Source
 from fst_lightning.modules import BackdoorModule, InputPipeline
 from fst_lightning.pipelines.arguments import located
@@ -44,6 +46,7 @@ from fst_lightning.pipelines.resume import resume_point
 from fst_lightning.pipelines.run import Run
 
 _FIRST_IMAGES = 5000
+_LISTED = 5
 _MODEL_FILE = "model.safetensors"
 
 
@@ -79,7 +82,12 @@ def from_file(
     Raises:
         ValueError: where the attack's trigger is learned with the model and is not there.
     """
-    keys = load_into(net, checkpoint)
+    data = source.load()
+    _check_order(checkpoint, data.classes)
+    keys = load_into(net, checkpoint, mean=data.mean, std=data.std)
+    if is_first_process():
+        for note in _notes(checkpoint, keys, run.cfg.checkpoint_key):
+            print(f"purify: {note}", flush=True)
     if not load_attack(attack, checkpoint.path):
         if isinstance(attack, TrainedAttack) and source.triggered_root is None:
             raise ValueError(
@@ -91,7 +99,40 @@ def from_file(
         fit_attack(run, source, attack, torch.device("cpu"))
     with checkpoint.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return Backdoored(checkpoint.path.absolute(), keys, card, digest)
+    identity = digest if run.cfg.checkpoint_key is None else f"{digest} {run.cfg.checkpoint_key}"
+    return Backdoored(checkpoint.path.absolute(), keys, card, identity)
+
+
+def _check_order(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
+    """Refuse classes in another order than the checkpoint names them.
+
+    Raises:
+        ValueError: the names are the same, and their order is not.
+    """
+    card = checkpoint.card
+    labels = checkpoint.extra.get("labels", () if card is None else card.classes)
+    if isinstance(labels, tuple) and set(labels) == set(classes) and labels != tuple(classes):
+        order = ",".join(map(str, labels))
+        raise ValueError(
+            f"Expected the classes in the order of {checkpoint.path}, but the data has "
+            f"{','.join(classes)}. Say 'data.classes=[{order}]'."
+        )
+
+
+def _notes(checkpoint: Checkpoint, keys: KeyMap, key: str | None) -> list[str]:
+    """What was left aside or changed of a file, in one line each."""
+    notes = []
+    if checkpoint.others and key is None:
+        others = ", ".join(map(shown, checkpoint.others[:_LISTED]))
+        notes.append(
+            f"{checkpoint.path} holds further networks: {others}; `checkpoint_key=` takes one"
+        )
+    if keys.folds:
+        notes.append(
+            f"folds {len(keys.folds)} weights that the file holds in parts; all of their numbers "
+            "are tuned, and purified.safetensors holds the parts again"
+        )
+    return notes
 
 
 def from_store(

@@ -53,8 +53,10 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
     card = checkpoint.card
     if card is None:
         if not run.chosen("model"):
+            told = checkpoint.extra.get("network")
+            says = f"is of {told}" if told else "does not say what network it is"
             raise ValueError(
-                "Expected `model=` beside a checkpoint that does not say what network it is. "
+                f"Expected `model=` beside a checkpoint that {says}. "
                 f"Valid: {', '.join(groups()['model'])}; or model._target_=package.module.Class, "
                 "a class of your own."
             )

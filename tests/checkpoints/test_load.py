@@ -90,7 +90,7 @@ def test_values_too_large_for_the_network() -> None:
         ("fc.bias", torch.complex64),
         ("fc.bias", torch.int64),
         ("fc.bias", torch.bool),
-        ("layer1.0.bn1.num_batches_tracked", torch.float32),
+        ("layer1.0.bn1.running_mean", torch.int64),
     ],
 )
 def test_other_kinds_of_numbers(name: str, dtype: torch.dtype) -> None:
