@@ -13,7 +13,7 @@ THERE_FROM = 0.5
 """The attack success rate from which a backdoor counts as there."""
 
 RESOLVED = 0.02
-"""The half width of the interval of a change in clean accuracy from which it is a warning."""
+"""The half width of the interval of a change in clean accuracy above which it may be a warning."""
 
 ONE_POINT = 0.01
 
@@ -117,9 +117,9 @@ def _unresolved(results: Mapping[str, Any]) -> str | None:
     if not ends or not count or (results["defense"] or {}).get("name") == "none":
         return None
     reach = (ends[1] - ends[0]) / 2
-    if reach <= RESOLVED:
-        return None
     change = results["after"]["ca"] - results["before"]["ca"]
+    if reach <= max(RESOLVED, abs(change) / 4):
+        return None
     needed = count * (reach / ONE_POINT) ** 2
     digits = -int(math.log10(needed)) + 1
     return (

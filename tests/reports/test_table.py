@@ -125,6 +125,8 @@ def test_too_few_test_images_are_told_with_the_number_that_would_do() -> None:
     assert 0.006 < (high - low) / 2 < 0.012
     assert cells(rendered(results), "95 % interval")
     assert notes(example(answers=(12, 16, 1000))) == []
+    ruined = example(before=score(1000, 938), after=score(600, 0), answers=(400, 0, 1000))
+    assert notes(ruined) == []  # 40 points, give or take three
     text = rendered(example(answers=(12, 16, 1000)))
     low, high = paired_drop_interval(12, 16, 1000)
     assert f"{-100 * high:+.2f} to {-100 * low:+.2f}" in text
