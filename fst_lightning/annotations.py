@@ -63,7 +63,7 @@ def fits(value: Any, hint: Any, *, choices: bool = True) -> bool:
         choices: whether a ``Literal`` admits its own words alone; else it admits everything.
 
     Example:
-        >>> fits(1, float), fits(True, int), fits("b", Literal["a"]), fits([1], Sequence[int])
+        >>> fits(1, float), fits(True, int), fits("b", Literal["a"]), fits([1], list[int])
         (True, False, False, True)
     """
     kind = get_origin(hint) or hint

@@ -56,7 +56,11 @@ def sweeps(arguments: Sequence[str]) -> bool:
         >>> sweeps(["-m", "seed=0,1"]), sweeps(["hydra.mode=MULTIRUN"]), sweeps(["seed=0"])
         (True, True, False)
     """
-    options, _ = _parser().parse_known_args(arguments)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+            options, _ = _parser().parse_known_args(arguments)
+    except SystemExit:  # after --version, or for what `read_flags` explains
+        return False
     modes = [line.partition("=")[2] for line in options.overrides if _sets_mode(line)]
     return bool(options.multirun) or (bool(modes) and modes[-1].strip("'\"") == "MULTIRUN")
 

@@ -44,6 +44,7 @@ def _run(task: str) -> None:
         names_network,
         with_own_arguments,
     )
+    from fst_lightning.cli.paths import with_quoted_paths
     from fst_lightning.cli.resume import check_folder, continued_sweep
     from fst_lightning.configuration import conf_folder
 
@@ -56,6 +57,7 @@ def _run(task: str) -> None:
     if names_network(sys.argv[1:]):
         sys.argv[1:] = with_own_arguments(sys.argv[1:])
         import_from_here()
+    sys.argv[1:] = with_quoted_paths(sys.argv[1:])
     problem = check_overrides(task, sys.argv[1:])
     if problem is not None:
         sys.exit(f"error: {problem}")

@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import Override, QuotedString, Transformer
 from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.annotations import argument_types, described, fits, nearest_choice
+from fst_lightning.cli.paths import is_path
 from fst_lightning.configuration import AUTOMATIC
 
 _MOST_VALUES = 256
@@ -38,6 +39,12 @@ def check_values(parsed: Sequence[Override], cfg: DictConfig, defaults: DictConf
         key = override.key_or_group
         annotated, hint = _type_of(key, cfg, defaults)
         for value in _values(override):
+            if isinstance(value, bool) and is_path(key) and key not in _EITHER:
+                word = str(value).lower()
+                return (
+                    f"Expected `{key}` to be a path, but got {word}. A file of this name is "
+                    f"""written in two pairs of quotes: '{key}="{word}"'."""
+                )
             # Whether null means anything, a default does not say.
             unknown = value is None and not annotated
             if not (unknown or fits(value, hint)):
