@@ -222,7 +222,7 @@ def _tensor(arguments: tuple[object, ...]) -> object:
     if len(shape) != len(stride) or math.prod(shape) >= _LARGEST:
         return None
     reach = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
-    if offset + (reach if 0 not in shape else 0) > storage.numel:
+    if 0 not in shape and offset + reach > storage.numel:
         return None
     return TensorRef(storage, offset, shape, stride)
 

@@ -86,7 +86,9 @@ def _open_zip(file: BufferedReader, size: int) -> tuple[Scan, _Data, int]:
     for key, storage in scan.storages.items():
         if key not in archive.data or archive.data[key].file_size != storage.nbytes:
             raise Refusal(f"is damaged: the tensor data {shown(key)} has another size", _DAMAGED)
-    swapped = archive.order.decode("latin1") not in ("", sys.byteorder)
+    if archive.order not in (b"little", b"big"):
+        raise Refusal(f"is damaged: its byte order is {shown(archive.order[:20])}", _DAMAGED)
+    swapped = archive.order != sys.byteorder.encode()
 
     def data(storage: StorageRef) -> Tensor:
         content = archive.read(storage.key)

@@ -57,11 +57,13 @@ def pickled(value: object, protocol: int = 2) -> bytes:
     return pickle.dumps(value, protocol)
 
 
-def torch_zip(path: Path, data: bytes, tensors: Mapping[str, bytes] | None = None) -> Path:
+def torch_zip(
+    path: Path, data: bytes, tensors: Mapping[str, bytes] | None = None, order: str = "little"
+) -> Path:
     """Write an archive as `torch.save` does, around any pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/byteorder", order)
         for key, content in (tensors or {}).items():
             archive.writestr(f"archive/data/{key}", content)
         archive.writestr("archive/version", "3\n")

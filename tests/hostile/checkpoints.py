@@ -89,7 +89,25 @@ BENCH = Kind(
     load,
     lambda path: save_with(path, bench()),
 )
-KINDS = (SAFETENSORS, LIGHTNING, ZIP, LEGACY, BENCH)
+FILES = (SAFETENSORS, LIGHTNING, ZIP, LEGACY, BENCH)
+
+
+def hub(path: Path, config: object, weights: Callable[[Path], object] = _safetensors) -> None:
+    """A folder as timm writes it."""
+    path.mkdir()
+    weights(path / ("model.safetensors" if weights is _safetensors else "pytorch_model.bin"))
+    text = config if isinstance(config, str) else json.dumps(config)
+    (path / "config.json").write_text(text, encoding="utf-8")
+
+
+def hub_config(**more: object) -> dict[str, object]:
+    training = {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "classifier": "fc"}
+    config = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": training}
+    return {**config, "label_names": ["a", "b", "c"], **more}
+
+
+HUB = Kind("folder of the Hub", "folder", load, partial(hub, config=hub_config()))
+KINDS = (*FILES, HUB)
 
 _PLACES: dict[str, tuple[Kind, Callable[[], dict[str, object]]]] = {
     "hyper_parameters": (LIGHTNING, lambda: lightning(hyper_parameters={"lr": _PLACE})),
@@ -650,7 +668,7 @@ def unfit() -> Iterator[Case]:
         "no tensor": (lambda s: {}, ""),
         "an empty tensor": (lambda s: s | {"fc.bias": torch.zeros(0)}, "has shape|classes"),
     }
-    for kind, (fault, (change, says)) in itertools.product(KINDS, changes.items()):
+    for kind, (fault, (change, says)) in itertools.product(FILES, changes.items()):
 
         def write(
             path: Path,
@@ -728,12 +746,44 @@ def _save(kind: Kind, path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_with(path, dict(tensors), legacy=kind is LEGACY)
 
 
+def folders() -> Iterator[Case]:
+    """Folders of the Hub whose text lies, or whose weights would run code."""
+    configs: dict[str, tuple[object, str | None]] = {
+        "a config of brackets": ("[" * 100_000, "no JSON object"),
+        "a config of 2 MB": (" " * 2_000_000, "limit"),
+        "a config that is a list": ([], "no JSON object"),
+        "a name that controls the terminal": (hub_config(architecture="\x1b[2J"), "printable"),
+        "a billion classes": (hub_config(num_classes=10**9), "num_classes"),
+        "a number of 5,000 digits": (
+            '{"architecture": "a", "num_classes": ' + "9" * 5_000 + "}",
+            "",
+        ),
+        "labels that are no text": (hub_config(label_names=[1, {}, []]), "classes"),
+        "sizes that are no numbers": (hub_config(pretrained_cfg={"mean": "x"}), "mean"),
+        # they are never used
+        "a class to call": (hub_config(_target_="os.system", auto_map={"A": "x.Y"}), None),
+    }
+    for fault, (config, says) in configs.items():
+        yield Case(HUB.name, fault, partial(hub, config=config), says)
+    evil: dict[str, Callable[[Path], object]] = {
+        "a call in its weights": lambda path: planted(
+            path, state(evil=_PLACE), GADGETS["os.system"][0], legacy=False
+        ),
+        "a whole model": lambda path: save_with(path, make_net()),
+    }
+    for fault, weights in evil.items():
+        write = partial(hub, config=hub_config(), weights=weights)
+        yield Case(HUB.name, fault, write, "could run code|whole pickled")
+    yield Case(HUB.name, "no weights", Path.mkdir, "a folder that holds")
+
+
 def cases() -> Iterator[Case]:
     """The whole corpus of checkpoints."""
     yield from running()
     yield from filling()
     yield from lying()
     yield from unfit()
+    yield from folders()
     for kind in KINDS:
         yield Case(kind.name, "nothing wrong", kind.write, None)
-        yield from damaged(kind)
+        yield from damaged(kind, "config.json" if kind is HUB else None)
