@@ -6,6 +6,7 @@ import ast
 import collections.abc
 import difflib
 import functools
+import re
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,27 @@ def argument_types(target: str) -> dict[str, Any]:
         for argument in (*arguments.args, *arguments.kwonlyargs)
         if argument.annotation is not None
     }
+
+
+def argument_meanings(target: str) -> dict[str, str]:
+    """Return what the docstring of a class or function of this package says of its arguments.
+
+    Args:
+        target: its dotted name, as in ``_target_``.
+
+    Example:
+        >>> argument_meanings("fst_lightning.data.Fake")["num_train"]
+        'number of training images, at least 1.'
+    """
+    module, _, name = target.rpartition(".")
+    found = _defined(module, name)
+    if found is None or not isinstance(found.node, ast.ClassDef | ast.FunctionDef):
+        return {}
+    text = ast.get_docstring(found.node) or ""
+    section = re.search(r"^Args:\n((?: .*\n?|\n)+)", text, re.MULTILINE)
+    entries = re.split(r"^ {4}(?=\w+: )", section[1] if section else "", flags=re.MULTILINE)
+    parts = (entry.partition(": ") for entry in entries)
+    return {name: " ".join(says.split()) for name, _, says in parts if says}
 
 
 def fits(value: Any, hint: Any, *, choices: bool = True) -> bool:

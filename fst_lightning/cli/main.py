@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from fst_lightning.cli.stopping import end_process, stoppable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from omegaconf import DictConfig
 
 
@@ -32,6 +34,7 @@ def _run(task: str) -> None:
     import hydra
     from hydra.core.utils import setup_globals
 
+    from fst_lightning.cli.flags import read_flags
     from fst_lightning.cli.launch import (
         end_with_parent,
         is_main_process,
@@ -72,8 +75,13 @@ def _run(task: str) -> None:
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=task)(_job)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # It would print a traceback, or parts of one.
     try:
+        if read_flags(sys.argv[1:]).help:
+            _help(task, run)
+            return
         with leading():
             run()
+    except BrokenPipeError:  # of a reader like head; what Python still flushes goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         # Of what comes before a job, which explains its own failures: its folder, a YAML, a plugin.
         from fst_lightning.cli.failure import explained
@@ -83,6 +91,17 @@ def _run(task: str) -> None:
         if "debug=true" in sys.argv:
             raise
         sys.exit(f"error: {explained(error)}")
+
+
+def _help(task: str, run: Callable[[], None]) -> None:
+    """Print what Hydra says to ``--help``, with the meaning of each key."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from fst_lightning.cli.meanings import with_meanings
+
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        run()
+    print(with_meanings(said.getvalue(), task, HydraConfig.get().runtime.choices), flush=True)
 
 
 def _job(cfg: DictConfig) -> float | tuple[float, ...]:

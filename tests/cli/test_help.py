@@ -1,12 +1,14 @@
 """`--help` and `--cfg job` answer at once: they import no torch."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fst_lightning.configuration import groups
 
@@ -50,7 +52,30 @@ def test_help(task: str) -> None:
     for group in ("attack", "data", "model", "trainer", "logger"):
         assert all(option in lines[group] for option in groups()[group])
     assert "poison_ratio: 0.05" in out
+    meanings = dict(re.findall(r"^ *(\w+):.*?  *# (.+)$", out, re.MULTILINE))
+    assert meanings["checkpoint" if task == "purify" else "export"].startswith("a ")
+    assert meanings["seed"].startswith("of all that is drawn")
+    assert meanings["corner"] == "top_left | top_right | bottom_left | bottom_right"
+    assert meanings["poison_ratio"] == "share of the training set, 0 to 1."  # its docstring
+    assert meanings["crop_fill"].startswith("zeros | reflect")
+    parts = yaml.safe_load(out.partition("values ==")[2].partition("Any key can")[0])
+    names = {name for part in ("attack", "data", "model") for name in parts[part]}
+    names |= {name for name, value in parts.items() if not isinstance(value, dict | list)}
+    assert {name for name in names if name not in meanings} <= {"_target_", "task"}
+    assert (
+        "# A small patch in a corner (Gu et al., 2017).  python train.py attack=badnets\nattack:"
+        in out
+    )
     assert seconds < SECONDS
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    command = f"{sys.executable} purify.py --help | head -1"
+    done = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("Trains backdoored image classifiers")
+    assert done.stderr == ""
 
 
 def test_the_configuration_of_a_job(tmp_path: Path) -> None:
