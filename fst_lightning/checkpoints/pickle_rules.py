@@ -71,7 +71,8 @@ _RISKY = {
     *("numpy.lib", "numpy.load", "numpy.loadtxt", "numpy.memmap", "numpy.save", "numpy.savetxt"),
     *("numpy.savez", "numpy.savez_compressed", "numpy.testing"),
     *("torch._dynamo", "torch._inductor", "torch.hub", "torch.jit", "torch.load", "torch.ops"),
-    *("torch.package", "torch.save", "torch.serialization", "torch.utils.cpp_extension"),
+    *("torch.package", "torch.save", "torch.serialization", "torch.storage._load_from_bytes"),
+    "torch.utils.cpp_extension",
 }
 # What people's settings hold: kinds of values, enumerations, arguments that wait for a call.
 _HARMLESS = {
@@ -80,6 +81,8 @@ _HARMLESS = {
     *("builtins.frozenset", "builtins.getattr", "builtins.int", "builtins.list"),
     *("builtins.object", "builtins.range", "builtins.set", "builtins.slice", "builtins.str"),
     *("builtins.tuple", "builtins.type"),
+    *("builtins.abs", "builtins.len", "builtins.max", "builtins.min", "builtins.round"),
+    *("builtins.sorted", "builtins.sum"),
     *("functools.partial", "logging.Logger", "logging.RootLogger", "logging.getLogger"),
     *("_io.BytesIO", "_io.StringIO", "_operator.getitem", "operator.getitem"),
     *("torch.serialization._get_layout", "types.MappingProxyType", "types.SimpleNamespace"),

@@ -40,6 +40,8 @@ _TENSOR_LIMIT = 200_000
 # Numbers can be chosen so that a dictionary takes time that grows with their square.
 _NUMBER_KEY_LIMIT = 100_000
 _NAMES_KEPT = 1_000
+# torch.save names each function once, and refers to it later.
+_NAME_LIMIT = 100_000
 
 
 @dataclass(slots=True)
@@ -96,7 +98,7 @@ def scan_pickle(data: bytes, start: int = 0) -> Scan:
         refusal = Refusal("is cut short or damaged", "Copy or download the file again")
     names.check()
     if refusal is not None:
-        raise names.refusal() or refusal
+        raise refusal
     machine.scan.foreign = names.refusal()
     machine.scan.end = stream.tell()
     return machine.scan
@@ -107,6 +109,8 @@ class _Names:
 
     def __init__(self) -> None:
         self.foreign: dict[str, None] = {}
+        self._risky: str | None = None
+        self._count = 0
         self._recent: list[object] = [None, None]
         self._memo: dict[int, object] = {}
 
@@ -132,12 +136,11 @@ class _Names:
 
     def check(self) -> None:
         """Refuse names that show that the pickle was made to harm."""
-        for name in self.foreign:
-            if is_risky(name):
-                raise Refusal(
-                    f"asks Python for {shown(name)}, which could run code when loaded",
-                    "Never load it with pickle; ask for a safetensors file or a state_dict",
-                )
+        if self._risky is not None:
+            raise Refusal(
+                f"asks Python for {shown(self._risky)}, which could run code when loaded",
+                "Never load it with pickle; ask for a safetensors file or a state_dict",
+            )
 
     def refusal(self) -> Refusal | None:
         """Return what the pickle needs besides tensors and plain values, if it does."""
@@ -147,7 +150,17 @@ class _Names:
         return next(map(_foreign, self.foreign), None)
 
     def _add(self, full: str) -> None:
-        if not is_plain(full) and len(self.foreign) < _NAMES_KEPT:
+        self._count += 1
+        if self._count > _NAME_LIMIT:
+            raise Refusal(
+                f"names more than {_NAME_LIMIT:,} functions and classes",
+                "Ask for a file with the state_dict alone",
+            )
+        if is_plain(full):
+            return
+        if self._risky is None and is_risky(full):
+            self._risky = full
+        if len(self.foreign) < _NAMES_KEPT:
             self.foreign[full] = None
 
 

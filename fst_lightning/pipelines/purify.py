@@ -95,7 +95,10 @@ def run_purify(run: Run) -> dict[str, Any]:
     """
     formats = check_formats(run.cfg.export_model)
     path = None if run.cfg.checkpoint is None else Path(run.cfg.checkpoint)
-    checkpoint = None if path is None else read_checkpoint(path, run.cfg.checkpoint_key)
+    key = None if run.cfg.checkpoint_key is None else str(run.cfg.checkpoint_key)
+    if key is not None and path is None:
+        raise ValueError(f"Expected `checkpoint=` beside `checkpoint_key={key}`, but got none.")
+    checkpoint = None if path is None else read_checkpoint(path, key)
     if checkpoint is not None:
         run = adopt_card(run, checkpoint)
     source, attack = make_source(run), make_attack(run)

@@ -54,6 +54,19 @@ def test_a_late_name_is_told_before_a_broken_start(tmp_path: Path) -> None:
     assert "`posix.system`" in refused(torch_zip(tmp_path / "a.pt", cut), "run code")
 
 
+def test_a_dangerous_name_behind_many_others(tmp_path: Path) -> None:
+    data = ops(*((f"a{number}", "b") for number in range(2_000)), ("posix", "system"))
+    assert "`posix.system`" in refused(torch_zip(tmp_path / "a.pt", data), "run code")
+
+
+def test_names_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fst_lightning.checkpoints.pickle_scan._NAME_LIMIT", 100)
+    assert scan_pickle(ops(b"(", *[("a", "b")] * 100, b"t")).foreign is not None
+    for name in (("a", "b"), ("torch", "float32")):
+        data = ops(b"(", *[name] * 101, b"t")
+        refused(torch_zip(tmp_path / "a.pt", data), "more than 100 functions")
+
+
 def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:
     data = ops(b"cos\x1b[2J\x07\nsystem\n")
     text = refused(torch_zip(tmp_path / "a.pt", data), "asks Python for")

@@ -334,6 +334,10 @@ def filling() -> Iterator[Case]:
         "tuples in tuples": lambda: b")" + b"\x85" * many,
         "a long integer by the million": lambda: b"(" + b"J\xff\xff\xff\x7f" * many + b"t",
         "a text of wide letters": lambda: _wide(60_000_000),
+        "names by the million": lambda: b"(" + b"ca\nb\n" * 4_000_000 + b"t",
+        "calls of as many functions": lambda: (
+            b"(" + b"".join(b"ca\n%x\n)R" % number for number in range(1_500_000)) + b"t"
+        ),
         "ordered dictionaries": lambda: (
             b"ccollections\nOrderedDict\nq\0(" + b"h\0)R" * 1_000_000 + b"t"
         ),

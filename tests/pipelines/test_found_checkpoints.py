@@ -62,6 +62,11 @@ def test_one_of_several_networks(
         assert torch.equal(purified["fc.weight"], nets[name].state_dict()["fc.weight"])
 
 
+def test_a_key_needs_a_file(start: Start) -> None:
+    with pytest.raises(ValueError, match="Expected `checkpoint=` beside `checkpoint_key=model`"):
+        run_pipeline(start("checkpoint_key=model"))
+
+
 def test_a_pruned_file_gets_its_parts_back(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
