@@ -134,7 +134,8 @@ def run_purify(run: Run) -> dict[str, Any]:
     net = make_network(run, data.data.num_classes)
     check_outputs(run, net, data)
     run = with_head(run, net, data.data.num_classes, defense)
-    defense = make_defense(run)
+    if "head" in run.cfg.defense:
+        defense = make_defense(run)  # The head is known only now.
     card = make_card(run, source, attack)
     if defense.tunes:
         fit_recipe(run, data)
