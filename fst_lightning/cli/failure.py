@@ -6,10 +6,13 @@ import errno
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 
+from fst_lightning.cli.paths import relative_paths
 from fst_lightning.printable import printable
 
 _NOTE, _LOG = "failure.json", "traceback.txt"
@@ -36,7 +39,7 @@ def report_failure(error: Exception, overrides: list[str], folder: Path) -> None
         overrides: of the command line.
         folder: of the run; gets ``failure.json`` and ``traceback.txt``.
     """
-    message = explained(error)
+    message = explained(error, overrides)
     log = folder / _LOG
     where = f"details: {log}; or run again with debug=true"
     failure = {"error": message, "overrides": overrides, "log": str(log)}
@@ -65,14 +68,24 @@ def _write_once(path: Path, text: str) -> None:
             raise
 
 
-def explained(error: Exception) -> str:
-    """One line: what happened, and what to do about it as far as that is known here."""
+def explained(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """One line: what happened, and what to do about it as far as that is known here.
+
+    Args:
+        error: what ended the run.
+        overrides: of the command line, which may name files by relative paths.
+    """
     message = printable(" ".join(str(error).split())) or type(error).__name__
     for_users = isinstance(error, ValueError | OSError | FloatingPointError | HydraException)
     # Lightning's, by name: importing it here would take seconds.
     if not for_users and type(error).__name__ != "MisconfigurationException":
         message = f"{type(error).__name__}: {message}"
     advice = [" ".join(note.split()) for note in getattr(error, "__notes__", [])]
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    if missing and relative_paths(overrides):
+        hydra = HydraConfig.get() if HydraConfig.initialized() else None
+        start = Path.cwd() if hydra is None else hydra.runtime.cwd
+        advice.append(f"Relative paths start at {start}.")
     if isinstance(error, OSError) and error.errno in _FULL:
         advice.append(
             "Make room there, or write elsewhere with hydra.run.dir= and paths.store=; "

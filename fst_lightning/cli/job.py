@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fst_lightning.cli.failure import forget_failure, report_failure
 from fst_lightning.cli.launch import is_main_process
 from fst_lightning.cli.own_network import own_network
-from fst_lightning.cli.paths import expand_home
+from fst_lightning.cli.paths import complete_paths
 from fst_lightning.cli.stopping import end_process, stopped
 from fst_lightning.configuration import unused_groups
 
@@ -47,7 +47,8 @@ class Job:
         with open_dict(cfg):
             for group in unused_groups(cfg.task):  # an experiment may have filled them
                 cfg.pop(group, None)
-        expand_home(cfg)
+        # Hydra has changed to the folder of the job: what was typed started at another.
+        complete_paths(cfg, Path(hydra.runtime.cwd) if hydra.job.chdir else None)
         folder = Path(hydra.runtime.output_dir).absolute()
         # As they were written: one with ${...} in it need not be right.
         overrides = [str(line) for line in OmegaConf.to_container(hydra.overrides.task) or ()]

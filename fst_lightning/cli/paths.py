@@ -45,11 +45,12 @@ def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
     return [_readable(argument, several) for argument in arguments]
 
 
-def expand_home(cfg: DictConfig, prefix: str = "") -> None:
+def complete_paths(cfg: DictConfig, start: Path | None = None, prefix: str = "") -> None:
     """Replace ``~`` at the start of every path in a configuration, in place.
 
     Args:
         cfg: the configuration, or a part of it.
+        start: the folder that relative paths start at, if it is no longer the current one.
         prefix: the key of the part, with a dot at its end.
     """
     for name in map(str, cfg):
@@ -58,11 +59,29 @@ def expand_home(cfg: DictConfig, prefix: str = "") -> None:
         node: Any = cfg._get_node(name)
         if isinstance(node, DictConfig):
             if not (node._is_none() or node._is_interpolation()):
-                expand_home(node, f"{prefix}{name}.")
+                complete_paths(node, start, f"{prefix}{name}.")
         elif is_path(f"{prefix}{name}"):
             value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
-            if isinstance(value, str) and value.startswith("~"):
-                cfg[name] = _expanded(value)
+            if isinstance(value, str) and value:
+                path = _expanded(value)
+                path = path if start is None else str(start / path)
+                if path != value:
+                    cfg[name] = path
+
+
+def relative_paths(overrides: Sequence[str]) -> list[str]:
+    """The overrides that name a file or folder relative to the current folder.
+
+    Example:
+        >>> relative_paths(["data.root=photos", "checkpoint=/a/b.pt", "seed=1"])
+        ['data.root=photos']
+    """
+    pairs = ((line, *line.lstrip("+").partition("=")[::2]) for line in overrides)
+    return [
+        line
+        for line, key, text in pairs
+        if is_path(key) and text and not Path(_expanded(text.strip("'\""))).is_absolute()
+    ]
 
 
 def _readable(argument: str, several: bool) -> str:

@@ -39,6 +39,8 @@ def continued_sweep(task: str, arguments: Sequence[str]) -> list[str]:
     for folder in sorted(Path(_SWEEPS, task).glob("*/multirun.yaml"), reverse=True):
         if _asked(_overrides_of(folder)) == wanted:
             return [f"{_FOLDER}={folder.parent}"]
+    looked = Path(_SWEEPS, task).absolute()
+    print(f"resume: no sweep of the same overrides in {looked}, so it starts anew", flush=True)
     return []
 
 

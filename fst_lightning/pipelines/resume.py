@@ -32,6 +32,8 @@ def resume_point(run: Run, work: Path, stage: str) -> Path | None:
     if named is not None and (stage == "train") == (run.cfg.task == "train"):
         return named
     if not last.is_file():
+        if run.cfg.resume is True and is_first_process():
+            print(f"{stage}: nothing to continue from in {work}, so it starts anew", flush=True)
         return None
     what = "continues from" if run.cfg.resume else "starts anew; resume=true would continue from"
     if is_first_process():

@@ -12,7 +12,7 @@ _target_: fst_lightning.data.Fake
 first: 1  # behind it
 # Above it,
 # in two lines.
-second: "a # b" # after a quote
+second: "a # b"
 third: 3
 num_train: 4
 group:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from fst_lightning.cli.overrides import check_overrides
-from fst_lightning.cli.paths import expand_home, with_quoted_paths
+from fst_lightning.cli.paths import complete_paths, with_quoted_paths
 from tests.cli.conftest import Command
 from tests.cli.test_runs import results
 
@@ -86,7 +86,7 @@ def test_home_is_expanded_wherever_it_stands(
             "attack": {"image": None, "folder": "~nobody-of-this-name/x"},
         }
     )
-    expand_home(cfg)
+    complete_paths(cfg)
     assert cfg.paths == {"store": f"{tmp_path}/store", "data": "data"}
     assert cfg.data.root == str(tmp_path)
     assert cfg.data.cache_folder == f"{tmp_path}/store/images"
@@ -117,3 +117,30 @@ def test_a_word_of_yaml_is_named_with_the_quotes_that_work() -> None:
     assert message is not None
     assert """'checkpoint="true"'""" in message
     assert check_overrides("purify", ['checkpoint="true"']) is None
+
+
+def test_relative_paths_start_where_the_command_was_typed(command: Command) -> None:
+    trained = command(
+        "hydra.run.dir=run", "hydra.job.chdir=true", "paths.store=st ore", task="train"
+    )
+    assert trained.code == 0, trained.err
+    assert any(name.startswith("st ore/models/") for name in trained.written)
+    assert not any(name.startswith("run/st ore") for name in trained.written)
+    shutil.copy(results(trained)["checkpoints"]["backdoored"], trained.folder / "rel.safetensors")
+    scored = command(
+        *("checkpoint=rel.safetensors", "defense=none", "attack=none", "hydra.run.dir=other"),
+        "hydra.job.chdir=true",
+    )
+    assert scored.code == 0, scored.err
+
+
+@pytest.mark.parametrize("override", ["checkpoint=gone.pt", "data=image_folder data.root=gone"])
+def test_a_message_says_where_it_looked(override: str, command: Command) -> None:
+    here = command(*override.split(), "hydra.run.dir=run")
+    assert here.code == 1
+    assert f"Relative paths start at {here.folder}." in here.err
+    there = command(*override.split(), "hydra.run.dir=run", "hydra.job.chdir=true")
+    assert f"{here.folder}/gone" in there.err
+    assert f"Relative paths start at {here.folder}." in there.err
+    absolute = [line.replace("gone", "/nowhere/gone") for line in override.split()]
+    assert "Relative paths" not in command(*absolute, "hydra.run.dir=run").err

@@ -35,7 +35,9 @@ def test_finished_jobs_are_not_run_again(command: Command) -> None:
     assert rates == [line.split(",")[:4] for line in after]
 
 
-def test_another_sweep_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_sweep_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name, line in (("a", "seed=0,1"), ("b", "seed=0,2"), ("c", "seed=0,2")):
         saved = tmp_path / "multirun" / "purify" / name / "multirun.yaml"
@@ -49,7 +51,11 @@ def test_another_sweep_is_not_continued(tmp_path: Path, monkeypatch: pytest.Monk
     assert find("purify", ["-m", "seed=0,2", "resume=true"]) == [
         "hydra.sweep.dir=multirun/purify/c"
     ]
+    assert not capsys.readouterr().out
     assert find("purify", ["-m", "seed=0,3", "resume=true"]) == []
+    assert (
+        f"no sweep of the same overrides in {tmp_path}/multirun/purify" in capsys.readouterr().out
+    )
     assert find("purify", ["-m", "seed=0,1"]) == []
     assert find("purify", ["seed=0", "resume=true"]) == []
     assert find("purify", ["-m", "seed=0,1", "resume=true", "hydra.sweep.dir=x"]) == []
