@@ -11,6 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.cli.flags import read_flags, sweeps
+from fst_lightning.cli.launch import is_main_process
 
 _SWEEPS = "multirun"
 _FOLDER = "hydra.sweep.dir"
@@ -39,8 +40,9 @@ def continued_sweep(task: str, arguments: Sequence[str]) -> list[str]:
     for folder in sorted(Path(_SWEEPS, task).glob("*/multirun.yaml"), reverse=True):
         if _asked(_overrides_of(folder)) == wanted:
             return [f"{_FOLDER}={folder.parent}"]
-    looked = Path(_SWEEPS, task).absolute()
-    print(f"resume: no sweep of the same overrides in {looked}, so it starts anew", flush=True)
+    if is_main_process():
+        looked = Path(_SWEEPS, task).absolute()
+        print(f"resume: no sweep of the same overrides in {looked}, so it starts anew", flush=True)
     return []
 
 

@@ -121,11 +121,11 @@ def test_a_word_of_yaml_is_named_with_the_quotes_that_work() -> None:
 
 def test_relative_paths_start_where_the_command_was_typed(command: Command) -> None:
     trained = command(
-        "hydra.run.dir=run", "hydra.job.chdir=true", "paths.store=st ore", task="train"
+        "hydra.run.dir=run", "hydra.job.chdir=true", "paths.store=my store", task="train"
     )
     assert trained.code == 0, trained.err
-    assert any(name.startswith("st ore/models/") for name in trained.written)
-    assert not any(name.startswith("run/st ore") for name in trained.written)
+    assert any(name.startswith("my store/models/") for name in trained.written)
+    assert not any(name.startswith("run/my store") for name in trained.written)
     shutil.copy(results(trained)["checkpoints"]["backdoored"], trained.folder / "rel.safetensors")
     scored = command(
         *("checkpoint=rel.safetensors", "defense=none", "attack=none", "hydra.run.dir=other"),
