@@ -37,6 +37,8 @@ class NeuralCleanse(Defense):
 
     Note:
         The paper searches once. The size of a mask depends on the random start: see ``restarts``.
+        Of two classes the anomaly index is at most 0.67, so that the default threshold suspects
+        none; the findings say so.
 
     Args:
         threshold: of the anomaly index, 0 or more. Above 2, a value is an outlier among normal
@@ -249,8 +251,14 @@ class NeuralCleanse(Defense):
             f"Nothing was tuned. Class {closest} came closest, with an anomaly index of "
             f"{float(index[closest]):.3f}; defense.threshold asks for more than "
             f"{self.threshold:g}. Its trigger takes {float(norms[closest]):.1f} pixels, the median "
-            f"class {float(norms.quantile(0.5)):.1f}. A lower threshold suspects it."
+            f"class {float(norms.quantile(0.5)):.1f}. {_OF_TWO if len(norms) == 2 else _LOWER}"
         )
+
+
+_LOWER = "A lower threshold suspects it."
+_OF_TWO = (
+    "Of two classes the index is at most 0.67: a threshold below that suspects the smaller one."
+)
 
 
 def stamped_images(ratio: float, count: int) -> int:

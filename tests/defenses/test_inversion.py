@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +115,20 @@ def test_what_came_closest_is_named() -> None:
         f"Suspected class 4 (anomaly index {index:.2f}), with a threshold of 1; class 3 came next "
         f"with {1.1 / (1.4826 * 1.1):.2f}."
     )
+
+
+@pytest.mark.parametrize("norms", [(1.0, 100.0), (5.0, 5.5), (30.0, 2.0)])
+def test_of_two_classes_none_stands_out_and_the_findings_say_why(
+    norms: tuple[float, float],
+) -> None:
+    assert float(anomaly_index(torch.tensor(norms)).max()) == pytest.approx(1 / 1.4826, abs=1e-4)
+    defense = NeuralCleanse()
+    defense.masks = (torch.tensor(norms) / 100)[:, None, None, None].expand(-1, 1, 10, 10)
+    defense.patterns, defense.rates = torch.zeros(2, 3, 10, 10), torch.ones(2)
+    assert defense.shortfall() == "No class was suspected"
+    assert "Of two classes the index is at most 0.67" in defense.findings()["summary"]
+    defense.threshold = 0.6
+    assert defense.flagged.tolist() == [int(torch.tensor(norms).argmin())]
 
 
 def test_classes_can_be_searched_a_few_at_a_time_and_the_network_stays() -> None:
