@@ -193,7 +193,8 @@ def run_purify(run: Run) -> dict[str, Any]:
         device = trainer.strategy.root_device
         with costs.of("robustness"):
             robustness = check_robustness(run, checks, came_in, net, data, attack, device)
-    findings = findings_block(searches, defense)
+    answers = None if after is before else compare_answers(trainer, right_before, module.right)
+    findings = findings_block(run, searches, defense, answers)
     if isinstance(defense, DatasetDefense):
         findings |= detection_rates(defense.suspected, truth)
 
@@ -228,7 +229,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         peak_memory_mb=costs.peak_memory_mb,
         robustness=robustness,
         environment=environment(run, trainer),
-        answers=None if after is before else compare_answers(trainer, right_before, module.right),
+        answers=answers,
         shift=shift.measure(),
         checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},
         overrides=run.overrides,

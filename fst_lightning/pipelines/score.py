@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import Defense
+from fst_lightning.metrics import paired_drop_interval
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import network_arguments, precision_of
@@ -119,19 +120,40 @@ def data_block(run: Run, data: BackdoorDataModule, num_poisoned: int | None) -> 
     }
 
 
-def findings_block(searches: Mapping[str, Any], defense: Defense) -> dict[str, Any]:
+def findings_block(
+    run: Run,
+    searches: Mapping[str, Any],
+    defense: Defense,
+    answers: tuple[int, int, int] | None,
+) -> dict[str, Any]:
     """What the run chose and what the defense found; with ``shortfalls`` if it is no success.
 
+    A network that was tuned by automatic settings must also keep their budget on the test images:
+    it is a shortfall if the images show, with 95 % confidence, that it costs more.
+
     Args:
-        searches: what the search for automatic settings tried.
+        run: its configuration.
+        searches: what the search for automatic settings tried; empty without such settings.
         defense: after its run.
+        answers: test images lost, gained, and all: see :func:`compare_answers`.
     """
     findings = {**searches, **defense.findings()}
+    missed = list(searches.get("shortfalls", []))
     what = defense.shortfall()
     if what is not None:
-        own = {"what": what, "why": findings.get("summary", "")}
-        findings["shortfalls"] = [*searches.get("shortfalls", []), own]
-    return findings
+        missed.append({"what": what, "why": findings.get("summary", "")})
+    budget = float(run.cfg.tuning.max_ca_drop)
+    if searches and answers is not None and answers[2]:
+        low, high = paired_drop_interval(*answers, 0.9)  # each end is a one-sided 95 % bound
+        if low > budget:
+            lost, gained, total = answers
+            why = (
+                f"It lost {100 * (lost - gained) / total:.1f} points ({100 * low:.1f} to "
+                f"{100 * high:.1f}) on {total:,} test images; tuning.max_ca_drop allows "
+                f"{100 * budget:.1f}."
+            )
+            missed.append({"what": "The network costs more than the budget", "why": why})
+    return findings | ({"shortfalls": missed} if missed else {})
 
 
 def model_block(run: Run, net: nn.Module) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fst_lightning.pipelines import automatic, run_pipeline
 from fst_lightning.pipelines.automatic import choose_settings, log_grid, strongest
 from fst_lightning.pipelines.parts import make_defense
 from fst_lightning.pipelines.probe import Trial, compare
+from fst_lightning.pipelines.score import findings_block
 from fst_lightning.reports import verdict
 from tests.pipelines.conftest import Start, defender
 
@@ -274,17 +275,36 @@ def test_a_run_that_stops_tunes_nothing_and_one_that_goes_on_is_no_success(
 
     run = start(key, GO_ON)
     results = run_pipeline(run)
-    (missed,) = results["defense"]["findings"]["shortfalls"]
+    missed = results["defense"]["findings"]["shortfalls"][0]
     assert (
         missed["what"] == f"No value of {key.split('=')[0]} was within the budget of clean accuracy"
     )
     printed = capsys.readouterr().out
     assert f"warning  {missed['what']}. {missed['why']}" in printed
-    assert printed.splitlines()[-1] == f"no success: {missed['what']}"
+    last = [line for line in printed.splitlines() if line][-2:]
+    assert f"no success: {missed['what']}" in last
+    assert last[-1].startswith("no success: ")
     found = verdict(results)
     assert found.headline.startswith(missed["what"])
     assert found.tone != "good"
     assert missed["why"] in (run.folder / "report.html").read_text("utf-8")
+
+
+def test_a_network_that_breaks_the_budget_on_test_images_is_no_success(start: Start) -> None:
+    run = start("defense.alpha=auto")
+    defense = make_defense(start("defense=ft"))
+    searches = {"alpha_search": {"chosen": 1.0}}
+    for lost, gained, total in ((40, 2, 1000), (20, 2, 1000), (12, 2, 60), (1, 0, 60), (0, 9, 100)):
+        found = findings_block(run, searches, defense, (lost, gained, total))
+        broken = paired_drop_interval(lost, gained, total, 0.9)[0] > 0.02
+        assert ("shortfalls" in found) is broken
+        if broken:
+            assert found["shortfalls"][0]["what"] == "The network costs more than the budget"
+            drop = 100 * (lost - gained) / total
+            assert f"lost {drop:.1f} points" in found["shortfalls"][0]["why"]
+    assert findings_block(run, searches, defense, (40, 2, 1000))["shortfalls"]
+    assert findings_block(run, searches, defense, None) == searches
+    assert findings_block(run, {}, defense, (40, 2, 1000)) == {}  # nothing was promised
 
 
 def test_the_rate_takes_half_of_the_budget_if_alpha_is_chosen_too(
