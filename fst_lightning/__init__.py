@@ -12,9 +12,10 @@ from fst_lightning.version import __version__
 
 if TYPE_CHECKING:
     from fst_lightning.callbacks import BackdoorMetricsCallback, DefenseCallback, FSTCallback
+    from fst_lightning.catalog import create_attack, create_defense, list_attacks, list_defenses
     from fst_lightning.data import BackdoorDataModule
     from fst_lightning.modules import BackdoorModule, PurificationModule
-    from fst_lightning.pipelines import purify
+    from fst_lightning.pipelines import PurifyResult, purify
 
 _HOMES = {
     "BackdoorDataModule": "data",
@@ -23,6 +24,11 @@ _HOMES = {
     "DefenseCallback": "callbacks",
     "FSTCallback": "callbacks",
     "PurificationModule": "modules",
+    "PurifyResult": "pipelines",
+    "create_attack": "catalog",
+    "create_defense": "catalog",
+    "list_attacks": "catalog",
+    "list_defenses": "catalog",
     "purify": "pipelines",
 }
 
@@ -33,7 +39,12 @@ __all__ = [
     "DefenseCallback",
     "FSTCallback",
     "PurificationModule",
+    "PurifyResult",
     "__version__",
+    "create_attack",
+    "create_defense",
+    "list_attacks",
+    "list_defenses",
     "purify",
 ]
 

@@ -55,6 +55,21 @@ def attack(request: pytest.FixtureRequest) -> Attack:
     return copy.deepcopy(made_attack(request.param))
 
 
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, option) for group in ("attack", "defense") for option in groups()[group]],
+)
+def test_a_repr_shows_every_argument(group: str, option: str) -> None:
+    if group == "defense":
+        skip_without_packages(option)
+    config = OmegaConf.load(conf_folder() / group / f"{option}.yaml")
+    first = repr(instantiate(config, _convert_="all")).splitlines()
+    shown = first[0] if len(first) == 1 else first[0] + first[1]
+    assert type(instantiate(config, _convert_="all")).__name__ in shown
+    for name in config:
+        assert name == "_target_" or f"{name!s}=" in shown
+
+
 @pytest.fixture
 def images() -> Tensor:
     generator = torch.Generator().manual_seed(1)

@@ -45,6 +45,7 @@ ROOMS = [
         "from fst_lightning.configuration import groups; groups()",
         "import fst_lightning.reports",
         "import fst_lightning; dir(fst_lightning)",
+        "import fst_lightning; fst_lightning.list_attacks(); fst_lightning.list_defenses()",
     ],
 )
 def test_what_needs_no_torch_imports_none(line: str) -> None:
@@ -71,6 +72,11 @@ def test_every_public_name_is_there() -> None:
         "DefenseCallback",
         "FSTCallback",
         "PurificationModule",
+        "PurifyResult",
+        "create_attack",
+        "create_defense",
+        "list_attacks",
+        "list_defenses",
         "purify",
     }
     assert promised <= set(fst_lightning.__all__)

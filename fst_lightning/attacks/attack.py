@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fst_lightning.arguments import ShowsArguments
 from fst_lightning.attacks.pixels import check_pixels
 from fst_lightning.attacks.plan import PoisonPlan, draw_rows
 from fst_lightning.seeds import derived_seed
@@ -20,7 +21,7 @@ Classify = Callable[[Tensor], Tensor]
 """Images ``(N, C, H, W)`` in [0, 1] to logits: augments, normalises and asks the network."""
 
 
-class Attack(nn.Module, ABC):
+class Attack(ShowsArguments, nn.Module, ABC):
     r"""A trigger :math:`T`, a label map :math:`\eta` and a plan of the rows to poison.
 
     A subclass writes :meth:`trigger`, and of the other places those that it needs:

@@ -5,7 +5,7 @@ from fst_lightning.callbacks.defense import DefenseCallback
 from fst_lightning.callbacks.finite_loss import FiniteLoss
 from fst_lightning.callbacks.fst import FSTCallback
 from fst_lightning.callbacks.metrics import BackdoorMetricsCallback
-from fst_lightning.callbacks.progress import LiveProgress, PlainProgress, progress_callback
+from fst_lightning.callbacks.progress import LiveProgress, PlainProgress, progress_callback, stage
 
 __all__ = [
     "BackdoorMetricsCallback",
@@ -16,4 +16,5 @@ __all__ = [
     "LiveProgress",
     "PlainProgress",
     "progress_callback",
+    "stage",
 ]

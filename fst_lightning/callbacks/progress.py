@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -154,6 +156,30 @@ class LiveProgress(PlainProgress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+@contextmanager
+def stage(title: str, words: str) -> Iterator[None]:
+    """Show that something without epochs is under way: a spinner on a terminal, else two lines.
+
+    Args:
+        title: What is being done, e.g. ``purify``.
+        words: What happens at this stage.
+
+    Example:
+        >>> with stage("purify", "the defense looks for a trigger"):
+        ...     pass  # doctest: +ELLIPSIS
+        purify: the defense looks for a trigger ...
+        purify: the defense looks for a trigger: ... s
+    """
+    started = time.monotonic()
+    if sys.stdout.isatty():
+        with Console().status(f"{title}: {words}"):
+            yield
+    else:
+        print(f"{title}: {words} ...", flush=True)
+        yield
+    print(f"{title}: {words}: {time.monotonic() - started:.1f} s", flush=True)
 
 
 def progress_callback(title: str) -> PlainProgress:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fst_lightning.arguments import ShowsArguments
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.train import keep_modes, seeded
 from fst_lightning.models.softmax import logits_taken
 
 
-class Defense(nn.Module):
+class Defense(ShowsArguments, nn.Module):
     r"""Purify a network by tuning it on a few clean images.
 
     The loss of a step is :math:`\ell(f, x, y) + \Omega(\theta)`: :meth:`loss` on the batch plus

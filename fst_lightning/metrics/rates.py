@@ -48,6 +48,18 @@ class _MatchRate(Metric):
         """Divide the counts: a scalar in [0, 1], NaN where no row was counted."""
         return self.correct / self.total
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the rate, with matplotlib, as every ``torchmetrics.Metric`` does.
+
+        Args:
+            val: What `compute` or `forward` returned, or a list of it; None computes the rate.
+            ax: The axes to draw on; None makes a figure.
+
+        Returns:
+            The figure and its axes.
+        """
+        return self._plot(val, ax)
+
     def counts(self) -> tuple[int, int]:
         """Return (right rows, all rows) over all processes; waits for the device.
 

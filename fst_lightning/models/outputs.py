@@ -44,10 +44,15 @@ def logits_of(output: Any) -> Tensor:
             "whose `forward` returns the logits alone."
         )
     if logits.ndim != 2 or logits.shape[1] < 2:
+        one = logits.ndim == 1 or logits.shape[1:] == (1,)
+        advice = (
+            "For one logit per image, return torch.cat([-logit, logit], dim=1) / 2, which has the "
+            "same probabilities."
+            if one
+            else "Is its classification head missing?"
+        )
         raise ValueError(
             "Expected the network to return logits (N, C), one column per class and at least two "
-            f"classes, but got shape {tuple(logits.shape)}. For a network with one logit per "
-            "image, return torch.cat([-logit, logit], dim=1) / 2, which has the same "
-            "probabilities."
+            f"classes, but got shape {tuple(logits.shape)}. {advice}"
         )
     return logits

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fst_lightning.models.outputs import logits_of
+
 Outputs = Literal["logits", "probabilities", "log_probabilities"]
 
 PROBABILITIES = (
@@ -63,13 +65,15 @@ def kind_of_outputs(outputs: object) -> Outputs:
 
 
 def take_logits(net: nn.Module, *, warn: bool = True) -> None:
-    """Make a network return logits, if it turns out to return probabilities.
+    """Make a network return logits alone, whatever it returns.
 
-    The first answer in each mode decides, for some networks leave the softmax out in training mode.
-    From then on, and in copies of the network, ``net(images)`` is the logarithm of the
-    probabilities; it is computed from what went into the softmax, so that nothing underflows. The
-    weights, their names and the class stay as they are, and :func:`return_as_before` undoes it.
-    A network that returns the logarithms already stays as it is: they are logits.
+    Logits in a dictionary or an object are taken out, see
+    :func:`~fst_lightning.models.logits_of`. If the network turns out to return probabilities, then
+    ``net(images)`` is their logarithm from then on, and in copies of the network; it is computed
+    from what went into the softmax, so that nothing underflows. The first answer in each mode
+    decides, for some networks leave the softmax out in training mode. The weights, their names and
+    the class stay as they are, and :func:`return_as_before` undoes it. A network that returns the
+    logarithms already stays as it is: they are logits.
 
     Args:
         net: the network.
@@ -132,9 +136,9 @@ def _with_logits(warn: bool) -> Callable[..., Any]:
         )
         mode = net.training
         if found.get(mode, "probabilities") != "probabilities":
-            return before(*arguments, **keywords)
+            return _alone(before(*arguments, **keywords))
         with _LastSoftmax() as last:
-            outputs = before(*arguments, **keywords)
+            outputs = _alone(before(*arguments, **keywords))
         if mode not in found:
             found[mode] = kind_of_outputs(outputs)
             if found[mode] != "probabilities":
@@ -172,6 +176,11 @@ class _LastSoftmax(TorchFunctionMode):
         if self._call is not None and self._call[0] is outputs:
             return self._call[1]()
         return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+
+
+def _alone(outputs: Any) -> Tensor:
+    """The logits in what a network returned. A tensor is taken as it is, whatever its shape."""
+    return outputs if isinstance(outputs, Tensor) else logits_of(outputs)
 
 
 def _sum_to_one(rows: Tensor, tolerance: float) -> bool:

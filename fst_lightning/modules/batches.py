@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fst_lightning.data.images import MAX_BYTES, TooLargeError
 
 _IMAGES = ("image", "images", "img", "pixel_values", "x", "input", "inputs")
 _LABELS = ("label", "labels", "target", "targets", "y")
@@ -52,16 +54,27 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def class_numbers(labels: Tensor, num_rows: int, num_classes: int | None = None) -> Tensor:
-    """Turn labels into class numbers, and check them. Waits for the device.
+def class_numbers(
+    labels: Tensor,
+    num_rows: int,
+    num_classes: int | None = None,
+    *,
+    soft: bool = False,
+    check: bool = True,
+) -> Tensor:
+    """Turn labels into class numbers, and check them.
 
     Args:
         labels: Whole numbers ``(N,)`` or ``(N, 1)``, or one-hot rows ``(N, C)``.
         num_rows: N, the number of images.
         num_classes: C, if known; labels must lie in 0..C - 1.
+        soft: Whether rows of class probabilities ``(N, C)``, as mixup makes them, may stay as they
+            are, for a loss that takes them.
+        check: Whether to look at the values, which waits for the device. False looks at shape and
+            type alone.
 
     Returns:
-        ``(N,)`` int64.
+        ``(N,)`` int64, or the probabilities.
 
     Raises:
         ValueError: If the labels are no class numbers, or of classes that the network lacks.
@@ -73,8 +86,11 @@ def class_numbers(labels: Tensor, num_rows: int, num_classes: int | None = None)
     found = f"{labels.dtype} of shape {tuple(labels.shape)}"
     if labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
         labels = labels.squeeze(1)
-    elif labels.ndim == 2 and _one_hot(labels) and num_classes in (None, labels.shape[1]):
-        labels = labels.argmax(dim=1)
+    elif labels.ndim == 2 and num_classes in (None, labels.shape[1]):
+        if soft and labels.is_floating_point() and not (check and _one_hot(labels)):
+            return labels
+        if not check or _one_hot(labels):
+            labels = labels.float().argmax(dim=1)  # bool has none
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.shape != (num_rows,) or not whole:
         raise ValueError(
@@ -83,7 +99,7 @@ def class_numbers(labels: Tensor, num_rows: int, num_classes: int | None = None)
             "`labels.argmax(dim=1)`."
         )
     labels = labels.long()
-    if num_rows:
+    if check and num_rows:
         low, high = torch.stack(torch.aminmax(labels)).tolist()
         if low < 0 or (num_classes is not None and high >= num_classes):
             classes = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"
@@ -93,6 +109,40 @@ def class_numbers(labels: Tensor, num_rows: int, num_classes: int | None = None)
                 "network and the loader use the same classes?"
             )
     return labels
+
+
+def as_network_takes(images: Tensor, net: nn.Module) -> Tensor:
+    """Convert floating point images to the type of a network's weights."""
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), images.dtype)
+    return images.to(dtype) if images.is_floating_point() else images
+
+
+def bounded(
+    batches: Iterable[Any], num_classes: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read batches that are to be kept in memory, up to a limit.
+
+    Args:
+        batches: Of any form that :func:`images_and_labels` takes.
+        num_classes: C, if known; larger labels are refused.
+
+    Yields:
+        Images and class numbers.
+
+    Raises:
+        TooLargeError: If the images take more than ``MAX_BYTES``.
+    """
+    taken = 0
+    for batch in batches:
+        images, labels = images_and_labels(batch)
+        taken += images.nbytes
+        if taken > MAX_BYTES:
+            raise TooLargeError(
+                f"Expected images that fit into memory, but they take more than "
+                f"{MAX_BYTES / 2**30:.0f} GiB",
+                "Pass fewer images; is the loader endless?",
+            )
+        yield images, class_numbers(labels, len(images), num_classes)
 
 
 def _entry(batch: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -108,7 +158,12 @@ def _entry(batch: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 def _as_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
-        return value
+        # A tensor of inference mode can't take part in training.
+        return (
+            value
+            if torch.is_inference_mode_enabled() or not value.is_inference()
+            else value.clone()
+        )
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fst_lightning.metrics import BackdoorMetrics, matches
 from fst_lightning.models import logits_of, return_as_before, take_logits, takes_logits
-from fst_lightning.modules.batches import class_numbers
+from fst_lightning.modules.batches import as_network_takes, class_numbers, images_and_labels
 from fst_lightning.modules.inputs import InputPipeline
 from fst_lightning.modules.replay import ReplayedNetwork
 from fst_lightning.seeds import derived_seed
@@ -24,8 +24,34 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 Interval = Literal["epoch", "step"]
 
+FROZEN = (
+    "Expected a network with parameters to train, but all are frozen (requires_grad=False). Call "
+    "net.requires_grad_(True) first."
+)
+
 sgd: OptimizerFactory = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 """The optimizer of the paper's tuning runs; the default."""
+
+
+def check_factory(name: str, factory: Any, made: type, example: str) -> None:
+    """Refuse a finished optimizer or schedule: the module makes its own from its parameters.
+
+    Args:
+        name: What the error calls it.
+        factory: What was given; None is fine.
+        made: What the factory makes.
+        example: A factory.
+
+    Raises:
+        TypeError: If it is no function.
+    """
+    if factory is not None and (isinstance(factory, made) or not callable(factory)):
+        kind = type(factory).__name__
+        found = f"an {kind} that is made already" if isinstance(factory, made) else f"a {kind}"
+        raise TypeError(
+            f"Expected `{name}` to be a function that makes one, such as {example}, but got "
+            f"{found}."
+        )
 
 
 def total_steps_of(factory: Callable[..., Any]) -> int | None:
@@ -95,6 +121,15 @@ class ClassifierModule(L.LightningModule):
         self.replayed = ReplayedNetwork(net, replays)
         self._replays = replays
         self.inputs = inputs
+        check_factory(
+            "optimizer", optimizer, Optimizer, "functools.partial(torch.optim.SGD, lr=0.01)"
+        )
+        check_factory(
+            "scheduler",
+            scheduler,
+            LRScheduler,
+            "functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=10)",
+        )
         self.make_optimizer = optimizer or sgd
         self.make_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
@@ -136,6 +171,8 @@ class ClassifierModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule."""
         groups = self.parameter_groups()
+        if not self.trained_parameters():
+            raise ValueError(FROZEN)
         factory = self._timed(self.make_optimizer)
         # Under fp16 a fused step would undo the scaling itself, which clipping could not follow.
         if self.device.type == "cuda" and self.trainer.precision != "16-mixed":
@@ -242,14 +279,15 @@ class ClassifierModule(L.LightningModule):
         self._log_rates("test")
 
     def _evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        images, labels = batch[0], batch[1]
+        first = batch_idx == 0  # Not in every step: checks wait for the device.
+        images, labels = images_and_labels(batch)
+        images = as_network_takes(images, self.net)
         attack = self.inputs.attack
-        if batch_idx == 0:
+        if first:
             self.inputs.check_next_batch()
         if dataloader_idx == 0:
-            logits = self.net(self.inputs(images))
-            if batch_idx == 0:  # Not in every step: it waits for the device.
-                class_numbers(labels, len(images), logits_of(logits).shape[1])
+            logits = logits_of(self.net(self.inputs(images)))
+            labels = class_numbers(labels, len(images), logits.shape[1], check=first)
             self.metrics.update_clean(logits, labels)
             self._right.append(matches(logits.detach(), labels))
             if attack is not None:
@@ -258,8 +296,9 @@ class ClassifierModule(L.LightningModule):
             return
         if attack is None:
             raise ValueError("Expected an attack for the loader of triggered images, but got None.")
-        logits = self.net(self.inputs(images, triggered=True))
-        if batch_idx == 0:
+        logits = logits_of(self.net(self.inputs(images, triggered=True)))
+        labels = class_numbers(labels, len(images), logits.shape[1], check=first)
+        if first:
             attack.check_ready()
             attack.check_target(logits.shape[1])
         self.metrics.update_triggered(logits, labels, attack.wanted_labels(logits, labels))

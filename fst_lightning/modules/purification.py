@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,12 @@ from fst_lightning.attacks import Attack
 from fst_lightning.defenses.clean import CleanData
 from fst_lightning.defenses.defense import Defense
 from fst_lightning.defenses.train import keep_modes, seeded
+from fst_lightning.modules.batches import (
+    as_network_takes,
+    bounded,
+    class_numbers,
+    images_and_labels,
+)
 from fst_lightning.modules.classifier import (
     ClassifierModule,
     Interval,
@@ -60,12 +67,14 @@ class PurificationModule(ClassifierModule):
             them from the Trainer's training loader. A defense that wants some held out, or the
             training set as it was delivered, needs it: see
             :meth:`~fst_lightning.defenses.CleanData.split`.
+        num_classes: Number of classes, if known; larger labels are then refused.
 
     Raises:
         ValueError: If the defense needs images that it is not given; at the start of a fit, if the
             head's weights were replaced after they were prepared.
         MisconfigurationException: At the start of a fit, if nothing in front of the head trains
             although the defense is to change the features.
+        TypeError: If the optimizer or the schedule is not a function that makes one.
 
     Example:
         >>> from fst_lightning.defenses import FST
@@ -94,6 +103,7 @@ class PurificationModule(ClassifierModule):
         seed: int | None = None,
         card: str | None = None,
         clean: CleanData | None = None,
+        num_classes: int | None = None,
     ) -> None:
         inputs = InputPipeline(
             attack,
@@ -109,6 +119,8 @@ class PurificationModule(ClassifierModule):
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)
         self.defense = defense
         self.clean = clean
+        self.num_classes = num_classes
+        self._learns_from_one: bool | None = None
         self._tuned = self.replayed if replays else net
         self._defense_seed = 0
         self._guard = FitGuard(defense)
@@ -141,6 +153,7 @@ class PurificationModule(ClassifierModule):
 
     def on_fit_start(self) -> None:
         """Skip the steps if none are needed."""
+        self.net.train()  # Lightning warns of modules in evaluation mode before the epoch starts.
         if self.trainer.ckpt_path is not None:
             self._guard.resume()
         self._stop_if_done()
@@ -150,7 +163,7 @@ class PurificationModule(ClassifierModule):
         # Not before this place the Trainer says whether a run is resumed; what was found in the
         # run that is continued has come with its checkpoint by now.
         if self.defense.overrides("study") and self.trainer.ckpt_path is None:
-            self._act("study")
+            self.act("study")
         self._guard.settle()
         return self.with_step_hook(self.defense.after_step)
 
@@ -158,7 +171,7 @@ class PurificationModule(ClassifierModule):
         """Seed the epoch, switch to training mode and let the defense begin it."""
         super().on_train_epoch_start()
         if self.defense.overrides("begin_epoch"):
-            self._act("begin_epoch", self.current_epoch)
+            self.act("begin_epoch", self.current_epoch)
             self._stop_if_done()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -168,11 +181,18 @@ class PurificationModule(ClassifierModule):
         for module in self.defense.always_eval():
             module.eval()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The defense's loss on a clean batch, and its penalty on the weights."""
-        images, labels = batch[0], batch[1]
-        if not labels.is_floating_point():
-            labels = labels.long()  # cross-entropy takes no other integers
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """The defense's loss on a clean batch, and its penalty on the weights.
+
+        None skips a batch of a single image if BatchNorm can't learn from it.
+        """
+        images, labels = images_and_labels(batch)
+        # Elsewhere the check would wait for the device in every step.
+        check = batch_idx == 0 or labels.device.type == "cpu"
+        labels = class_numbers(labels, len(images), self.num_classes, soft=True, check=check)
+        images = as_network_takes(images, self.net)
+        if len(images) == 1 and not self._can_learn_from_one(images):
+            return None
         loss = self.defense.loss(self._tuned, self.inputs(images, augment=True), labels)
         penalty = self.defense.penalty()
         if penalty is None:
@@ -206,15 +226,30 @@ class PurificationModule(ClassifierModule):
         self._guard.end(self.trainer)
         if self.defense.overrides("conclude"):
             device = self.device
-            self._act("conclude")
+            self.act("conclude")
             self.to(device)  # Lightning has taken the module off the accelerator by now.
         self._guard.finish()
+
+    @torch.no_grad()
+    def _can_learn_from_one(self, images: Tensor) -> bool:
+        """Whether a single image has a loss: BatchNorm needs two values per channel."""
+        if self._learns_from_one is None:
+            self._learns_from_one = True
+            probe = copy.deepcopy(self.net)  # Running statistics change with every forward pass.
+            with seeded(torch.Generator().manual_seed(0), images.device):
+                try:
+                    probe(self.inputs(images))
+                except ValueError as error:
+                    if "more than 1 value per channel" not in str(error):
+                        raise
+                    self._learns_from_one = False
+        return self._learns_from_one
 
     def _stop_if_done(self) -> None:
         if self.defense.done:
             self.trainer.should_stop = True
 
-    def _act(self, place: str, *context: int) -> None:
+    def act(self, place: str, *context: int) -> None:
         """Call a place of the defense that looks at all the clean images.
 
         With random numbers of its own, so that what is drawn there moves no other number.
@@ -240,8 +275,9 @@ class PurificationModule(ClassifierModule):
                 loader.dataset, loader.batch_size or 1, collate_fn=loader.collate_fn
             )
         with seeded(torch.Generator().manual_seed(self._defense_seed), torch.device("cpu")):
-            clean = CleanData.gather(loader)
+            clean = CleanData.gather(bounded(loader, self.num_classes))
         if self.inputs.normalises:
+            self.inputs.pixels(clean.images)
             return CleanData(clean.images, clean.labels, mean=self.inputs.mean, std=self.inputs.std)
         return CleanData(self.inputs(clean.images.to(self.device)), clean.labels)
 

@@ -9,11 +9,11 @@ import lightning as L
 from fst_lightning.pipelines.checks import check_settings
 from fst_lightning.pipelines.memory import keep_freed_memory
 from fst_lightning.pipelines.purify import run_purify
-from fst_lightning.pipelines.purify_network import purify
+from fst_lightning.pipelines.purify_network import PurifyResult, purify
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.train import run_train
 
-__all__ = ["Run", "purify", "run_pipeline", "run_purify", "run_train"]
+__all__ = ["PurifyResult", "Run", "purify", "run_pipeline", "run_purify", "run_train"]
 
 
 def run_pipeline(run: Run) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import inspect
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from fst_lightning.pipelines.loggers import make_loggers
 from fst_lightning.pipelines.precision import resolve_precision
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.sigterm import SigtermAsBefore
+
+_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 _NUM_CLASSES = "num_classes"
 _TRIED = 8  # images, on which a network shows what it returns
@@ -331,7 +335,22 @@ def quiet_lightning() -> None:
             ".*Using `DistributedSampler` with the dataloaders.*",  # ours repeats no row
             ".*The dirpath has changed from .*",  # resume=PATH
             ".*You defined a `validation_step` but have no `val_dataloader`.*",
+            ".*`training_step` returned `None`.*",  # a batch of one image, for BatchNorm
         ):
             warnings.filterwarnings("ignore", message)
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning as :func:`quiet_lightning` does, and let it speak again afterwards."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        quiet_lightning()
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

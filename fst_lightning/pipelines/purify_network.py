@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable
-from typing import Any
+import inspect
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from fst_lightning.callbacks import FiniteLoss, progress_callback, stage
+from fst_lightning.catalog import create_defense
 from fst_lightning.defenses import (
     CleanData,
     DatasetDefense,
@@ -21,19 +27,47 @@ from fst_lightning.defenses import (
     PoisonedData,
     apply,
 )
-from fst_lightning.defenses.train import fresh_copy
+from fst_lightning.defenses.train import fresh_copy, keep_modes
+from fst_lightning.models import logits_of, return_as_before, take_logits
 from fst_lightning.modules import PurificationModule
-from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
-from fst_lightning.pipelines.parts import quiet_lightning
+from fst_lightning.modules.batches import as_network_takes, bounded, class_numbers
+from fst_lightning.modules.classifier import FROZEN, OptimizerFactory, SchedulerFactory
+from fst_lightning.pipelines.clean_loader import first_batch, readable_again
+from fst_lightning.pipelines.parts import quiet
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 128
 
+_TITLE = "purify"
+_NO_STEPS = (
+    "Expected at least one step per epoch, or the network would be prepared and not tuned. Does "
+    "the loader give batches in every pass (an iterator gives them once, drop_last may drop them "
+    "all), with two or more images each for BatchNorm? Do the Trainer's options (max_steps, "
+    "max_time, limit_train_batches) allow steps?"
+)
+_STAGES = {"study": "studies the clean images", "conclude": "decides what to change"}
 
+
+@dataclass(frozen=True, eq=False)
+class PurifyResult:
+    """What :func:`purify` returns with ``return_result=True``.
+
+    Attributes:
+        net: The purified network, on the CPU, in evaluation mode.
+        findings: What the defense found and decided; empty for one that looks for nothing.
+        history: The logged figures of every epoch, such as ``train/loss``.
+    """
+
+    net: nn.Module
+    findings: dict[str, Any]
+    history: list[dict[str, float]]
+
+
+@overload
 def purify(
     net: nn.Module,
     clean_loader: Iterable[Any],
-    defense: Defense,
+    defense: Defense | str,
     max_epochs: int = 10,
     *,
     lr: float = 0.01,
@@ -41,32 +75,79 @@ def purify(
     scheduler: SchedulerFactory | None = None,
     seed: int | None = None,
     poisoned_loader: Iterable[Any] | None = None,
+    progress: bool = False,
+    return_result: Literal[False] = False,
     **trainer_options: Any,
-) -> nn.Module:
+) -> nn.Module: ...
+
+
+@overload
+def purify(
+    net: nn.Module,
+    clean_loader: Iterable[Any],
+    defense: Defense | str,
+    max_epochs: int = 10,
+    *,
+    lr: float = 0.01,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    seed: int | None = None,
+    poisoned_loader: Iterable[Any] | None = None,
+    progress: bool = False,
+    return_result: Literal[True],
+    **trainer_options: Any,
+) -> PurifyResult: ...
+
+
+def purify(
+    net: nn.Module,
+    clean_loader: Iterable[Any],
+    defense: Defense | str,
+    max_epochs: int = 10,
+    *,
+    lr: float = 0.01,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    seed: int | None = None,
+    poisoned_loader: Iterable[Any] | None = None,
+    progress: bool = False,
+    return_result: bool = False,
+    **trainer_options: Any,
+) -> nn.Module | PurifyResult:
     """Purify a copy of a network on a few clean images.
 
     Args:
-        net: the classifier; images to logits. It stays as it is.
-        clean_loader: batches of ``(images, labels)``, the images normalised as the network wants.
-        defense: e.g. ``FST(alpha=0.2)``. One that wants images held out gets a share of them,
-            which no step sees: all are read once, as the loader gives them, and kept in memory.
-        max_epochs: passes over the loader, 1 or more; for a defense that cleans a training set,
+        net: The classifier; images to logits ``(N, C)``, alone or as ``logits`` of a dictionary or
+            an object. It stays as it is.
+        clean_loader: Batches of images and labels, or dictionaries of both; the images normalized
+            as the network wants, uint8 divided by 255. An iterator is read into memory. So are all
+            images for a defense that wants some of them held out, which no step sees.
+        defense: A defense, e.g. ``FST(alpha=0.2)``, or the name of one (see
+            :func:`~fst_lightning.list_defenses`).
+        max_epochs: Passes over the loader, 1 or more; for a defense that cleans a training set,
             passes over what it leaves.
-        lr: of the default optimizer (SGD with momentum 0.9), greater than 0.
-        optimizer: makes another one from the parameters; ``lr`` is then not used.
-        scheduler: makes the schedule, per epoch; None: cosine to zero over ``max_epochs``.
-        seed: of the defense's random numbers; None takes ``torch.initial_seed()``.
-        poisoned_loader: batches ``(images, labels)`` of the training set as it was delivered, for
-            a defense that inspects it.
-        trainer_options: for ``lightning.Trainer``, e.g. ``accelerator``, ``precision``.
+        lr: Of the default optimizer (SGD with momentum 0.9), greater than 0.
+        optimizer: A function that makes another one from the parameters; ``lr`` is then not used.
+        scheduler: A function that makes the schedule, per epoch; None: cosine to zero over
+            ``max_epochs``.
+        seed: Of the defense's random numbers; None takes ``torch.initial_seed()``.
+        poisoned_loader: Batches of the training set as it was delivered, for a defense that
+            inspects it.
+        progress: Whether to print what happens: stages, epochs, losses.
+        return_result: Whether to return a :class:`PurifyResult` instead of the network.
+        trainer_options: For ``lightning.Trainer``, e.g. ``accelerator``, ``precision``.
 
     Returns:
-        The purified network, on the CPU, in evaluation mode.
+        The purified network, on the CPU, in evaluation mode; or the whole result.
 
     Raises:
-        ValueError: where the network has no linear head to be found, the head is zero, or
-            ``max_epochs`` is no whole number of 1 or more; where the defense inspects a training
+        ValueError: If the loader gives no batch in some epoch, or no step can be taken: a network
+            that was prepared and not tuned is never returned; if the network has no linear head to
+            be found, is frozen, or cannot be copied; if a label is no class of it, or it does not
+            take the images; if an argument is out of its range, or the defense inspects a training
             set that it is not given.
+        TypeError: If an argument, a batch or the network's output is of another kind.
+        FloatingPointError: If the loss or the weights are no longer finite.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -78,69 +159,242 @@ def purify(
         >>> bool(torch.isclose(purified[3].weight.norm(), net[3].weight.norm()))
         True
     """
+    by = _made(defense)
+    _check(net, by, max_epochs, lr, poisoned_loader, trainer_options)
+    start = torch.initial_seed() if seed is None else seed
+    optimizer = optimizer or functools.partial(torch.optim.SGD, lr=lr, momentum=0.9)
+    scheduler = scheduler or functools.partial(
+        torch.optim.lr_scheduler.CosineAnnealingLR, T_max=max_epochs
+    )
+    history = _History()
+
+    # The caller may be in a block that wants no gradients, and whose tensors can't have any.
+    with quiet(), torch.inference_mode(False), torch.enable_grad():
+        net = _copied(net)
+        loader = readable_again(clean_loader, "clean_loader")
+        (images, labels), loader = first_batch(loader, "clean_loader")
+        if isinstance(by, NoDefense):
+            return _result(net, by, history, return_result)
+        take_logits(net)
+        num_classes = _logits(net, images).shape[1]
+        class_numbers(labels, len(images), num_classes, soft=True)
+        clean, loader = _clean_data(loader, num_classes, by, start, poisoned_loader)
+        options = _options(trainer_options, history, progress)
+
+        def fit(
+            tuned: nn.Module, way: Defense, rows: Iterable[Any], all_: CleanData | None
+        ) -> None:
+            module = _Module(
+                tuned, way, optimizer, scheduler, seed=seed, clean=all_, num_classes=num_classes
+            )
+            module.shows = progress
+            L.Trainer(max_epochs=max_epochs, **options).fit(module, train_dataloaders=rows)
+
+        if by.tunes:
+            fit(net, by, loader, clean)
+            return _result(net, by, history, return_result)
+        if clean is None:
+            clean = CleanData.gather(bounded(loader, num_classes))
+        device = L.Trainer(max_epochs=0, **options).strategy.root_device
+        floats = (p.dtype for p in net.parameters() if p.is_floating_point())
+        clean = clean.to(device, next(floats, torch.float32))
+        with _shown(by, "study") if progress else nullcontext():
+            apply(by, net.to(device), clean, torch.Generator().manual_seed(start))
+        if isinstance(by, DatasetDefense) and clean.poisoned is not None:
+            weights = torch.Generator().manual_seed(derived_seed(start, "weights"))
+
+            def train(fresh: nn.Module, rows: PoisonedData) -> nn.Module:
+                fit(fresh, Defense(), _shuffled(rows, _batch_size(poisoned_loader), start), None)
+                return fresh
+
+            found = by.retrain(
+                lambda: fresh_copy(net.cpu(), weights),
+                clean.poisoned,
+                by.suspected.cpu(),
+                torch.Generator().manual_seed(derived_seed(start, "retrain")),
+                train,
+            )
+            net = net if found is None else found
+        return _result(net, by, history, return_result)
+
+
+class _Module(PurificationModule):
+    """Refuses to leave a network prepared and not tuned, and shows stages that have no epochs."""
+
+    shows = False
+    _has_tuned = False
+
+    def on_after_backward(self) -> None:
+        """Note that a step is taken."""
+        super().on_after_backward()
+        self._has_tuned = True
+
+    def on_train_epoch_end(self) -> None:
+        """Refuse an epoch without a step."""
+        if self._num_batches == 0 and not (self.defense.done or self.trainer.should_stop):
+            raise ValueError(f"{_NO_STEPS} Epoch {self.current_epoch + 1} had none.")
+        super().on_train_epoch_end()
+
+    def on_fit_end(self) -> None:
+        """Refuse a fit without a step."""
+        if not (self._has_tuned or self.defense.done):
+            raise ValueError(_NO_STEPS)
+        super().on_fit_end()
+
+    def act(self, place: str, *context: int) -> None:
+        """Call a place of the defense."""
+        with _shown(self.defense, place) if self.shows else nullcontext():
+            super().act(place, *context)
+
+
+class _History(L.Callback):
+    """Keeps the logged figures of every epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the epoch before: only now the module has logged all of it."""
+        if trainer.current_epoch > 0:
+            self._keep(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the last epoch."""
+        self._keep(trainer)
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if figures:
+            self.epochs.append(figures)
+
+
+def _made(defense: Any) -> Defense:
+    if isinstance(defense, str):
+        return create_defense(defense)
+    if not isinstance(defense, Defense):
+        name = defense.__name__ if isinstance(defense, type) else type(defense).__name__
+        raise TypeError(
+            f"Expected `defense` to be a Defense, such as FST(alpha=0.2), or a name, but got {name}"
+            f"{f'; pass {name}()' if isinstance(defense, type) else ''}."
+        )
+    return defense
+
+
+def _check(
+    net: Any,
+    defense: Defense,
+    max_epochs: int,
+    lr: float,
+    poisoned_loader: Iterable[Any] | None,
+    trainer_options: dict[str, Any],
+) -> None:
+    """Refuse what can be seen to be wrong before any work is done."""
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"Expected `net` to be an nn.Module, but got {type(net).__name__}.")
     # Lightning takes -1 for "for ever".
-    if not isinstance(max_epochs, int) or max_epochs < 1:
+    if not isinstance(max_epochs, int) or isinstance(max_epochs, bool) or max_epochs < 1:
         raise ValueError(
             f"Expected `max_epochs` to be a whole number of 1 or more, but got {max_epochs!r}."
         )
-    if isinstance(clean_loader, list | tuple):
-        # Lightning would take it for several loaders.
-        clean_loader = DataLoader(clean_loader, batch_size=None)  # type: ignore[arg-type]
+    if not (isinstance(lr, int | float) and math.isfinite(lr) and lr > 0):
+        raise ValueError(f"Expected `lr` to be a number greater than 0, but got {lr!r}.")
+    unknown = trainer_options.keys() - inspect.signature(L.Trainer).parameters.keys()
+    if unknown:
+        raise TypeError(
+            "Expected arguments of purify or options of lightning.Trainer, but got "
+            f"{', '.join(f'`{name}`' for name in sorted(unknown))}."
+        )
+    if trainer_options.get("fast_dev_run"):
+        raise ValueError(
+            "Expected no `fast_dev_run`: after a step or two the network would be returned as "
+            "purified. Use max_epochs=1 for a quick look."
+        )
     if defense.needs_poisoned_set and poisoned_loader is None:
         raise ValueError(
             f"Expected `poisoned_loader`, the training set as it was delivered, which "
             f"{type(defense).__name__} inspects, but got None."
         )
-    quiet_lightning()
-    net = copy.deepcopy(net)
-    if isinstance(defense, NoDefense):
-        return net.cpu().eval()
-    start = torch.initial_seed() if seed is None else seed
-    clean, loader = _clean_data(clean_loader, defense, start, poisoned_loader)
-    options: dict[str, Any] = {
+    tunes = defense.tunes and not isinstance(defense, NoDefense)
+    if tunes and not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ValueError(FROZEN)
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        normed = [
+            f"`{name}`" for name, part in net.named_modules() if "weight_g" in part._parameters
+        ]
+        if normed:
+            why = (
+                f"torch.nn.utils.weight_norm at {', '.join(normed)} stands in the way. Fold it in "
+                "with torch.nn.utils.remove_weight_norm, or use "
+                "torch.nn.utils.parametrizations.weight_norm, which can be copied"
+            )
+        else:
+            why = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"Expected a network that copy.deepcopy can copy, but got {type(net).__name__}: {why}."
+        ) from error
+
+
+def _logits(net: nn.Module, images: Tensor) -> Tensor:
+    """The network's logits of a batch.
+
+    Raises:
+        ValueError: If the network does not take the images.
+    """
+    device = next((parameter.device for parameter in net.parameters()), images.device)
+    inputs = images.float() / 255 if images.dtype == torch.uint8 else images
+    inputs = as_network_takes(inputs.to(device), net)
+    try:
+        with keep_modes(net), torch.no_grad(), torch.random.fork_rng():
+            output = net.eval()(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        raise ValueError(
+            "Expected the network to take the batches of `clean_loader`, but it fails on "
+            f"{images.dtype} images of shape {tuple(images.shape)}: {error}"
+        ) from error
+    return logits_of(output)
+
+
+def _options(trainer_options: dict[str, Any], history: _History, progress: bool) -> dict[str, Any]:
+    callbacks: list[L.Callback] = [history, FiniteLoss("Try a lower `lr`.")]
+    if progress:
+        callbacks.append(progress_callback(_TITLE))
+    given = trainer_options.get("callbacks") or []
+    return {
         "devices": 1,
         "logger": False,
         "enable_checkpointing": False,
-        "enable_progress_bar": False,
+        "enable_progress_bar": progress,
         "enable_model_summary": False,
         **trainer_options,
+        "callbacks": [*callbacks, *([given] if isinstance(given, L.Callback) else given)],
     }
-    optimizer = optimizer or functools.partial(torch.optim.SGD, lr=lr, momentum=0.9)
-    scheduler = scheduler or functools.partial(
-        torch.optim.lr_scheduler.CosineAnnealingLR, T_max=max_epochs
-    )
 
-    def fit(tuned: nn.Module, by: Defense, batches: Iterable[Any], data: CleanData | None) -> None:
-        module = PurificationModule(tuned, by, optimizer, scheduler, seed=seed, clean=data)
-        trainer = L.Trainer(max_epochs=max_epochs, **options)
-        trainer.fit(module, train_dataloaders=batches)
 
-    if defense.tunes:
-        fit(net, defense, loader, clean)
-        _warn_of_shortfall(defense)
-        return net.cpu().eval()
-    if clean is None:
-        clean = CleanData.gather(loader)
-    device = L.Trainer(max_epochs=0, **options).strategy.root_device
-    clean = clean.to(device)
-    apply(defense, net.to(device), clean, torch.Generator().manual_seed(start))
-    if isinstance(defense, DatasetDefense) and clean.poisoned is not None:
-        weights = torch.Generator().manual_seed(derived_seed(start, "weights"))
+@contextmanager
+def _shown(defense: Defense, place: str) -> Iterator[None]:
+    if place in _STAGES and (defense.overrides(place) or not defense.tunes):
+        with stage(_TITLE, f"{type(defense).__name__} {_STAGES[place]}"):
+            yield
+    else:
+        yield
 
-        def train(fresh: nn.Module, rows: PoisonedData) -> nn.Module:
-            fit(fresh, Defense(), _shuffled(rows, _batch_size(poisoned_loader), start), None)
-            return fresh
 
-        found = defense.retrain(
-            lambda: fresh_copy(net.cpu(), weights),
-            clean.poisoned,
-            defense.suspected.cpu(),
-            torch.Generator().manual_seed(derived_seed(start, "retrain")),
-            train,
-        )
-        net = net if found is None else found
+def _result(
+    net: nn.Module, defense: Defense, history: _History, whole: bool
+) -> nn.Module | PurifyResult:
+    return_as_before(net)
     _warn_of_shortfall(defense)
-    return net.cpu().eval()
+    net = net.cpu().eval()
+    return PurifyResult(net, defense.findings(), history.epochs) if whole else net
 
 
 def _warn_of_shortfall(defense: Defense) -> None:
@@ -152,16 +406,21 @@ def _warn_of_shortfall(defense: Defense) -> None:
 
 
 def _clean_data(
-    loader: Iterable[Any], defense: Defense, seed: int, poisoned_loader: Iterable[Any] | None
+    loader: Iterable[Any],
+    num_classes: int,
+    defense: Defense,
+    seed: int,
+    poisoned_loader: Iterable[Any] | None,
 ) -> tuple[CleanData | None, Iterable[Any]]:
     """What the module can't gather itself from the loader, and the loader of the steps."""
     if not (defense.held_out or defense.needs_poisoned_set):
         return None, loader
-    clean = CleanData.gather(loader)
+    clean = CleanData.gather(bounded(loader, num_classes))
     generator = torch.Generator().manual_seed(derived_seed(seed, "unseen"))
     clean = clean.split(defense.held_out, generator)
     if poisoned_loader is not None:
-        delivered = CleanData.gather(poisoned_loader)
+        delivered_loader = readable_again(poisoned_loader, "poisoned_loader")
+        delivered = CleanData.gather(bounded(delivered_loader, num_classes))
         clean.poisoned = PoisonedData(delivered.images, delivered.labels)
     if not defense.held_out:
         return clean, loader

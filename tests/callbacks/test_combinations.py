@@ -11,6 +11,7 @@ import functools
 import math
 import random
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,12 +260,10 @@ def run(case: Case, folder: Any) -> nn.Module:
             "seed": SEED,
             **options,
         }
-        if case.before == "fit":
-            return purify(net, batches, defense, 2 * case.epochs, **arguments)
-        if case.before == "no grad":
-            with torch.no_grad():
-                return purify(net, batches, defense, case.epochs, **arguments)
-        return purify(net, batches, defense, case.epochs, **arguments)
+        epochs = 2 * case.epochs if case.before == "fit" else case.epochs
+        with torch.no_grad() if case.before == "no grad" else nullcontext():
+            purified: nn.Module = purify(net, batches, defense, epochs, **arguments)
+        return purified
     package = pl if case.driver == "pytorch_lightning" else L
     callbacks: list[Any] = []
     if case.driver == "module":

@@ -169,3 +169,28 @@ def test_says_what_it_is(metric_class: type[AnyRate], better: bool) -> None:
     assert metric.higher_is_better is better
     assert metric.is_differentiable is False
     assert metric.full_state_update is False
+
+
+def test_a_rate_can_be_plotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the means of torchmetrics, which draws with matplotlib."""
+    drawn: list[Any] = []
+
+    def draw(values: Any, **options: Any) -> tuple[str, str]:
+        drawn.append((float(values), options["lower_bound"], options["upper_bound"]))
+        return "figure", "axes"
+
+    monkeypatch.setattr("torchmetrics.metric.plot_single_or_multi_val", draw)
+    for kind in (CleanAccuracy, AttackSuccessRate, RobustAccuracy):
+        metric = kind()
+        metric.update(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 0]))
+        assert metric.plot() == ("figure", "axes")
+        assert drawn.pop() == (0.5, 0.0, 1.0)
+
+
+def test_a_rate_is_drawn() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    metric = CleanAccuracy()
+    metric.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    figure, axes = metric.plot()
+    assert axes is not None
+    pyplot.close(figure)

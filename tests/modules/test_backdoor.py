@@ -2,9 +2,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fst_lightning import BackdoorDataModule, BackdoorModule
 from fst_lightning.attacks import BadNets, Blended, NoAttack
@@ -155,3 +157,74 @@ def test_a_compiled_training_is_the_same_training_under_the_same_names(tmp_path:
     for other in (compiled, resumed):
         for name, value in plain.state_dict().items():
             assert torch.allclose(value, other.state_dict()[name], atol=1e-4), name
+
+
+def labelled_images(size: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    images = tiny.images(12, size)[:, :channels]
+    return images, tiny.labels(12), torch.arange(12) % 3 == 0
+
+
+@pytest.mark.parametrize("kind", [BadNets, Blended])
+@pytest.mark.parametrize(("size", "channels"), [(32, 3), (8, 3), (20, 1), (64, 3)])
+def test_an_attack_that_was_not_prepared_fits_the_loader(
+    tmp_path: Path, kind: Any, size: int, channels: int
+) -> None:
+    images, labels, poisoned = labelled_images(size, channels)
+    nets = []
+    for prepare in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, tiny.NUM_CLASSES))
+        attack = kind()
+        if prepare:
+            attack.prepare(images, labels, tiny.NUM_CLASSES, seed=0)
+        module = BackdoorModule(net, attack)
+        rows: Any = [(images, labels, poisoned)]
+        clean: Any = [(images, labels)]
+        trainer = tiny.trainer(tmp_path, max_epochs=2)
+        trainer.fit(
+            module,
+            DataLoader(rows, batch_size=None),
+            [DataLoader(clean, batch_size=None) for _ in range(2)],
+        )
+        assert "val/asr" in trainer.callback_metrics
+        nets.append(net)
+    first, second = (net.state_dict() for net in nets)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+class Flat(nn.Sequential):
+    """A network that a command line can make."""
+
+    def __init__(self, size: int = 20) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3 * size * size, tiny.NUM_CLASSES))
+
+
+class Loader(L.LightningDataModule):
+    """Images of 20 pixels, from a project that knows nothing of `prepare`."""
+
+    def train_dataloader(self) -> Any:
+        rows: Any = [labelled_images(20, 3)]
+        return DataLoader(rows, batch_size=None)
+
+
+def test_a_lightning_cli_trains_with_an_attack(tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse", minversion="4.39")
+    from lightning.pytorch.cli import LightningCLI
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {"accelerator": "cpu", "max_epochs": 1, "default_root_dir": str(tmp_path)} | quiet
+    model = {
+        "net": {"class_path": f"{__name__}.Flat"},
+        "attack": {
+            "class_path": "fst_lightning.attacks.Blended",
+            "init_args": {"blend_alpha": 0.1},
+        },
+    }
+    config = {"fit": {"model": model, "trainer": options}, "subcommand": "fit"}
+    command = LightningCLI(
+        BackdoorModule, Loader, args=config, save_config_callback=None, seed_everything_default=0
+    )
+    attack = command.model.attack
+    assert isinstance(attack, Blended)
+    assert attack.pattern.shape == (1, 3, 20, 20)
+    assert attack.blend_alpha == 0.1

@@ -232,3 +232,26 @@ def test_classes_that_the_network_lacks_are_refused(
     loaders: list[Any] = [DataLoader(rows, batch_size=None) for _ in range(2)]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         tiny.trainer(tmp_path).test(module, loaders, verbose=False)
+
+
+@pytest.mark.parametrize("make", [PurificationModule, BackdoorModule])
+def test_an_optimizer_that_is_made_already_is_refused(make: Any) -> None:
+    net = tiny.conv_net()
+    part: Any = FST() if make is PurificationModule else BadNets()
+    optimizer = torch.optim.Adam(net.parameters())
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(TypeError, match=r"`optimizer` to be a function.*an Adam that is made"):
+        make(net, part, optimizer)
+    with pytest.raises(TypeError, match=r"`scheduler` to be a function.*ConstantLR that is made"):
+        make(net, part, torch.optim.Adam, schedule)
+    with pytest.raises(TypeError, match=r"`optimizer` to be a function.*but got a float"):
+        make(net, part, 0.1)
+    assert make(net, part, torch.optim.Adam).make_optimizer is torch.optim.Adam
+
+
+def test_a_frozen_network_is_refused(tmp_path: Path) -> None:
+    module = BackdoorModule(tiny.conv_net().requires_grad_(False), BadNets())
+    rows = [(tiny.images(8), tiny.labels(8), torch.zeros(8, dtype=torch.bool))]
+    loader: Any = DataLoader(rows, batch_size=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="all are frozen"):
+        tiny.trainer(tmp_path).fit(module, loader)

@@ -170,7 +170,7 @@ def test_the_network_of_a_run_is_channels_last(
     seen = []
     step = PurificationModule.training_step
 
-    def look(self: PurificationModule, batch: object, batch_idx: int) -> torch.Tensor:
+    def look(self: PurificationModule, batch: object, batch_idx: int) -> torch.Tensor | None:
         convolutions = [m for m in self.net.modules() if isinstance(m, torch.nn.Conv2d)]
         seen.append(
             all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convolutions)
