@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from fst_lightning.checkpoints.write import sync_folder
 from fst_lightning.locks import NoLocksError, file_lock, lock_open_file
+from fst_lightning.text_files import read_text
 
 __all__ = ["SCHEMA", "Store", "StoreEntry", "StoreError", "StoreUse"]
 
@@ -30,7 +31,6 @@ SCHEMA = 2
 
 _KEY = re.compile(r"[0-9a-f]{16}")
 _FACTS = "entry.json"
-_FACTS_LIMIT = 10_000_000
 _DAY = 86_400.0
 
 
@@ -357,9 +357,7 @@ class Store:
         try:
             if not _KEY.fullmatch(folder.name) or folder.is_symlink():
                 return None
-            if facts.stat().st_size > _FACTS_LIMIT:
-                return None
-            values = json.loads(facts.read_text(encoding="utf-8"))
+            values = json.loads(read_text(facts))
             description = values["description"]
             now = datetime.now(UTC)
             created = min(now, datetime.fromisoformat(values["created"]).astimezone(UTC))

@@ -19,6 +19,7 @@ from fst_lightning.cli.own_network import own_network
 from fst_lightning.cli.paths import complete_paths
 from fst_lightning.cli.stopping import end_process, stopped
 from fst_lightning.configuration import unused_groups
+from fst_lightning.text_files import read_text
 
 _FILE = "job.yaml"
 _PATIENCE_SECONDS = 2.0
@@ -105,8 +106,8 @@ class Job:
             names: such as ``after.ca``.
         """
         try:
-            results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            results = json.loads(read_text(self.folder / "results.json"))
+        except (OSError, ValueError, RecursionError):
             results = {}
         return tuple(_number(results, name) for name in names)
 

@@ -12,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.cli.flags import read_flags, sweeps
 from fst_lightning.cli.launch import is_main_process
+from fst_lightning.text_files import read_text
 
 _SWEEPS = "multirun"
 _FOLDER = "hydra.sweep.dir"
+_MOST_YAML = 1_000_000  # bytes; the parser is slow
 
 
 def continued_sweep(task: str, arguments: Sequence[str]) -> list[str]:
@@ -71,8 +73,8 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
         folder: of the run.
     """
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        before = OmegaConf.to_container(_load(folder / "config.yaml"))
+        results = json.loads(read_text(folder / "results.json"))
+        before = _load(folder / "config.yaml")
     except Exception:  # A damaged file counts as none, however the parser ends.
         return False
     now = OmegaConf.to_container(cfg, resolve=True)
@@ -90,20 +92,18 @@ def _asked(overrides: Sequence[str]) -> list[str]:
 
 def _overrides_of(file: Path) -> list[str]:
     try:
-        saved = _load(file)
-        found: Any = OmegaConf.select(saved, "hydra.overrides.task")
-        more: Any = OmegaConf.select(saved, "hydra.overrides.hydra")
+        saved = _load(file)["hydra"]["overrides"]
+        return [str(line) for name in ("task", "hydra") for line in saved.get(name) or []]
     except Exception:  # A damaged file counts as none, however the parser ends.
         return []
-    return [str(line) for part in (found, more) for line in part or []]
 
 
 def _load(file: Path) -> Any:
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file, _MOST_YAML)
     # What a run writes has no aliases; ten lines of them can stand for 10^10 values.
     if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
         raise ValueError(f"{file} is not as a run has written it.")
-    return OmegaConf.create(text)
+    return OmegaConf.to_container(OmegaConf.create(text))  # nothing in it is evaluated
 
 
 def _settings(config: Any) -> Any:

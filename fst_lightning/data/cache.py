@@ -17,6 +17,7 @@ from fst_lightning.data.decode import decode_images
 from fst_lightning.data.images import TooLargeError
 from fst_lightning.locks import NoLocksError, file_lock
 from fst_lightning.printable import printable
+from fst_lightning.text_files import read_text
 
 _FORMAT = 1
 _CHANNELS = 3
@@ -118,9 +119,9 @@ def _make(paths: Sequence[Path], image_size: int, target: Path, about: Path, siz
 
 def _is_whole(target: Path, about: Path, size: int) -> bool:
     try:
-        if about.stat().st_size > _MOST_JSON or target.stat().st_size != size:
+        if target.stat().st_size != size:
             return False
-        known = json.loads(about.read_text(encoding="utf-8"))
+        known = json.loads(read_text(about, _MOST_JSON))
         return bool(known == {"bytes": size, "samples": _samples(target, size)})
     except (OSError, ValueError):
         return False

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from fst_lightning.printable import printable
+from fst_lightning.text_files import open_text
 
 INDEX = "index.csv"
+_MOST_BYTES = 200_000_000  # of some million lines
 COLUMNS = ("file", "row", "original_label", "given_label", "poisoned", "cover")
 
 
@@ -36,7 +38,7 @@ def changed_files(root: Path, files: Iterable[Path]) -> Tensor | None:
     if not index.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"Expected {index} to lie in {root}, but it is a link out. Copy the file.")
     try:
-        with index.open(encoding="utf-8", newline="") as lines:
+        with open_text(index, _MOST_BYTES, newline="") as lines:
             reader = csv.DictReader(lines)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
                 return None

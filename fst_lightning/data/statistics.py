@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from fst_lightning.data.cache import fingerprint
 from fst_lightning.data.images import ImageSet, channel_statistics, check_channels
 from fst_lightning.data.stream import StreamedImages
+from fst_lightning.text_files import read_text
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation, one number a channel each, in units of the [0, 1] range."""
@@ -52,9 +53,7 @@ def training_statistics(train: ImageSet, folder: Path | None) -> Statistics:
 
 def _read(file: Path) -> Statistics | None:
     try:
-        if file.stat().st_size > _MOST_JSON:
-            return None
-        mean, std = json.loads(file.read_text(encoding="utf-8"))
+        mean, std = json.loads(read_text(file, _MOST_JSON))
         check_channels("mean", mean)
         check_channels("std", std, positive=True)
     except (OSError, TypeError, ValueError):

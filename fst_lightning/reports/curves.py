@@ -6,7 +6,8 @@ import csv
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
+
+from fst_lightning.text_files import open_text
 
 Curves = dict[str, dict[int, float]]
 """By name, as it was logged, the values by epoch (from 0); ``step`` is the last one of an epoch."""
@@ -23,7 +24,7 @@ def read_curves(file: str | os.PathLike[str]) -> Curves:
     """
     curves: Curves = {}
     try:
-        with Path(file).open(newline="", encoding="utf-8") as lines:
+        with open_text(file, newline="") as lines:
             for row in csv.DictReader(lines):
                 epoch = _number(row.pop("epoch", None))
                 if not any(text for name, text in row.items() if str(name).startswith("train/")):

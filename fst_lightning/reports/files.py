@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from fst_lightning.reports.schema import validate
+from fst_lightning.text_files import read_text
 
 
 class Reading(NamedTuple):
@@ -65,12 +66,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read strict JSON.
 
     Raises:
-        OSError: If there is no such file, or it can't be read.
+        OSError: If there is no such file, or it can't be read, is no regular one or too long.
         ValueError: If it holds no JSON, or NaN or Infinity, which JSON has not.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(read_text(path), parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("too deeply nested") from error
 

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from fst_lightning.cli.resume import continued_sweep
+from fst_lightning.cli.resume import continued_sweep, is_finished
 from tests.cli.conftest import Command
 
 SWEEP = ("-m", "defense=ft,lp", "seed=0,1")
@@ -59,3 +60,38 @@ def test_another_sweep_is_not_continued(
     assert find("purify", ["-m", "seed=0,1"]) == []
     assert find("purify", ["seed=0", "resume=true"]) == []
     assert find("purify", ["-m", "seed=0,1", "resume=true", "hydra.sweep.dir=x"]) == []
+
+
+def save(folder: Path, config: str, results: str = "{}") -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    (folder / "results.json").write_text(results, encoding="utf-8")
+
+
+def test_a_finished_run_has_this_configuration_and_results(tmp_path: Path) -> None:
+    config = OmegaConf.create({"seed": 0, "attack": {"a": [1, "${seed}"]}, "resume": True})
+    text = "seed: 0\nattack: {a: [1, 0]}\nresume: false\ndebug: true\n"
+    save(tmp_path, text)
+    assert is_finished(config, tmp_path)
+    for other in (text.replace("seed: 0", "seed: 1"), text + "more: 1\n", "seed: 0\n", "[]", ""):
+        save(tmp_path, other)
+        assert not is_finished(config, tmp_path)
+    for results in ("[]", "", "{"):
+        save(tmp_path, text, results)
+        assert not is_finished(config, tmp_path)
+    (tmp_path / "config.yaml").unlink()  # or the results would be taken for those of a run
+
+
+def test_nothing_in_a_sweeps_folder_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CANARY", "seed=0,1")
+    saved = tmp_path / "multirun" / "purify" / "a" / "multirun.yaml"
+    saved.parent.mkdir(parents=True)
+    for lines in ('["${oc.env:CANARY}"]', "${oc.env:CANARY}", "3"):
+        saved.write_text(f"hydra: {{overrides: {{task: {lines}}}}}\n", encoding="utf-8")
+        assert continued_sweep("purify", ["-m", "seed=0,1", "resume=true"]) == []
+    save(tmp_path, "seed: ${oc.env:CANARY}\n")
+    assert not is_finished(OmegaConf.create({"seed": "seed=0,1"}), tmp_path)
+    (tmp_path / "config.yaml").unlink()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,63 @@ def _bomb() -> str:
     return "\n".join(lines)
 
 
+def _odd_files() -> Iterator[Case]:
+    """What a text file can be besides a short regular file."""
+
+    def long(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.truncate(120_000_000)
+
+    odd: dict[str, Callable[[Path], object]] = {
+        "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+        "a link to /dev/stdin": lambda path: path.symlink_to("/dev/stdin"),
+        "a link to itself": lambda path: path.symlink_to(path.name),
+        "a link to nothing": lambda path: path.symlink_to("gone"),
+        "a pipe": os.mkfifo,
+        "a folder": Path.mkdir,
+        "120 MB": long,
+    }
+    large: dict[str, str] = {
+        "four million brackets": "[" * 4_000_000 + "]" * 4_000_000,
+        "five million numbers": f"[{'1,' * 4_900_000}1]",
+        "three million lists": f"[{'[],' * 3_300_000}[]]",
+        "700,000 keys": f"{{{','.join(f'{chr(34)}{n:x}{chr(34)}:0' for n in range(700_000))}}}",
+    }
+    odd |= {fault: partial(_text, text=text) for fault, text in large.items()}
+    said = {RESULTS: "cannot be read|is not valid|is no JSON"}
+    parts = {ENTRY: ("entry.json",), CONFIG: ("config.yaml", "results.json")}
+    for kind in KINDS:
+        for part, (fault, change) in itertools.product(parts.get(kind, ("",)), odd.items()):
+            # YAML is parsed in Python: as many megabytes of it would take minutes.
+            if part == "config.yaml" and fault in large:
+                continue
+
+            def write(
+                path: Path,
+                kind: Kind = kind,
+                part: str = part,
+                change: Callable[[Path], object] = change,
+            ) -> None:
+                kind.write(path)
+                file = next(iter(path.rglob(part))) if part else path
+                if change is not long:
+                    file.unlink()
+                change(file)
+
+            of = f"{part}: " if part else ""
+            says: str | None = said.get(kind, "passed over")
+            if kind is CONFIG and fault == "700,000 keys":
+                says = None  # whether a run has ended shows any object
+            yield Case(kind.name, of + fault, write, says, heavy=fault in large)
+    # What is as long as is allowed, and works.
+    yield Case(
+        RESULTS.name,
+        "10 MB of spaces",
+        lambda path: _text(path, json.dumps(example()).ljust(10_000_000)),
+        None,
+    )
+
+
 def cases() -> Iterator[Case]:
     """The corpus of text files."""
     for kind in KINDS:
@@ -112,6 +171,7 @@ def cases() -> Iterator[Case]:
         "a number of 5,000 digits": json.dumps(example()).replace("0.918", "9" * 5_000),
         "bytes that are no UTF-8": "\udcff\udcfe",
         "another version": json.dumps(example() | {"schema_version": 2}),
+        "a list of lists": json.dumps([[[]]] * 100_000),
         "an escape sequence for a key": json.dumps(example() | {"\x1b[2J": 1, "seed": "\x1b[2J"}),
     }.items():
         yield Case(RESULTS.name, fault, partial(_text, text=text))
@@ -151,10 +211,12 @@ def cases() -> Iterator[Case]:
         "bytes that are no UTF-8": "a: \udcff",
         "an escape sequence": "a: \x1b[2J",
         "nothing": "",
+        "an environment variable in a list": "attack: [${oc.env:HOME}]\nseed: 0\n",
         "an environment variable": "attack: ${oc.env:HOME}\nseed: 0\n",
     }
     for fault, text in yamls.items():
         yield Case(CONFIG.name, fault, partial(_job, text=text), "passed over")
+    yield from _odd_files()
     yield from damaged(RESULTS)
     yield from damaged(CONFIG, "config.yaml", cuts_may_work=True)
     yield from damaged(CURVES, cuts_may_work=True)
