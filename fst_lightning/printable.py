@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 
+def printable_line(text: object) -> str:
+    r"""Write text in one line: runs of spaces become one, and the rest is made printable.
+
+    Example:
+        >>> printable_line("two" + chr(10) + "lines" + chr(27) + "[2J")
+        'two lines\\x1b[2J'
+    """
+    return printable(" ".join(str(text).split()))
+
+
 def printable(text: object) -> str:
     r"""Escape what a terminal would obey, or could not show.
 

@@ -3,12 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from fst_lightning.reports.schema import validate
 from fst_lightning.text_files import read_text
+
+_ODD = re.compile(r"[^\n -~]+")  # what may have to be escaped
 
 
 class Reading(NamedTuple):
@@ -59,7 +62,16 @@ def write_json(path: str | os.PathLike[str], data: object) -> None:
     Raises:
         ValueError: If a number is not finite. An older file is left as it was.
     """
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    # JSON allows some characters that a terminal obeys; outside of texts there is none of them.
+    write_text(path, _ODD.sub(_escaped, text) + "\n")
+
+
+def _escaped(odd: re.Match[str]) -> str:
+    return "".join(
+        letter if letter == "\n" or letter.isprintable() else json.dumps(letter)[1:-1]
+        for letter in odd[0]
+    )
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

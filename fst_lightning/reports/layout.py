@@ -1,7 +1,9 @@
 """Numbers and tables for people, on a terminal and in a text file."""
 
+from typing import Any
+
 from rich.box import SIMPLE, Box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -10,6 +12,27 @@ NOT_GIVEN = "-"
 
 # A heading underlined with hyphens: readable in a log, a mail or a pipe.
 _PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+class PlainTable(Table):
+    """A table whose headings and cells are text as it is: nothing in them is markup.
+
+    Attributes:
+        console: whose encoding the text has to fit.
+    """
+
+    console: Console
+
+    def add_column(self, header: RenderableType = "", *args: Any, **options: Any) -> None:
+        """Add a column; see Rich."""
+        super().add_column(self._plain(header), *args, **options)
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row; see Rich."""
+        super().add_row(*map(self._plain, cells), **options)
+
+    def _plain(self, cell: RenderableType | None) -> RenderableType:
+        return Text(shown(cell, self.console)) if isinstance(cell, str) else cell or Text()
 
 
 class Uncut:
@@ -36,13 +59,15 @@ def width_of(table: Table, console: Console) -> int:
 
 def new_table(console: Console) -> Table:
     """Start a table that suits the console: lines on a terminal, hyphens elsewhere."""
-    return Table(
+    table = PlainTable(
         box=SIMPLE if console.is_terminal else _PLAIN,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
         header_style="bold",
     )
+    table.console = console
+    return table
 
 
 def print_table(console: Console, table: Table) -> None:

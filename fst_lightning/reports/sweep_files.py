@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from fst_lightning.printable import printable, printable_line
 from fst_lightning.reports.files import write_json, write_text
 from fst_lightning.reports.layout import percent
 from fst_lightning.reports.results import RATES
@@ -98,9 +99,11 @@ def _csv(rows: Iterable[Sequence[Cell]]) -> str:
 
 
 def _harmless(cell: Cell) -> Cell:
-    """Keep a spreadsheet from running text as a formula: quote what starts like one."""
-    starts = isinstance(cell, str) and cell.lstrip().startswith(("=", "+", "-", "@"))
-    return f"'{cell}" if starts else cell
+    """Keep text from a terminal that shows the file, and from a spreadsheet that runs formulas."""
+    if not isinstance(cell, str):
+        return cell
+    text = "\t".join(map(printable, cell.split("\t")))
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def table_rows(summary: SweepSummary) -> tuple[list[str], list[list[str]]]:
@@ -152,7 +155,7 @@ def _latex(summary: SweepSummary) -> str:
     parts += [r"\hline", r"\end{tabular}"] if rows else []
     remarks = [*shared_lines(summary), *sweep_notes(summary)] if rows else ["No runs."]
     remarks += [f"Failed: {failure_line(failure)}" for failure in summary.failures]
-    comments = ["% " + " ".join(remark.split()) for remark in remarks]
+    comments = [f"% {printable_line(remark)}" for remark in remarks]
     return "\n".join([*(parts if rows else []), *comments]) + "\n"
 
 
@@ -161,13 +164,14 @@ def _tex(text: str) -> str:
     special = {char: rf"\{char}" for char in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {"±": r"$\pm$"}
-    return "".join(special.get(char, char) for char in " ".join(text.split()))
+    return "".join(special.get(char, char) for char in printable_line(text))
 
 
 def _cell(text: str) -> str:
     """Write text into a Markdown table so that it stays in its cell and stays text."""
-    line = " ".join(text.split())
-    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    line = printable_line(text).replace("\\", "\\\\").replace("<", "&lt;")
+    # In brackets it would be a link, or a picture from somewhere.
+    return line.replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
 
 
 def _json(summary: SweepSummary) -> dict[str, object]:

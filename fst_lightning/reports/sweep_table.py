@@ -147,7 +147,7 @@ def _table(summary: SweepSummary, console: Console, *, narrow: bool) -> Table:
     sign = sign if narrow else f" {sign} "
     table = new_table(console)
     for name in summary.varying:
-        table.add_column(shown(name, console), no_wrap=True)
+        table.add_column(name, no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     headings = [*(f"{name.upper()} %" for name in RATES), "DER", "seconds"]
@@ -155,7 +155,7 @@ def _table(summary: SweepSummary, console: Console, *, narrow: bool) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for group in summary.groups:
         values = group.values
-        names = [shown(group.settings.get(key, NOT_GIVEN), console) for key in summary.varying]
+        names = [str(group.settings.get(key, NOT_GIVEN)) for key in summary.varying]
         trained = group.settings.get("task") == "train"
         duration = values["seconds.train" if trained else "seconds.purify"]
         end = [

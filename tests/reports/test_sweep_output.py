@@ -14,6 +14,7 @@ from fst_lightning.reports import (
     summarise_sweep,
     validate,
     write_json,
+    write_leaderboard,
     write_sweep,
 )
 from tests.reports.example import example, score, text_console
@@ -188,3 +189,42 @@ def test_numbers_that_are_negative_stay_numbers(tmp_path: Path) -> None:
     results = example(defense={"name": "fst", "alpha": -0.5})
     write_json(tmp_path / "0" / "results.json", results)
     assert rows(write_sweep(summarise_sweep(tmp_path), tmp_path)[0])[0]["defense.alpha"] == "-0.5"
+
+
+HOSTILE = (
+    *("[red]x", "x[/red]", "[/red]", "[link=https://example.org]x[/link]", "[retuning]", ":smile:"),
+    *("\x1b[2J", "\x1b]8;;https://example.org\x07x\x1b]8;;\x07", "\x9b31m", "\x7f", "\b\b\b"),
+    *("\u202egnp.exe", "\ufeffx", "a\nb", "a\r\nb", "=1+1", "\x01=1+1", "[x](https://example.org)"),
+    *("![x](https://example.org)", "<script>", "a|b", "%$&", "\\input{x}", "\udcff"),
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_text_stays_text_in_every_output(name: str, tmp_path: Path) -> None:
+    """As a setting, in an override and in an error; nothing of it is obeyed anywhere."""
+    for job, setting in enumerate((name, "other")):
+        content = example(attack={"name": setting}, overrides=[f"robustness={setting}"])
+        write_json(tmp_path / str(job) / "results.json", content)
+    failure = {"error": name, "overrides": [f"attack={name}"], "log": name}
+    write_json(tmp_path / "2" / "failure.json", failure)
+    summary = summarise_sweep(tmp_path)
+    for terminal in (True, False):
+        raw = io.StringIO()
+        console = Console(file=raw, width=200, force_terminal=terminal, _environ={})
+        render_sweep(summary, console)
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", raw.getvalue())
+        assert all(letter.isprintable() or letter == "\n" for letter in plain)
+        # Rich draws colors of its own, and no link, and the text as it is.
+        assert "\x1b]8" not in raw.getvalue()
+        seen = "".join(letter if letter.isprintable() else " " for letter in name)
+        assert seen.encode("utf-8", "replace").decode() in plain
+    files = [*write_sweep(summary, tmp_path), write_leaderboard(summary, tmp_path)]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert all(letter.isprintable() or letter == "\n" for letter in text), file
+    markdown = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert not re.search(r"(?<!\\)\[", markdown)
+    cells = [cell for row in csv.reader((tmp_path / "runs.csv").open()) for cell in row]
+    assert not any(cell.startswith(("=", "+", "@")) for cell in cells)
+    found = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
+    assert found["failures"][0]["error"] == name
