@@ -91,6 +91,8 @@ def explained(error: Exception, overrides: Sequence[str] = ()) -> str:
             "Make room there, or write elsewhere with hydra.run.dir= and paths.store=; "
             "resume=true then goes on from the last checkpoint."
         )
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        advice.append("Give the folder a shorter name with hydra.run.dir= or hydra.sweep.subdir=.")
     elif isinstance(error, OSError) and error.errno in _FORBIDDEN:
         advice.append("Make it writable, or choose another with hydra.run.dir= or paths.store=.")
     if not advice:

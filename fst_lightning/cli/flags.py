@@ -117,7 +117,8 @@ def _configuration_problem(options: Namespace) -> str | None:
         folder = Path(options.config_path)
         if not folder.is_absolute():
             return (
-                f"--config-path={folder}: it would start at the folder of this package's code. Say "
+                f"-cp {folder}: a relative --config-path would start at the folder of this "
+                f"package's code. Say "
                 f"--config-path={folder.resolve()}, or add options with --config-dir={folder}."
             )
     file = options.config_name

@@ -17,6 +17,9 @@ _KEYS = ("checkpoint", "resume", "export", "paths.data", "paths.store", "paths.o
 _LAST = ("root", "triggered_root", "cache_folder", "image", "folder", "dir", "subdir", "reference")
 """Last parts of keys that name a file or folder, wherever they stand."""
 
+_NAMES = ("model.head", "defense.head", "checkpoint_key")
+"""Keys that name a part of a network or file, which may be called by a number."""
+
 
 def is_path(key: str) -> bool:
     """Whether a key names a file or folder.
@@ -86,10 +89,14 @@ def relative_paths(overrides: Sequence[str]) -> list[str]:
 
 def _readable(argument: str, several: bool) -> str:
     key, equals, text = argument.partition("=")
-    if not equals or not text or not is_path(key.lstrip("+")):
+    named = key.lstrip("+") in _NAMES
+    if not equals or not text or not (named or is_path(key.lstrip("+"))):
         return argument
     override = _parsed(argument)
     value = None if override is None else override.value()
+    if named:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return f"{key}={_quoted(text)}" if whole else argument
     if isinstance(value, str):
         return f"{key}={_quoted(_expanded(value))}" if value.startswith("~") else argument
     if isinstance(value, int | float | list | dict) and not isinstance(value, bool):

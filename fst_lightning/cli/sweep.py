@@ -72,12 +72,14 @@ class SweepTable(Callback):
             render_sweep,
             summarise_sweep,
             write_leaderboard,
+            write_paper_table,
             write_sweep,
         )
 
         folder = Path(config.hydra.sweep.dir).absolute()
         summary = summarise_sweep(folder)
         write_sweep(summary, folder)
+        write_paper_table(summary, folder)
         console = Console()
         render_sweep(summary, console)
         try:

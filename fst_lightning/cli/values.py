@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -16,6 +16,13 @@ from fst_lightning.configuration import AUTOMATIC
 _MOST_VALUES = 256
 _PLAIN = ("training", "tuning", "report")
 """Parts without a constructor: a value has the type of the default."""
+
+_OF_THE_RUN: Mapping[str, Any] = {
+    **dict.fromkeys(("model.head", "checkpoint_key"), str | None),
+    **dict.fromkeys(("num_workers", "val_images"), int | None),
+    "model.compile": bool,
+}
+"""Keys of which neither a constructor nor the default tells the type."""
 
 _EITHER = ("resume",)
 """Keys that take more than the type of their default."""
@@ -61,7 +68,7 @@ def _type_of(key: str, cfg: DictConfig, defaults: DictConfig) -> tuple[bool, Any
     part = OmegaConf.select(cfg, path) if path else cfg
     if not isinstance(part, DictConfig):
         return False, Any
-    hint = argument_types(str(part.get("_target_"))).get(name)
+    hint = _OF_THE_RUN.get(key, argument_types(str(part.get("_target_"))).get(name))
     annotated = hint is not None
     if not annotated and key not in _EITHER and key.partition(".")[0] in (*_PLAIN, name):
         default = OmegaConf.select(defaults, key)

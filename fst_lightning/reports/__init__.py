@@ -5,6 +5,7 @@ from fst_lightning.reports.files import Reading, read_json, read_results, write_
 from fst_lightning.reports.layout import print_line
 from fst_lightning.reports.leaderboard import render_leaderboard, write_leaderboard
 from fst_lightning.reports.notes import at_chance, notes
+from fst_lightning.reports.paper_table import write_paper_table
 from fst_lightning.reports.results import Score, build_results, plain
 from fst_lightning.reports.run_page import render_page
 from fst_lightning.reports.schema import SCHEMA_VERSION, results_schema, validate
@@ -50,6 +51,7 @@ __all__ = [
     "verdict",
     "write_json",
     "write_leaderboard",
+    "write_paper_table",
     "write_sweep",
     "write_text",
 ]

@@ -44,7 +44,7 @@ def render_leaderboard(summary: SweepSummary) -> str:
     Returns:
         HTML that needs nothing but itself.
     """
-    boards = _boards(summary)
+    boards = boards_of(summary)
     parts = [*_top(summary, boards)]
     for name, cells in boards.items():
         parts += _board(name if len(boards) > 1 else "", cells)
@@ -86,8 +86,12 @@ Cells = dict[tuple[str, str], Group]
 """The experiments of one board, by (attack, defense)."""
 
 
-def _boards(summary: SweepSummary) -> dict[str, Cells]:
-    """One board for every combination of what belongs to neither attack nor defense."""
+def boards_of(summary: SweepSummary) -> dict[str, Cells]:
+    """One board for every combination of what belongs to neither attack nor defense.
+
+    Args:
+        summary: the sweep; its trainings are left out.
+    """
     boards: dict[str, Cells] = {}
     for group in summary.groups:
         if group.settings.get("task") != "purify":

@@ -194,6 +194,8 @@ def network_files(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     if results["attack"]["name"] == "none":  # nobody knows that
         trained = results["task"] == "train"
         names["backdoored"] = "trained network" if trained else "incoming network"
+    if (results["defense"] or {}).get("name") == "none":
+        names["purified"] = "the same network"
     files = results["checkpoints"]
     known = [(names.get(kind, kind), path) for kind, path in files.items() if path]
     others = (results.get("exported") or {}).items()

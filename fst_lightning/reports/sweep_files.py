@@ -146,21 +146,25 @@ def _markdown(summary: SweepSummary) -> str:
 
 
 def _latex(summary: SweepSummary) -> str:
-    """Write a tabular, which needs no package, and below it what must be known, as comments."""
+    """Write a tabular for the package booktabs, and below it what must be known, as comments."""
     head, rows = table_rows(summary)
     words = len(summary.varying)
-    lines = [" & ".join(map(_tex, row)) + r" \\" for row in [head, *rows]]
+    lines = [" & ".join(map(tex, row)) + r" \\" for row in [head, *rows]]
     columns = "l" * words + "r" * (len(head) - words)
-    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", lines[0], r"\hline", *lines[1:]]
-    parts += [r"\hline", r"\end{tabular}"] if rows else []
+    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
+    parts += [r"\bottomrule", r"\end{tabular}"] if rows else []
     remarks = [*shared_lines(summary), *sweep_notes(summary)] if rows else ["No runs."]
     remarks += [f"Failed: {failure_line(failure)}" for failure in summary.failures]
     comments = [f"% {printable_line(remark)}" for remark in remarks]
     return "\n".join([*(parts if rows else []), *comments]) + "\n"
 
 
-def _tex(text: str) -> str:
-    """Write text into a LaTeX table so that it stays text."""
+def tex(text: str) -> str:
+    """Write text into a LaTeX table so that it stays text.
+
+    Args:
+        text: anything; line breaks become spaces.
+    """
     special = {char: rf"\{char}" for char in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {"±": r"$\pm$"}

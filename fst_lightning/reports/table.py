@@ -16,7 +16,7 @@ from fst_lightning.reports.layout import (
 )
 from fst_lightning.reports.notes import notes, shortfalls
 from fst_lightning.reports.results import RATES, network_files
-from fst_lightning.reports.verdict import strong
+from fst_lightning.reports.verdict import strong, verdict
 
 
 def render_run(
@@ -67,6 +67,7 @@ def render_run(
             f"control  {percent(control)} % of the clean images of other classes get the "
             "attacker's label without the trigger",
         )
+    print_line(console, f"verdict  {verdict(results).headline}", style="bold")
     seconds = [f"{key} {value:.1f} s" for key, value in results["seconds"].items() if value]
     if seconds:
         print_line(console, "time     " + ", ".join(seconds))

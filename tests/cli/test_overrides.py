@@ -175,7 +175,7 @@ def test_an_experiment_that_chooses_what_train_has_no_use_for(experiment: Write)
         ("-sc install=csh", ("-sc install=csh: expected one of install=bash, install=zsh",)),
         ("-sc query=bash", ("COMP_LINE",)),
         ("experiment=null", ("experiment=null: one option is needed; ~experiment",)),
-        ("-cp .", ("--config-path=.: it would start at", "--config-dir=.")),
+        ("-cp .", ("-cp .: a relative --config-path would start at", "--config-dir=.")),
         ("hydra.mode=nope", ("hydra.mode=nope", "RUN, MULTIRUN")),
         ("hydra.mode=RUN seed=0,1", ("seed=0,1: several values at once",)),
         ("--experimental-rerun=x.pkl", ("--experimental-rerun=x.pkl", "can run code")),
@@ -231,6 +231,9 @@ VALUES = {
     "++tuning.balanced=yes": "`tuning.balanced` to be true or false, but got 'yes'.",
     "report.enabled=no": "`report.enabled` to be true or false, but got 'no'.",
     "debug=maybe": "`debug` to be true or false, but got 'maybe'.",
+    "model.head=-0.1": "`model.head` to be text or null, but got -0.1.",
+    "model.compile=1": "`model.compile` to be true or false, but got 1.",
+    "num_workers=abc": "`num_workers` to be a whole number or null, but got 'abc'.",
     "seed='3'": "`seed` to be a whole number, but got '3'.",
 }
 

@@ -51,6 +51,12 @@ def test_what_is_quoted_or_no_path_stays() -> None:
     assert with_quoted_paths(lines) == lines
 
 
+def test_a_layer_may_be_called_by_its_number() -> None:
+    lines = ["model.head=7", "defense.head='7'", "checkpoint_key=2", "model.head=fc", "seed=7"]
+    quoted = with_quoted_paths(lines)
+    assert quoted == ["model.head='7'", *lines[1:2], "checkpoint_key='2'", *lines[3:]]
+
+
 def test_a_sweep_over_paths_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (argument,) = with_quoted_paths(["-m", "checkpoint=~/a.pt,epoch=9.ckpt"])[1:]

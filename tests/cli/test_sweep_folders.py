@@ -6,6 +6,7 @@ import pytest
 
 from tests.cli.conftest import Command
 
+SMALL = ("data=fake", "data.num_train=32", "data.num_test=16", "training.max_epochs=1")
 BY_NAME = "hydra.sweep.subdir=${hydra.job.override_dirname}"
 
 
@@ -43,14 +44,15 @@ def test_optuna_may_try_the_same_parameters_twice(command: Command) -> None:
 
 
 def test_a_resumed_sweep_of_named_folders_counts_a_job_once(command: Command) -> None:
-    sweep = ("-m", "defense=ft", "seed=0,1", "hydra.sweep.dir=sw", BY_NAME)
-    first = command(*sweep)
+    short = "hydra.job.config.override_dirname.kv_sep=-"
+    sweep = ("-m", "defense=none", "seed=0,1", "hydra.sweep.dir=sw", BY_NAME, short, *SMALL)
+    first = command(*sweep, small=False)
     assert first.code == 0
     folder = first.folder / "sw"
     (group,) = json.loads((folder / "table.json").read_text(encoding="utf-8"))["groups"]
     assert (group["n"], group["seeds"]) == (2, [0, 1])
     folders = {path.parent for path in folder.rglob("results.json")}
-    again = command(*sweep, "resume=true")
+    again = command(*sweep, "resume=true", small=False)
     assert again.code == 0
     assert again.out.count("finished before") == 2
     assert {path.parent for path in folder.rglob("results.json")} == folders
