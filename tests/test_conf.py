@@ -134,7 +134,7 @@ def test_builds_the_network(option: str, tmp_path: Path) -> None:
         pytest.importorskip("timm")
     run = make_run("train", tmp_path, f"model={option}", *SMALL.get(option, []), store=tmp_path)
     with torch.device("meta"):
-        net = make_network(run, num_classes=7)
+        net = make_network(run, 7, (3, 32, 32))
     assert any(getattr(module, "out_features", None) == 7 for module in net.modules())
 
 

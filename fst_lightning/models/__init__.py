@@ -4,6 +4,7 @@ from fst_lightning.models.airbench import Airbench, airbench
 from fst_lightning.models.build import MODELS, build_model, check_description, rebuild_model
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.head import Head, apply_head, is_head, num_inputs, weight_matrix
+from fst_lightning.models.layout import use_fastest_layout
 from fst_lightning.models.libraries import timm_model, torchvision_model
 from fst_lightning.models.outputs import logits_of
 from fst_lightning.models.preact_resnet import PreActResNet, preact_resnet18
@@ -36,6 +37,7 @@ __all__ = [
     "takes_logits",
     "timm_model",
     "torchvision_model",
+    "use_fastest_layout",
     "vgg19_bn",
     "weight_matrix",
 ]

@@ -7,7 +7,7 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fst_lightning.configuration import ALPHA, AUTOMATIC, LEARNING_RATE
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.defenses.train import keep_modes
-from fst_lightning.models import find_head, take_logits
+from fst_lightning.models import find_head, take_logits, use_fastest_layout
 from fst_lightning.models.softmax import PROBABILITIES, kind_of_outputs
 from fst_lightning.modules import InputPipeline, PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
@@ -111,10 +111,15 @@ def make_store(run: Run) -> Store:
     return Store(Path(run.cfg.paths.store), None if limit is None else limit * 1e9)
 
 
-def make_network(run: Run, num_classes: int) -> nn.Module:
-    """The network, in the memory layout that convolutions are fastest in.
+def make_network(run: Run, num_classes: int, image_shape: Sequence[int]) -> nn.Module:
+    """The network, in the memory layout that convolutions are fastest in if it can take that.
 
     A class that knows no ``num_classes`` is called without it.
+
+    Args:
+        run: its configuration.
+        num_classes: how many classes there are.
+        image_shape: ``(C, H, W)`` of the images.
 
     Raises:
         ValueError: If the class can't be imported or its arguments do not fit.
@@ -135,19 +140,34 @@ def make_network(run: Run, num_classes: int) -> nn.Module:
         if parameters is not None or f"'{_NUM_CLASSES}'" not in str(error):
             raise
         net = make(config, nn.Module)
-    return net.to(memory_format=torch.channels_last)
+    why = use_fastest_layout(net, image_shape)
+    if why is not None and is_first_process():
+        name = run.choices["model"]
+        print(
+            f"model: {name} can't compute in the memory layout channels_last ({why}); the "
+            "contiguous one is used.",
+            flush=True,
+        )
+    return net
 
 
 def check_outputs(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
     """Try the network on a few clean images, and take the logarithm if it returns probabilities.
 
     Raises:
-        ValueError: If it does not return one number for each class.
+        ValueError: If it can't take such images, or does not return one number for each class.
     """
     rows = data.train_rows.images[:_TRIED]
     images = InputPipeline(None, data.data.mean, data.data.std)(rows)
-    with keep_modes(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        outputs: object = net.eval()(images)
+    try:
+        with keep_modes(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs: object = net.eval()(images)
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"Expected {run.choices['model']} to take images of shape {tuple(images.shape[1:])}, "
+            f"but it raised: {why} Set data.image_size to a size that it takes."
+        ) from error
     wanted = (len(images), data.data.num_classes)
     if not isinstance(outputs, Tensor) or outputs.shape != wanted:
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

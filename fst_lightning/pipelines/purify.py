@@ -131,7 +131,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         data.data.train.check_memory(f"defense={run.choices['defense']}")
     if checks:
         data.data.train.check_memory(f"robustness={','.join(checks)}")
-    net = make_network(run, data.data.num_classes)
+    net = make_network(run, data.data.num_classes, data.data.image_shape)
     check_outputs(run, net, data)
     run = with_head(run, net, data.data.num_classes, defense)
     if "head" in run.cfg.defense:
@@ -309,7 +309,7 @@ def retrain(
         return fresh
 
     found = defense.retrain(
-        lambda: make_network(run, source.load().num_classes),
+        lambda: make_network(run, source.load().num_classes, source.load().image_shape),
         poisoned.to(trainer.strategy.root_device),
         defense.suspected.cpu(),
         torch.Generator().manual_seed(derived_seed(run.cfg.seed, "retrain")),

@@ -95,7 +95,8 @@ def clean_network(run: Run, source: Source) -> nn.Module:
         cfg.attack = OmegaConf.load(conf_folder() / "attack" / "none.yaml")
         cfg.retrain = False
     honest = replace(run, cfg=cfg, choices={**run.choices, "attack": "none"})
-    net, attack = make_network(honest, source.load().num_classes), NoAttack()
+    net = make_network(honest, source.load().num_classes, source.load().image_shape)
+    attack = NoAttack()
     card = make_card(honest, source, attack)
     from_store(honest, net, source, attack, card, Costs())
     return net

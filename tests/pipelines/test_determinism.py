@@ -75,7 +75,7 @@ def draws(start: Start, *lines: str) -> dict[str, Tensor]:
     data.setup()
     attack = data.attack
     assert isinstance(attack, Attack)
-    net = make_network(run, data.data.num_classes)
+    net = make_network(run, data.data.num_classes, data.data.image_shape)
     images, labels, poisoned = next(iter(data.train_dataloader()))
     pipeline = InputPipeline(
         attack, data.data.mean, data.data.std, source.crop_padding, source.horizontal_flip

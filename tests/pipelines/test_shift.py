@@ -25,7 +25,7 @@ def test_cosines_of_head_and_features(start: Start, defense: str) -> None:
     mean, std = (torch.tensor(v).double()[:, None, None] for v in (data.data.mean, data.data.std))
     heads, features = [], []
     for part in ("backdoored", "purified"):
-        net = make_network(run, 3).double().eval()
+        net = make_network(run, 3, (3, 8, 8)).double().eval()
         net.load_state_dict(load_file(Path(results["checkpoints"][part])))
         head = net.get_submodule(results["model"]["head"])
         assert isinstance(head, torch.nn.Linear)
