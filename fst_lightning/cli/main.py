@@ -30,6 +30,26 @@ def purify() -> None:
 
 
 def _run(task: str) -> None:
+    """Run a command; whatever goes wrong before a job ends in one line."""
+    completes = "COMP_LINE" in os.environ
+    if completes:  # What is half typed is no mistake: the shell shows suggestions, or none.
+        sys.stderr = io.StringIO()
+    try:
+        _start(task)
+    except BrokenPipeError:  # of a reader like head; what Python still flushes goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        # Of a folder, a YAML, a plugin: a job explains its own failures.
+        from fst_lightning.cli.failure import explained
+
+        if completes:
+            sys.exit(1)
+        if "debug=true" in sys.argv:
+            raise
+        sys.exit(f"error: {explained(error)}")
+
+
+def _start(task: str) -> None:
     # Here, not at the top: importing Hydra takes a moment, in which a signal may come as well.
     import hydra
     from hydra.core.utils import setup_globals
@@ -51,9 +71,6 @@ def _run(task: str) -> None:
     from fst_lightning.cli.resume import check_folder, continued_sweep
     from fst_lightning.configuration import conf_folder
 
-    completes = "COMP_LINE" in os.environ
-    if completes:  # What is half typed is no mistake: the shell shows suggestions, or none.
-        sys.stderr = io.StringIO()
     if not is_main_process():
         end_with_parent()
     setup_globals()
@@ -74,23 +91,11 @@ def _run(task: str) -> None:
     # Hydra shows the folder of the configuration in its messages, so it is given an absolute one.
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=task)(_job)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # It would print a traceback, or parts of one.
-    try:
-        if read_flags(sys.argv[1:]).help:
-            _help(task, run)
-            return
+    if read_flags(sys.argv[1:]).help:
+        _help(task, run)
+    else:
         with leading():
             run()
-    except BrokenPipeError:  # of a reader like head; what Python still flushes goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        # Of what comes before a job, which explains its own failures: its folder, a YAML, a plugin.
-        from fst_lightning.cli.failure import explained
-
-        if completes:
-            sys.exit(1)
-        if "debug=true" in sys.argv:
-            raise
-        sys.exit(f"error: {explained(error)}")
 
 
 def _help(task: str, run: Callable[[], None]) -> None:

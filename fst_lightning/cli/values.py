@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from hydra.core.override_parser.types import Override, QuotedString, Transformer
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fst_lightning.annotations import argument_types, described, fits, nearest_choice
 from fst_lightning.cli.paths import is_path
@@ -44,7 +45,10 @@ def check_values(parsed: Sequence[Override], cfg: DictConfig, defaults: DictConf
     """
     for override in parsed:
         key = override.key_or_group
-        annotated, hint = _type_of(key, cfg, defaults)
+        try:
+            annotated, hint = _type_of(key, cfg, defaults)
+        except OmegaConfBaseException:  # a reference that leads nowhere, which the job explains
+            continue
         for value in _values(override):
             if isinstance(value, bool) and is_path(key) and key not in _EITHER:
                 word = str(value).lower()

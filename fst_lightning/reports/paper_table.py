@@ -65,7 +65,7 @@ def _tabular(cells: Cells, attacks: Sequence[str]) -> str:
         f"\\cmidrule(lr){{{2 + i * width}-{1 + (i + 1) * width}}}" for i in range(len(attacks))
     )
     lines = [
-        "{\\footnotesize\\setlength{\\tabcolsep}{3pt}%",
+        "\\noindent{\\footnotesize\\setlength{\\tabcolsep}{3pt}%",
         f"\\begin{{tabular}}{{l{'r' * width * len(attacks)}}}",
         "\\toprule",
         "".join(heads) + r" \\",
@@ -86,7 +86,7 @@ def _tabular(cells: Cells, attacks: Sequence[str]) -> str:
             spread = None if group is None else group.values[f"after.{rate}"]
             after.append(_cell(spread, best[attack, rate]))
         lines.append(" & ".join([tex(defense), *after]) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}}", ""])
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}}\\par\\medskip", ""])
 
 
 def _best(groups: Sequence[Group | None], rate: str) -> str | None:

@@ -59,7 +59,7 @@ seed=0,1 hydra.sweep.dir= -m | seed=0,1 hydra.sweep.subdir= -m | seed=0,1 hydra.
 -sc install=csh | -sc install=zsh,fish
 -sc query=bash | --shell-completion uninstall=fish | --version | --vers
 --experimental-rerun=text.pt | --experimental-rerun
---config-dir=. --config-name=text | --config-dir=. | --config-name=train | -cn purify | -cp .
+--config-dir=. --config-name=text | --config-dir=. | --config-name=train | --config-path=.
 hydra.job.chdir=true checkpoint=missing.pt | hydra.run.dir=text.pt | hydra.run.dir=x/${nope}
 checkpoint=~/missing.pt | checkpoint='~nobody/x.pt' | checkpoint=epoch=9-step=100.ckpt
 checkpoint=[best].pt | checkpoint=a,b.pt | checkpoint={1}.pt | checkpoint=$v.pt | checkpoint=a:b.pt

@@ -256,6 +256,8 @@ def test_a_value_of_another_type_is_found_before_the_first_job(arguments: str, p
         "seed=${oc.env:SEED} defense.reinit=${defense.nope}",
         "data=image_folder data.classes=[cat,1] data.root=???",
         "model._target_=torch.nn.Linear",
+        "attack._target_=${oc.env:NOPE} attack.corner=x",
+        "defense=fst defense._target_=${nope} defense.alpha=x",
         "training.optimizer.lr=1",
         "checkpoint=7 num_workers=2 attack.image=x.png",
     ],
