@@ -17,6 +17,7 @@ from fst_lightning.attacks.low_frequency import LowFrequency
 from fst_lightning.attacks.none import NoAttack
 from fst_lightning.attacks.pixels import check_pixels
 from fst_lightning.attacks.plan import PoisonPlan, draw_rows
+from fst_lightning.attacks.random_triggers import random_triggers
 from fst_lightning.attacks.refool import Refool
 from fst_lightning.attacks.sig import SIG
 from fst_lightning.attacks.ssba import SSBA
@@ -54,4 +55,5 @@ __all__ = [
     "check_pixels",
     "draw_rows",
     "full_precision",
+    "random_triggers",
 ]

@@ -56,7 +56,7 @@ class PurificationModule(ClassifierModule):
         crop_padding: pixels of padding for random crops; 0 for none.
         horizontal_flip: mirror half of the images while tuning.
         random_triggers: share of the images that get a random trigger while tuning, in [0, 1]; see
-            :func:`~fst_lightning.modules.random_triggers.random_triggers`.
+            :func:`~fst_lightning.attacks.random_triggers`.
         trigger_strength: of those, in [0, 1].
         seed: of the defense's random numbers and of every epoch's; None takes
             ``torch.initial_seed()`` for the former.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks import check_pixels
+from fst_lightning.attacks.pixels import check_pixels
 
 _FEWEST_CELLS = 4  # of noise, along the shorter side
 _WAVES = 0.2  # share of the patterns

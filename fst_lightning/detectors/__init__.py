@@ -1,0 +1,27 @@
+"""Detectors: is a network backdoored? Plain PyTorch, one detector per file."""
+
+from fst_lightning.detectors.bti_dbf import InvertedGenerator
+from fst_lightning.detectors.detector import Detector, Evidence, Scan
+from fst_lightning.detectors.head_weights import HeadWeights
+from fst_lightning.detectors.mm_bd import MaximumMargin
+from fst_lightning.detectors.nc import SmallestPatch
+from fst_lightning.detectors.noise_response import NoiseResponse
+from fst_lightning.detectors.outlier import outlier_p_value
+from fst_lightning.detectors.universal import UniversalShift
+from fst_lightning.detectors.verdict import ALARM, Verdict, combined
+
+__all__ = [
+    "ALARM",
+    "Detector",
+    "Evidence",
+    "HeadWeights",
+    "InvertedGenerator",
+    "MaximumMargin",
+    "NoiseResponse",
+    "Scan",
+    "SmallestPatch",
+    "UniversalShift",
+    "Verdict",
+    "combined",
+    "outlier_p_value",
+]

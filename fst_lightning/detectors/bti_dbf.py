@@ -1,0 +1,82 @@
+"""BTI-DBF as a detector: where a generator that spares the benign features sends all images.
+
+Xu, Huang, Li, Wang, Hu, Cui and Liu, "Towards reliable and efficient backdoor trigger inversion via
+decoupling benign features", ICLR 2024.
+
+Example:
+    ``python detect.py checkpoint=FILE 'detector=[bti_dbf]' detector_reference=DIR``
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from fst_lightning.defenses.bti import InvertingDefense
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import CleanData, LabelledImages
+from fst_lightning.detectors.detector import Detector, Evidence
+from fst_lightning.detectors.outlier import Null
+
+_SHOWN = 8
+
+
+class InvertedGenerator(Detector):
+    r"""Look for a class that a recovered trigger generator sends images of other classes to.
+
+    *How it works.* A mask splits the features into those that the clean task needs and the rest. A
+    small network then learns to change images a little so that the rest moves and the benign
+    features stay. On a backdoored network the images go to the target class. The cost does not
+    depend on the number of classes.
+
+    .. math:: s_k = \frac{|\{i : y_i \ne k,\; \arg\max f(g(x_i)) = k\}|}{|\{i : y_i \ne k\}|}
+
+    with the network :math:`f` and the generator :math:`g`.
+
+    Args:
+        images: Clean images to invert with, at most, 1 or more.
+        epochs: Passes of the generator over them, 1 or more.
+        head: Dotted name of the head; None finds it.
+
+    Raises:
+        ValueError: If an argument is out of its range, or no head is found.
+
+    Note:
+        Sees patches, blended, sample-specific and warping triggers. On a clean network the
+        generator also sends the images somewhere, so that there is no p-value without
+        ``detector_reference``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 5))
+        >>> images = LabelledImages(torch.rand(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64))
+        >>> scan = InvertedGenerator(epochs=1).scan(net, images, torch.Generator())
+        >>> scan.p_value is None, len(scan.evidence.statistics)
+        (True, 5)
+    """
+
+    null: ClassVar[Null | None] = None
+
+    def __init__(self, images: int = 300, epochs: int = 15, head: str | None = None) -> None:
+        check_number("images", images, low=1, whole=True)
+        check_number("epochs", epochs, low=1, whole=True)
+        self.images = images
+        self.epochs = epochs
+        self.head = head
+
+    def measure(
+        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+    ) -> Evidence:
+        """Invert, and count where the images go."""
+        some = images.subset(torch.arange(min(self.images, len(images))))
+        clean = CleanData(some.images, some.labels, mean=some.mean, std=some.std)
+        inversion = InvertingDefense(generator_epochs=self.epochs, head=self.head)
+        inversion.prepare(net, generator)
+        inversion.to(images.device)
+        inversion.invert(net, clean, generator)
+        rates = inversion.rates[-1]
+        batch, _ = next(clean.batches(_SHOWN))
+        pictures = clean.pixels(inversion.triggered(batch)).clamp(0, 1)
+        inversion.finish()
+        return Evidence(rates, {"success": [round(float(r), 4) for r in rates]}, pictures)

@@ -1,0 +1,87 @@
+"""Where triggers drawn at random send images.
+
+Example:
+    ``python detect.py checkpoint=FILE 'detector=[noise_response]'``
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fst_lightning.attacks import random_triggers
+from fst_lightning.defenses.channel_masks import check_number
+from fst_lightning.defenses.clean import LabelledImages
+from fst_lightning.defenses.inversion import value_range
+from fst_lightning.detectors.detector import Detector, Evidence
+from fst_lightning.detectors.outlier import Null
+
+
+class NoiseResponse(Detector):
+    r"""Look for a class that images with random triggers go to more often than to all others.
+
+    *How it works.* Noise, waves and patches that are drawn at random resemble many triggers a
+    little. A network with a backdoor sends more of the images that it then misclassifies to its
+    target class. It needs forward passes only.
+
+    .. math:: s_k = \frac{1 + |\{i : f(x_i) \ne k,\; f(x_i') = k\}|}
+        {1 + |\{i : f(x_i) \ne k\}|}
+
+    with the predictions :math:`f` of images :math:`x` and of the same with random triggers,
+    :math:`x'`. The null distribution is Student's, for the logarithms.
+
+    Args:
+        images: Clean images, at most, 1 or more.
+        repeats: Random triggers per image, 1 or more.
+        strength: Of the triggers, in [0, 1]; see
+            :func:`~fst_lightning.attacks.random_triggers`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Note:
+        Sees broad backdoors that a resemblance wakes up. Does not see triggers that need to be
+        exact. Clean networks too have a class that disturbed images go to.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+        >>> images = LabelledImages(torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64))
+        >>> len(NoiseResponse(repeats=2).scan(net, images, torch.Generator()).evidence.statistics)
+        5
+    """
+
+    null: ClassVar[Null | None] = "log_student"
+
+    def __init__(self, images: int = 300, repeats: int = 10, strength: float = 0.5) -> None:
+        check_number("images", images, low=1, whole=True)
+        check_number("repeats", repeats, low=1, whole=True)
+        check_number("strength", strength, high=1)
+        self.images = images
+        self.repeats = repeats
+        self.strength = strength
+
+    @torch.no_grad()
+    def measure(
+        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+    ) -> Evidence:
+        """Count where the images go."""
+        some = images.subset(torch.arange(min(self.images, len(images))))
+        low, high = (bound.float() for bound in value_range(some))
+        moved: list[torch.Tensor] = []
+        start: list[torch.Tensor] = []
+        for batch, _ in some.batches(100):
+            pixels = ((batch.float() - low) / (high - low)).clamp(0, 1)
+            logits = net(batch)
+            before = functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+            for _ in range(self.repeats):
+                triggered = random_triggers(pixels, strength=self.strength)
+                logits = net((low + (high - low) * triggered).to(batch.dtype))
+                after = functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+                moved.append((after & ~before).sum(0))
+                start.append((~before).sum(0))
+        total = [torch.stack(parts).sum(0).double() for parts in (moved, start)]
+        shares = (1 + total[0]) / (1 + total[1])
+        return Evidence(shares, {"moved": [round(float(share), 4) for share in shares]})
