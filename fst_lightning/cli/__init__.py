@@ -1,5 +1,5 @@
 """The commands; composing and checking a configuration imports no torch."""
 
-from fst_lightning.cli.main import purify, train
+from fst_lightning.cli.main import detect, purify, train
 
-__all__ = ["purify", "train"]
+__all__ = ["detect", "purify", "train"]

@@ -99,17 +99,28 @@ class Job:
             return False
         return True
 
+    def is_refused(self) -> bool:
+        """Whether a scan crossed the p-value that ``fail_on`` names."""
+        from fst_lightning.reports.detection import Threshold
+
+        threshold = Threshold.parse(self.cfg.get("fail_on"))
+        return threshold is not None and threshold.crossed(self._results())
+
     def figures(self, names: Sequence[str]) -> tuple[float, ...]:
         """Figures of its results, by their dotted names; NaN for one that it has not.
 
         Args:
             names: such as ``after.ca``.
         """
-        try:
-            results = json.loads(read_text(self.folder / "results.json"))
-        except (OSError, ValueError, RecursionError):
-            results = {}
+        results = self._results()
         return tuple(_number(results, name) for name in names)
+
+    def _results(self) -> dict[str, Any]:
+        try:
+            results: dict[str, Any] = json.loads(read_text(self.folder / "results.json"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return results
 
 
 def _number(results: Any, name: str) -> float:

@@ -1,4 +1,4 @@
-"""``train.py`` and ``purify.py``: compose the configuration, run the pipeline, say what failed."""
+"""The three commands: compose the configuration, run the pipeline, say what failed."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def purify() -> None:
     """Run ``purify.py``."""
     with stoppable("purify", sys.argv[1:]):
         _run("purify")
+
+
+def detect() -> None:
+    """Run ``detect.py``."""
+    with stoppable("detect", sys.argv[1:]):
+        _run("detect")
 
 
 def _run(task: str) -> None:
@@ -132,6 +138,8 @@ def _job(cfg: DictConfig) -> float | tuple[float, ...]:
             job.folder.rmdir()
     if not (done or in_sweep):
         end_process(1)
+    if done and not in_sweep and job.is_refused():
+        end_process(3)
     wanted = cfg.get("objective")
     names = [str(name) for name in (wanted if OmegaConf.is_list(wanted) else [wanted])]
     figures = job.figures(names) if done else (math.nan,) * len(names)

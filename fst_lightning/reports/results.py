@@ -66,7 +66,7 @@ class Score:
 
 def build_results(
     *,
-    task: Literal["train", "purify"],
+    task: Literal["train", "purify", "detect"],
     seed: int,
     attack: Mapping[str, object],
     data: Mapping[str, object],
@@ -83,6 +83,7 @@ def build_results(
     overrides: Sequence[str] = (),
     exported: Mapping[str, object] | None = None,
     robustness: Mapping[str, object] | None = None,
+    detection: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Put a run's results together, as results.json holds them.
 
@@ -91,7 +92,7 @@ def build_results(
     promised but not given are null; further keys are kept.
 
     Args:
-        task: "train" (figures in `before`, no `after`) or "purify".
+        task: "train" or "detect" (figures in `before`, no `after`), or "purify".
         seed: the run's seed, at least 0.
         attack: `name`, and `poison_ratio` in [0, 1], `target_label` and more where they apply.
         data: `name`, `num_classes` and the numbers of rows: `num_train`, `num_poisoned`,
@@ -110,6 +111,7 @@ def build_results(
         checkpoints: the files `backdoored` and `purified`.
         overrides: what the command line changed, as `key=value`.
         robustness: what the checks of the purified network found, by name.
+        detection: what the scans before and after a purification found.
         exported: by format, where the purified network was written to, or why not.
 
     Returns:
@@ -147,6 +149,7 @@ def build_results(
         "peak_memory_mb": peak_memory_mb,
         "exported": exported,
         "robustness": robustness,
+        "detection": detection,
         "shift": shift,
     }
     content |= {name: value for name, value in more.items() if value}

@@ -110,8 +110,8 @@ def _is_a(value: object, name: str) -> bool:
 
 def _contradiction(results: Mapping[str, Any]) -> str | None:
     """Find what a schema can't say."""
-    if results["task"] == "train" and results["after"] is not None:
-        return "Expected `after` to be null where `task` is 'train', but got figures."
+    if results["task"] != "purify" and results["after"] is not None:
+        return f"Expected `after` to be null if `task` is {results['task']!r}, but got figures."
     for when, intervals in results["ci95"].items():
         for key in ("ca", "asr", "ra") if isinstance(intervals, dict) else ():
             interval = intervals.get(key)

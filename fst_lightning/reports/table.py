@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fst_lightning.reports.detection import detection_lines
 from fst_lightning.reports.layout import (
     NOT_GIVEN,
     new_table,
@@ -74,6 +75,8 @@ def render_run(
     summary = ((results["defense"] or {}).get("findings") or {}).get("summary")
     if summary and not shortfalls(results):  # else it is a part of the warnings
         print_line(console, f"defense  {summary}")
+    for line in detection_lines(results):
+        print_line(console, line)
     for note in notes(results):
         print_line(console, f"warning  {note}", style="yellow")
     for when, search in (results.get("inversion") or {}).items():
@@ -123,6 +126,8 @@ def _labels(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     if results["task"] == "train":
         clean = results["attack"]["name"] == "none"
         return [("before", "trained" if clean else "backdoored")]
+    if results["task"] == "detect":
+        return [("before", "network")]
     rows = [("before", "before")]
     return [*rows, ("after", "after")] if results["after"] is not None else rows
 

@@ -1,0 +1,86 @@
+"""What a scan found, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_PATTERN = re.compile(r"\s*p\s*<\s*(0?\.\d+|1(?:\.0*)?)\s*")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The p-value below which a command is to fail.
+
+    Attributes:
+        p_value: In (0, 1].
+    """
+
+    p_value: float
+
+    @classmethod
+    def parse(cls, text: object) -> Threshold | None:
+        """Read ``p<0.05``; None for None.
+
+        Raises:
+            ValueError: If the text says something else.
+
+        Example:
+            >>> Threshold.parse("p<0.05")
+            Threshold(p_value=0.05)
+        """
+        if text is None:
+            return None
+        found = _PATTERN.fullmatch(str(text))
+        if found is None or float(found[1]) == 0:
+            raise ValueError(f"Expected `fail_on` to be null or 'p<NUMBER', but got {text!r}.")
+        return cls(float(found[1]))
+
+    def crossed(self, results: Mapping[str, Any]) -> bool:
+        """Whether the network of these results is to be refused."""
+        detection = results.get("detection") or {}
+        last = detection.get("after") or detection.get("before") or {}
+        p_value = last.get("p_value")
+        return p_value is not None and last["verdict"] != "cannot_tell" and p_value < self.p_value
+
+
+def detection_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """The verdict of each scan, and what each detector said, a line each."""
+    for when, scan in (results.get("detection") or {}).items():
+        if scan is None:
+            continue
+        suffix = f" ({when})" if when != "before" else ""
+        yield f"verdict  {sentence(scan)}{suffix}"
+        for name, each in scan["detectors"].items():
+            p_value = "no p-value of its own" if each["p_value"] is None else _p(each["p_value"])
+            yield (
+                f"         {name}: {p_value}, largest for class {each['suspected_class']}, "
+                f"{each['seconds']:.1f} s"
+            )
+
+
+def sentence(scan: Mapping[str, Any]) -> str:
+    """The verdict of a scan in one sentence. It never calls a network clean.
+
+    Args:
+        scan: The block ``detection.before`` or ``detection.after`` of a results.json.
+    """
+    if scan["verdict"] == "cannot_tell":
+        return f"cannot tell, because {scan['reason']}"
+    source = (
+        f"ranked among {scan['num_references']} clean networks"
+        if scan["calibration"] == "reference"
+        else "by the detectors' own null distributions"
+    )
+    if scan["verdict"] == "backdoored":
+        return (
+            f"backdoor found (class {scan['suspected_class']}), {_p(scan['p_value'])}, {source}; "
+            f"the strongest sign is that of {scan['strongest']}"
+        )
+    return f"no sign of a backdoor, {_p(scan['p_value'])}, {source}"
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.4f}" if value >= 1e-4 else "p < 0.0001"

@@ -1,0 +1,184 @@
+"""``detect.py`` from its configuration to ``results.json``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fst_lightning.configuration import groups
+from fst_lightning.pipelines import Run, run_pipeline
+from fst_lightning.reports import read_results
+from fst_lightning.reports.detection import Threshold, detection_lines, sentence
+from tests.runs import make_run
+
+QUICK = {
+    "mm_bd": ["detector.mm_bd.starts=1", "detector.mm_bd.steps=2"],
+    "nc": ["detector.nc.images=12", "detector.nc.rounds=1", "detector.nc.steps=1"],
+    "bti_dbf": ["detector.bti_dbf.images=12", "detector.bti_dbf.epochs=1"],
+    "noise_response": ["detector.noise_response.images=12", "detector.noise_response.repeats=1"],
+}
+
+
+def make(folder: Path, store: Path, names: list[str], *more: str) -> Run:
+    quick = [line for name in names for line in QUICK.get(name, [])]
+    chosen = [f"detector=[{','.join(names)}]", "data.num_classes=4", *quick, *more]
+    return make_run("detect", folder, *chosen, store=store)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize("name", groups()["detector"])
+def test_every_detector_runs(name: str, tmp_path: Path, store: Path) -> None:
+    results = run_pipeline(make(tmp_path, store, [name], "detector_images=20"))
+    assert results["task"] == "detect"
+    assert results["after"] is None
+    block = results["detection"]["before"]
+    assert block["verdict"] in ("backdoored", "no_sign", "cannot_tell")
+    found = block["detectors"][name]
+    assert len(found["statistics"]) == 4
+    assert found["suspected_class"] in range(4)
+    assert found["seconds"] > 0
+    assert results["data"]["num_clean_tuning"] == 20
+    saved, error = read_results(tmp_path / "results.json")
+    assert error is None
+    assert saved is not None
+    assert saved["detection"] == results["detection"]
+    assert any("verdict" in line for line in detection_lines(results))
+
+
+def backdoored(results: dict[str, Any]) -> Path:
+    return Path(results["checkpoints"]["backdoored"])
+
+
+def test_a_file_is_scanned_and_left_as_it_is(tmp_path: Path, store: Path) -> None:
+    first = run_pipeline(make(tmp_path / "first", store, ["mm_bd"]))
+    path = tmp_path / "network.safetensors"
+    shutil.copy(backdoored(first), path)
+    content = path.read_bytes()
+    second = run_pipeline(make(tmp_path / "second", store, ["mm_bd"], f"checkpoint={path}"))
+    assert path.read_bytes() == content
+    one, two = (each["detection"]["before"]["detectors"]["mm_bd"] for each in (first, second))
+    assert one["statistics"] == two["statistics"]
+    assert not list((tmp_path / "second").glob("*.safetensors"))
+
+
+def test_references_rank_the_network(tmp_path: Path, store: Path) -> None:
+    """The rank is counted by hand from the scores of the same networks, scanned alone."""
+    first = run_pipeline(make(tmp_path / "first", store, ["mm_bd"]))
+    folder = tmp_path / "clean"
+    folder.mkdir()
+    state = load_file(backdoored(first))
+    scores = []
+    for number in range(3):
+        generator = torch.Generator().manual_seed(number)
+        changed = {
+            name: value + 0.3 * torch.randn(value.shape, generator=generator)
+            if name.endswith("weight")
+            else value
+            for name, value in state.items()
+        }
+        path = folder / f"{number}.safetensors"
+        save_file(changed, path)
+        alone = run_pipeline(
+            make(
+                tmp_path / f"alone{number}",
+                store,
+                ["mm_bd"],
+                f"checkpoint={path}",
+                "model=small_resnet",
+                "model.width=4",
+            )
+        )
+        scores.append(alone["detection"]["before"]["detectors"]["mm_bd"]["score"])
+    ranked = run_pipeline(
+        make(tmp_path / "ranked", store, ["mm_bd"], f"detector_reference={folder}")
+    )
+    block = ranked["detection"]["before"]
+    own = block["detectors"]["mm_bd"]
+    assert (block["calibration"], block["num_references"]) == ("reference", 3)
+    assert own["p_value"] == (1 + sum(score >= own["score"] for score in scores)) / 4
+    assert own["statistics"] == first["detection"]["before"]["detectors"]["mm_bd"]["statistics"]
+
+
+def test_a_reference_of_another_architecture(tmp_path: Path, store: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"detector_reference: .*other\.safetensors"):
+        run_pipeline(make(tmp_path / "run", store, ["mm_bd"], f"detector_reference={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("detector_images=9", "whole number of 10 or more, but got 9"),
+        ("detector_images=0.5", "whole number of 10 or more"),
+        ("fail_on=0.05", "'p<NUMBER'"),
+        ("fail_on='p<2'", "'p<NUMBER'"),
+        ("detector_reference=nowhere", "found none in"),
+        ("data.num_classes=3", "4 classes or more, but it has 3"),
+        ("data.num_train=9", "10 clean images or more"),
+    ],
+)
+def test_refusals(line: str, message: str, tmp_path: Path, store: Path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_pipeline(make(tmp_path, store, ["mm_bd"], line))
+
+
+def test_no_detector(tmp_path: Path, store: Path) -> None:
+    with pytest.raises(ValueError, match=r"such as detector=\[mm_bd\]"):
+        run_pipeline(make(tmp_path, store, []))
+
+
+def test_a_network_that_guesses_is_not_judged(tmp_path: Path, store: Path) -> None:
+    """Labels of this data are drawn at random: the network has nothing to learn from."""
+    results = run_pipeline(make(tmp_path, store, ["mm_bd"], "data.num_test=20"))
+    block = results["detection"]["before"]
+    if results["before"]["ca"] <= 0.25:
+        assert block["verdict"] == "cannot_tell"
+        assert "no better than guessing among 4 classes" in sentence(block)
+        assert block["suspected_class"] is None
+
+
+def block(**changed: Any) -> dict[str, Any]:
+    content = {
+        "verdict": "backdoored",
+        "reason": None,
+        "p_value": 0.004,
+        "suspected_class": 3,
+        "calibration": "parametric",
+        "num_references": 0,
+        "strongest": "mm_bd",
+        "detectors": {},
+    }
+    return content | changed
+
+
+def test_sentences() -> None:
+    assert sentence(block()).startswith("backdoor found (class 3), p = 0.0040, by the detectors'")
+    ranked = block(calibration="reference", num_references=19, p_value=0.05)
+    assert "ranked among 19 clean networks" in sentence(ranked)
+    nothing = sentence(block(verdict="no_sign", p_value=0.41, suspected_class=None))
+    assert nothing.startswith("no sign of a backdoor, p = 0.4100")
+    assert "clean" not in nothing.split(",")[0]
+    told = sentence(block(verdict="cannot_tell", reason="it guesses", p_value=None))
+    assert told == "cannot tell, because it guesses"
+
+
+def test_the_threshold_of_a_pipeline() -> None:
+    threshold = Threshold.parse("p < 0.05")
+    assert threshold is not None
+    assert Threshold.parse(None) is None
+    assert threshold.crossed({"detection": {"before": block(), "after": None}})
+    assert not threshold.crossed({"detection": {"before": block(p_value=0.05), "after": None}})
+    assert not threshold.crossed({"detection": {"before": block(verdict="cannot_tell")}})
+    # What is left after a purification decides.
+    after = block(p_value=0.7, verdict="no_sign")
+    assert not threshold.crossed({"detection": {"before": block(), "after": after}})
+    assert not threshold.crossed({})
