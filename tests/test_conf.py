@@ -45,7 +45,7 @@ def forget_hydra() -> Iterator[None]:
 
 @functools.cache
 def tasks(group: str) -> list[str]:
-    return [task for task in ("train", "purify") if group in groups_of(task)]
+    return [task for task in ("train", "purify", "detect") if group in groups_of(task)]
 
 
 def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
@@ -68,6 +68,9 @@ def contains(whole: Any, part: Any) -> bool:
 def test_composes(group: str, option: str) -> None:
     assert tasks(group), "in no defaults list"
     for task in tasks(group):
+        if group in ("detector", "robustness"):  # any number of them
+            assert set(composed(task, [f"{group}=[{option}]"])[group]) == {option}
+            continue
         cfg = composed(task, [f"{group}={option}"])
         assert cfg.hydra.runtime.choices[group] == option
 

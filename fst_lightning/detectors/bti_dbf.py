@@ -19,6 +19,7 @@ from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import CleanData, LabelledImages
 from fst_lightning.detectors.detector import Detector, Evidence
 from fst_lightning.detectors.outlier import Null
+from fst_lightning.models import find_head
 
 _SHOWN = 8
 
@@ -66,12 +67,17 @@ class InvertedGenerator(Detector):
         self.head = head
 
     def measure(
-        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+        self,
+        net: nn.Module,
+        images: LabelledImages,
+        num_classes: int,
+        generator: torch.Generator,
     ) -> Evidence:
         """Invert, and count where the images go."""
         some = images.subset(torch.arange(min(self.images, len(images))))
         clean = CleanData(some.images, some.labels, mean=some.mean, std=some.std)
-        inversion = InvertingDefense(generator_epochs=self.epochs, head=self.head)
+        head, _ = find_head(net, self.head, num_classes)
+        inversion = InvertingDefense(generator_epochs=self.epochs, head=head)
         inversion.prepare(net, generator)
         inversion.to(images.device)
         inversion.invert(net, clean, generator)

@@ -71,13 +71,18 @@ class Detector(ABC):
 
     @abstractmethod
     def measure(
-        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+        self,
+        net: nn.Module,
+        images: LabelledImages,
+        num_classes: int,
+        generator: torch.Generator,
     ) -> Evidence:
         """Measure a statistic of every class.
 
         Args:
             net: The network, in evaluation mode, on the device of the images; not changed.
             images: Clean images with true labels.
+            num_classes: How many classes the network has, K.
             generator: A CPU generator, the only source of random numbers.
         """
 
@@ -96,7 +101,7 @@ class Detector(ABC):
         with keep_modes(net), seeded(generator, images.device):
             net.eval()
             num_classes = check_network(net, images)
-            evidence = self.measure(net, images, generator)
+            evidence = self.measure(net, images, num_classes, generator)
         statistics = evidence.statistics.double().cpu()
         if statistics.shape != (num_classes,) or not bool(torch.isfinite(statistics).all()):
             raise ValueError(

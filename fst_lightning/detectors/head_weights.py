@@ -56,8 +56,12 @@ class HeadWeights(Detector):
         self.head = head
 
     def measure(
-        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+        self,
+        net: nn.Module,
+        images: LabelledImages,
+        num_classes: int,
+        generator: torch.Generator,
     ) -> Evidence:
         """The mean weight of every class."""
-        _, linear = find_head(net, self.head)
+        _, linear = find_head(net, self.head, num_classes)
         return Evidence(weight_matrix(linear).detach().double().mean(1))

@@ -69,11 +69,13 @@ class MaximumMargin(Detector):
         self.lr = lr
 
     def measure(
-        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+        self,
+        net: nn.Module,
+        images: LabelledImages,
+        num_classes: int,
+        generator: torch.Generator,
     ) -> Evidence:
         """Climb to the largest margin of every class."""
-        with torch.no_grad():
-            num_classes = net(next(images.batches(1))[0]).shape[1]
         low, high = (bound.float() for bound in value_range(images))
         margins, pictures = [], []
         for label in range(num_classes):

@@ -82,7 +82,11 @@ class SmallestPatch(Detector):
         self.restarts = restarts
 
     def measure(
-        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+        self,
+        net: nn.Module,
+        images: LabelledImages,
+        num_classes: int,
+        generator: torch.Generator,
     ) -> Evidence:
         """Search the smallest patch of every class."""
         some = images.subset(torch.arange(min(self.images, len(images))))

@@ -65,7 +65,11 @@ class NoiseResponse(Detector):
 
     @torch.no_grad()
     def measure(
-        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+        self,
+        net: nn.Module,
+        images: LabelledImages,
+        num_classes: int,
+        generator: torch.Generator,
     ) -> Evidence:
         """Count where the images go."""
         some = images.subset(torch.arange(min(self.images, len(images))))

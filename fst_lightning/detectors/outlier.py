@@ -47,6 +47,8 @@ def outlier_p_value(statistics: Tensor, null: Null) -> float:
         arbitrary backdoor pattern types using a maximum margin statistic", IEEE S&P 2024, arXiv
         2205.06900, section 3.3 (the order-statistic p-value with a gamma null).
     """
+    from scipy import stats  # takes a moment to import
+
     count = len(statistics)
     if count < 3:
         raise ValueError(f"Expected 3 statistics or more, but got {count}.")
@@ -61,17 +63,9 @@ def outlier_p_value(statistics: Tensor, null: Null) -> float:
     least = (_LEAST_SPREAD * (1.0 if null == "log_student" else abs(mean))) ** 2 + 1e-24
     variance = max(float(rest.var()), least)
     if null == "gamma":
-        shape = torch.tensor(mean**2 / variance, dtype=torch.float64)
-        tail = float(torch.special.gammaincc(shape, torch.tensor(top * mean / variance).double()))
+        tail = float(stats.gamma.sf(top, mean**2 / variance, scale=variance / mean))
     else:
-        tail = _student_tail(
-            (top - mean) / math.sqrt(variance * (1 + 1 / len(rest))), len(rest) - 1
-        )
+        spread = math.sqrt(variance * (1 + 1 / len(rest)))
+        tail = float(stats.t.sf((top - mean) / spread, len(rest) - 1))
     # 1 - (1 - tail) ** count, exact also for a small tail
     return -math.expm1(count * math.log1p(-min(tail, 1 - 1e-16)))
-
-
-def _student_tail(value: float, degrees: int) -> float:
-    from scipy.stats import t  # scikit-learn brings it; importing it takes a moment
-
-    return float(t.sf(value, degrees))

@@ -64,10 +64,14 @@ class UniversalShift(Detector):
         self.head = head
 
     def measure(
-        self, net: nn.Module, images: LabelledImages, generator: torch.Generator
+        self,
+        net: nn.Module,
+        images: LabelledImages,
+        num_classes: int,
+        generator: torch.Generator,
     ) -> Evidence:
         """Solve the program for every class."""
-        _, linear = find_head(net, self.head)
+        _, linear = find_head(net, self.head, num_classes)
         some = images.subset(torch.arange(min(self.images, len(images))))
         features = all_features(net, linear, some).double().cpu()
         weight = weight_matrix(linear).detach().double().cpu()
