@@ -14,6 +14,7 @@ from fst_lightning.checkpoints import CheckpointError, load_into, read_checkpoin
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import NoDefense
 from fst_lightning.defenses.clean import LabelledImages
+from fst_lightning.defenses.train import accuracy
 from fst_lightning.detectors import Detector, Scan, combined
 from fst_lightning.metrics import wilson_interval
 from fst_lightning.modules import PurificationModule
@@ -209,7 +210,8 @@ def detect(
         finally:
             net.load_state_dict(own)
     verdict, p_values = combined(scans, scores)
-    reason = guessing(measured, net, images)
+    num_classes = len(next(iter(scans.values())).evidence.statistics)
+    reason = guessing(measured, net, images, num_classes)
     return {
         "verdict": "cannot_tell" if reason else verdict.verdict,
         "reason": reason or (None if verdict.p_value is not None else _NO_P_VALUE),
@@ -255,29 +257,23 @@ def scan(
     return scans, seconds
 
 
-@torch.no_grad()
-def guessing(measured: Score, net: nn.Module, images: LabelledImages) -> str | None:
+def guessing(measured: Score, net: nn.Module, images: LabelledImages, classes: int) -> str | None:
     """Why nothing can be said about a network that is no better than guessing; None if it is.
 
     Args:
         measured: Its score on the test set; the clean images are counted if that has no rows.
         net: The network.
         images: Clean images.
+        classes: How many classes there are.
     """
     right, rows = measured.counts.get("ca", (0, 0))
-    num_classes = 0
     if not rows:
-        net.eval()
-        for batch, labels in images.batches():
-            logits = net(batch)
-            num_classes = logits.shape[1]
-            right, rows = right + int((logits.argmax(1) == labels).sum()), rows + len(labels)
-    else:
-        num_classes = net(next(images.batches(1))[0]).shape[1]
+        rows = len(images)
+        right = round(accuracy(net, images) * rows)
     low, _ = wilson_interval(right, rows)
-    if low > 1 / num_classes:
+    if low > 1 / classes:
         return None
     return (
-        f"its clean accuracy, {right} of {rows}, is no better than guessing among {num_classes} "
+        f"its clean accuracy, {right} of {rows}, is no better than guessing among {classes} "
         "classes; check the order of the classes, mean and std"
     )

@@ -53,7 +53,7 @@ def test_help(task: str) -> None:
         assert all(option in lines[group] for option in groups()[group])
     assert "poison_ratio: 0.05" in out
     meanings = dict(re.findall(r"^ *(\w+):.*?  *# (.+)$", out, re.MULTILINE))
-    assert meanings["checkpoint" if task == "purify" else "export"].startswith("a ")
+    assert meanings["export" if task == "train" else "checkpoint"].startswith("a ")
     assert meanings["seed"].startswith("of all that is drawn")
     assert meanings["corner"] == "top_left | top_right | bottom_left | bottom_right"
     assert meanings["poison_ratio"] == "share of the training set, 0 to 1."  # its docstring
@@ -66,6 +66,15 @@ def test_help(task: str) -> None:
         "# A small patch in a corner (Gu et al., 2017).  python train.py attack=badnets\nattack:"
         in out
     )
+    assert seconds < SECONDS
+
+
+def test_help_of_a_scan() -> None:
+    out, seconds = run("detect", "--help")
+    assert "detector: bti_dbf, head_weights, mm_bd" in out
+    meanings = dict(re.findall(r"^ *(\w+):.*?  *# (.+)$", out, re.MULTILINE))
+    assert meanings["fail_on"].startswith("p<0.05")
+    assert meanings["starts"].startswith("random images per class")
     assert seconds < SECONDS
 
 

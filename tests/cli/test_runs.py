@@ -44,6 +44,18 @@ def test_train_then_purify_its_file(command: Command) -> None:
     assert found["model"]["arguments"]["width"] == 3
 
 
+@pytest.mark.parametrize(("fail_on", "code"), [("p<1.0", 3), ("p<0.0000001", 0), (None, 0)])
+def test_a_scan_may_fail_a_pipeline(command: Command, fail_on: str | None, code: int) -> None:
+    quick = ["detector=[head_weights]", "data.num_classes=4", "training.max_epochs=3"]
+    fail = [] if fail_on is None else [f"fail_on='{fail_on}'"]
+    outcome = command("hydra.run.dir=run", *quick, *fail, task="detect")
+    assert outcome.code == code
+    found = results(outcome)
+    assert found["task"] == "detect"
+    assert f"p = {found['detection']['before']['p_value']:.4f}" in outcome.out
+    assert "verdict" in outcome.out
+
+
 def test_purify_leaves_valid_results_and_shows_them(command: Command) -> None:
     outcome = command("hydra.run.dir=run", "attack=blended", "defense=lp", "seed=3")
     assert outcome.code == 0

@@ -147,7 +147,7 @@ def test_a_network_that_guesses_is_not_judged(tmp_path: Path, store: Path) -> No
 
 
 def block(**changed: Any) -> dict[str, Any]:
-    content = {
+    content: dict[str, Any] = {
         "verdict": "backdoored",
         "reason": None,
         "p_value": 0.004,
