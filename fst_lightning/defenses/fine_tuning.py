@@ -5,6 +5,8 @@ The baseline of Min et al., NeurIPS 2023, arXiv 2310.01875; it fails at low pois
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fst_lightning.defenses.head import HeadDefense
 
 
@@ -16,6 +18,8 @@ class FineTuning(HeadDefense):
             every mode; the paper itself for FST only, which is the default here.
         head: dotted name of the linear head; None finds it.
     """
+
+    needs_features: ClassVar[bool] = False
 
     def __init__(self, project_norm: bool = False, head: str | None = None) -> None:
         super().__init__(reinit="none", project_norm=project_norm, head=head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class HeadDefense(Defense):
     Raises:
         ValueError: If ``reinit`` is unknown.
     """
+
+    needs_features: ClassVar[bool] = True
+    """Whether it makes no sense for a network that is a head and nothing else."""
 
     original_weight: Tensor
     """:math:`W_0`, ``(C, d)``; empty before :meth:`prepare`."""
@@ -141,6 +144,11 @@ class HeadDefense(Defense):
         if not self.train_head:
             self._frozen += freeze(linear.parameters())
 
+    def has_features(self) -> bool:
+        """Whether the network has parameters in front of its head."""
+        head = {id(parameter) for parameter in self.linear.parameters()}
+        return any(id(p) not in head for net in self._net for p in net.parameters())
+
     def check_weights(self) -> None:
         """Refuse a head that is not the one that :meth:`prepare` left."""
         weight = self.linear.weight.detach()
@@ -153,12 +161,12 @@ class HeadDefense(Defense):
             )
 
     def check_tuned(self) -> None:
-        """Refuse a head that is as it was before the first step, although steps were taken."""
+        """Refuse a new head that is as it was before the first step, although steps were taken."""
+        if self.reinit == "none" or not self.train_head:
+            return
         weight = self.linear.weight.detach()
         earlier = (self._prepared, self.original_weight)
-        if self.train_head and any(
-            torch.equal(weight, kept.to(weight.device, weight.dtype)) for kept in earlier
-        ):
+        if any(torch.equal(weight, kept.to(weight.device, weight.dtype)) for kept in earlier):
             raise ValueError(
                 "Expected the steps to have changed the head, but it holds the weights from before "
                 "the first step: the network is not purified. Either the learning rate is 0, or "

@@ -80,7 +80,8 @@ class FitGuard:
                 "but none trains it: its weight is frozen (requires_grad=False), or was not given "
                 "to the optimizer."
             )
-        if not self.defense.train_features:
+        features = self.defense.needs_features or self.defense.has_features()
+        if not (self.defense.train_features and features):
             return
         self._waits = self._unfreezes_later(trainer)
         if not self._waits:

@@ -75,7 +75,7 @@ def run_detect(run: Run) -> dict[str, Any]:
         num_workers=run.cfg.num_workers,
     )
     data.setup()
-    net = make_network(run, data.data.num_classes)
+    net = make_network(run, data.data.num_classes, data.data.image_shape)
     check_outputs(run, net, data)
     run = with_head(run, net, data.data.num_classes)
     card = make_card(run, source, attack)

@@ -1,5 +1,6 @@
 """Several optimizers under manual optimization, steps that don't happen, closures."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional
 from torch.optim import SGD, Adam
 
 from fst_lightning.callbacks import DefenseCallback, FSTCallback
-from fst_lightning.defenses import FineTuning
+from fst_lightning.defenses import FST, FineTuning
 from tests.callbacks.projects import (
     Project,
     Spy,
@@ -123,7 +124,9 @@ def test_steps_of_others_leave_the_head_alone() -> None:
         DefenseCallback(FineTuning(True, head="classifier.head")),
     ):
         project, spy = Pretraining(), Spy()
-        with pytest.raises(ValueError, match="not purified"):
+        tunes = isinstance(callback.defense, FST)
+        refused = pytest.raises(ValueError, match="not purified") if tunes else nullcontext()
+        with refused:
             make_trainer(spy, callback).fit(project, make_loader())
         assert torch.equal(spy.weights[-1], spy.first[0]["classifier.head.weight"])
 

@@ -46,7 +46,8 @@ def test_train_then_purify_its_file(command: Command) -> None:
 
 @pytest.mark.parametrize(("fail_on", "code"), [("p<1.0", 3), ("p<0.0000001", 0), (None, 0)])
 def test_a_scan_may_fail_a_pipeline(command: Command, fail_on: str | None, code: int) -> None:
-    quick = ["detector=[head_weights]", "data.num_classes=4", "training.max_epochs=3"]
+    quick = ["detector=[head_weights]", "data.num_classes=4", "training.max_epochs=8"]
+    quick += ["data.num_train=160", "data.num_test=80"]
     fail = [] if fail_on is None else [f"fail_on='{fail_on}'"]
     outcome = command("hydra.run.dir=run", *quick, *fail, task="detect")
     assert outcome.code == code

@@ -79,7 +79,7 @@ def test_training_has_no_after() -> None:
     assert results["ci95"]["after"] is None
     assert results["defense"] is None
     assert results["der"] is None
-    with pytest.raises(ValueError, match="`after` to be null where `task` is 'train'"):
+    with pytest.raises(ValueError, match="`after` to be null if `task` is 'train'"):
         example(task="train")
 
 
@@ -176,7 +176,7 @@ def test_a_rate_that_is_no_number_is_null() -> None:
     ("changes", "message"),
     [
         ({"seed": -1}, "`seed` to be at least 0, but got -1"),
-        ({"task": "test"}, "`task` to be 'train' or 'purify', but got 'test'"),
+        ({"task": "test"}, "`task` to be 'train' or 'purify' or 'detect', but got 'test'"),
         ({"attack": {"poison_ratio": 0.1}}, "`attack.name` to be string, but got None"),
         ({"attack": {"name": "x", "poison_ratio": 5}}, "`attack.poison_ratio` to be at most 1"),
         ({"data": {"name": "x", "num_test": 1.5}}, "`data.num_test` to be integer or null"),
