@@ -175,8 +175,8 @@ def purify(
         (images, labels), loader = first_batch(loader, "clean_loader")
         if isinstance(by, NoDefense):
             return _result(net, by, history, return_result)
-        take_logits(net)
         num_classes = _logits(net, images).shape[1]
+        take_logits(net)
         class_numbers(labels, len(images), num_classes, soft=True)
         clean, loader = _clean_data(loader, num_classes, by, start, poisoned_loader)
         options = _options(trainer_options, history, progress)

@@ -432,6 +432,21 @@ def test_networks_that_return_more_than_logits(
     assert not purified._forward_hooks
 
 
+def test_a_network_whose_logits_nobody_names_is_refused(net: nn.Module, loader: Pairs) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, images: Tensor) -> Any:
+            return self.net(images), images
+
+    with pytest.raises(
+        TypeError, match=r"^Expected the network to return logits.*returned a tuple"
+    ):
+        purify(Pair(), loader, FST(), accelerator="cpu")
+
+
 def test_a_network_trained_anew_returns_what_it_did(net: nn.Module, loader: Pairs) -> None:
     purified = purify(
         WithLogits(net, "dict"),
