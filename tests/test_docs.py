@@ -60,3 +60,22 @@ def test_readme_examples_of_a_defense_and_a_callback_run() -> None:
     }
     norms = {strength: float(net[1].weight.detach().norm()) for strength, net in purified.items()}  # type: ignore[index]
     assert norms[10.0] < norms[0.0]
+
+
+def test_readme_example_of_a_script_runs() -> None:
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        if "return_result=True" in block
+    )
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = TensorDataset(torch.rand(8, 3, 2, 2), torch.randint(3, (8,)))
+    scope = {"net": net, "clean_loader": DataLoader(data, batch_size=4)}
+    exec(code, scope)
+    assert scope["net"] is not net
+    assert len(getattr(scope["result"], "history")) == 20  # noqa: B009
