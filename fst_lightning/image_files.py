@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ _BYTES_OF_JPEG = {"L": 3, "RGB": 10}
 _BYTES_OF_WEBP = 17
 _BYTES_OF_TIFF = 4
 _TIFF_TILE = (322, 323)
+_MOST_TAGS = 65_535
+_BYTES_OF_TYPE = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 # Pillow tells the format by the content, whatever the suffix says. Without the list it would start
 # Ghostscript for an EPS file that is named like a photograph.
@@ -60,6 +63,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         Exception: of any type where Pillow can't read it.
     """
     opening_memory(path)
+    _check_tags(path)
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -90,6 +94,44 @@ def opening_memory(path: Path) -> int:
     if status.st_size > MAX_BYTES:
         raise ValueError(f"it has {status.st_size:,} bytes, and the limit is {MAX_BYTES:,}")
     return _READ_WHOLE * status.st_size
+
+
+def _check_tags(path: Path) -> None:
+    """Refuse a TIFF whose tags overlap: before 13, Pillow copies the data of each when it opens it.
+
+    Raises:
+        ValueError: If the tags announce more bytes than the file has.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(head[:2])
+        if order is None or len(head) < 16:
+            return
+        (version,) = struct.unpack_from(f"{order}H", head, 2)
+        if version == 43:  # BigTIFF
+            start, of_number, entry = "8xQ", "Q", "HHQ8x"
+        elif version == 42:
+            start, of_number, entry = "4xL4x4x", "H", "HHL4x"
+        else:
+            return
+        file.seek(struct.unpack(order + start, head)[0])
+        number_size = struct.calcsize(order + of_number)
+        found = file.read(number_size)
+        if len(found) < number_size:
+            return
+        (number,) = struct.unpack(order + of_number, found)
+        each = struct.calcsize(order + entry)
+        listed = file.read(min(number, _MOST_TAGS) * each)
+        listed = listed[: len(listed) // each * each]
+        announced = sum(
+            count * _BYTES_OF_TYPE.get(kind, 1)
+            for _, kind, count in struct.iter_unpack(order + entry, listed)
+        )
+        length = path.stat().st_size
+    if number > _MOST_TAGS or announced > length:
+        raise ValueError(
+            f"its {number:,} tags announce {announced:,} bytes, and the file has {length:,}"
+        )
 
 
 def decoding_memory(image: Image.Image) -> int:

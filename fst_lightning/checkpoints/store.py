@@ -31,6 +31,7 @@ SCHEMA = 2
 
 _KEY = re.compile(r"[0-9a-f]{16}")
 _FACTS = "entry.json"
+_IN_USE = "in_use.lock"
 _DAY = 86_400.0
 
 
@@ -297,6 +298,26 @@ class Store:
             raise self._unusable(PermissionError(f"{folder} is read only"))
         return folder
 
+    def use_work(self, key: str) -> StoreUse:
+        """Make a work folder and hold it, so that nobody removes it; any number of processes may.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        while True:
+            folder = self.work(key)
+            try:
+                held = (folder / _IN_USE).open("ab+")
+            except FileNotFoundError:
+                continue  # removed meanwhile: make it again
+            except OSError as error:
+                raise self._unusable(error) from None
+            with contextlib.suppress(OSError):  # without locks nobody can remove it, either
+                lock_open_file(held, shared=True)
+            if _is_open_file(held, folder / _IN_USE):
+                return StoreUse(folder, held)
+            held.close()
+
     def clear_work(self, key: str) -> None:
         """Remove the key's work folder, if there is one."""
         shutil.rmtree(self.root / "work" / _checked(key), ignore_errors=True)
@@ -401,8 +422,12 @@ class Store:
         folder = parent / key
         if not _KEY.fullmatch(key) or folder.is_symlink() or not folder.exists():
             return False
-        with self._unheld(key) as free, _unused(folder / _FACTS) as unused:
-            if not (free and unused):
+        with (
+            self._unheld(key) as free,
+            _unused(folder / _FACTS) as unused,
+            _unused(folder / _IN_USE) as idle,
+        ):
+            if not (free and unused and idle):
                 return False
             doomed = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
             try:

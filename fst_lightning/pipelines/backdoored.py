@@ -42,7 +42,7 @@ from fst_lightning.pipelines.parts import (
     precision_of,
 )
 from fst_lightning.pipelines.processes import agreed
-from fst_lightning.pipelines.resume import resume_point
+from fst_lightning.pipelines.resume import named_digest, resume_point
 from fst_lightning.pipelines.run import Run
 
 _FIRST_IMAGES = 5000
@@ -149,6 +149,16 @@ def from_store(
     description = describe(run, source.load())
     key = store.key(description)
     leader = is_first_process()
+    digest = named_digest(run, "train", store.root / "work" / key)
+    if digest is not None:
+        description = {**description, "resumed_from": digest}
+        key = store.key(description)
+        if leader:
+            print(
+                f"train: what continues from {run.cfg.resume} is kept apart from the model of an "
+                f"undisturbed training, as {key}",
+                flush=True,
+            )
 
     def found() -> StoreUse | None:
         return None if run.cfg.retrain else store.use(key)

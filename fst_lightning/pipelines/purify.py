@@ -17,6 +17,7 @@ from fst_lightning.attacks import NoAttack
 from fst_lightning.checkpoints import (
     ModelCard,
     StoreError,
+    StoreUse,
     read_checkpoint,
     write_state,
 )
@@ -67,7 +68,7 @@ from fst_lightning.pipelines.parts import (
     with_head,
 )
 from fst_lightning.pipelines.recipe import fit_recipe
-from fst_lightning.pipelines.resume import resume_point
+from fst_lightning.pipelines.resume import named_digest, resume_point
 from fst_lightning.pipelines.robustness import check_robustness, make_checks
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import (
@@ -159,7 +160,7 @@ def run_purify(run: Run) -> dict[str, Any]:
             searches = choose_settings(run, net, data, poisoned)
         defense = make_defense(run)
     trains = defense.tunes or isinstance(defense, DatasetDefense)
-    work = work_folder(run, tuning_key(run, backdoored)) if trains else run.folder
+    work, in_use = work_folder(run, tuning_key(run, backdoored)) if trains else (run.folder, None)
     clean = make_clean(data, poisoned=poisoned)
     module = make_module(run, net, defense, data, card.to_json(), clean)
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
@@ -237,9 +238,10 @@ def run_purify(run: Run) -> dict[str, Any]:
     )
     finish(run, results, witness)
     if trains and is_first_process():
-        shutil.rmtree(
-            work, ignore_errors=True
-        )  # Not before: a run that is killed until then can still go on.
+        # Not before: a run that is killed until then can still go on.
+        shutil.rmtree(work, ignore_errors=True)
+    if in_use is not None:
+        in_use.release()
     return results
 
 
@@ -353,12 +355,17 @@ def check_enough_images(net: nn.Module, data: BackdoorDataModule) -> None:
         )
 
 
-def work_folder(run: Run, key: str) -> Path:
-    """Where the run keeps its last checkpoint: in its own folder if the store is read only."""
+def work_folder(run: Run, key: str) -> tuple[Path, StoreUse | None]:
+    """Where the run keeps its last checkpoint: in its own folder if the store is read only.
+
+    Returns:
+        The folder, and what keeps others from removing it from the store.
+    """
     try:
-        return make_store(run).work(key)
+        use = make_store(run).use_work(key)
     except StoreError:
-        return run.folder / "work"
+        return run.folder / "work", None
+    return use.path, use
 
 
 def tuning_key(run: Run, backdoored: Backdoored) -> str:
@@ -373,5 +380,11 @@ def tuning_key(run: Run, backdoored: Backdoored) -> str:
         "trainer": run.plain("trainer"),
         "seed": run.cfg.seed,
     }
+    key = _digest(description)
+    digest = named_digest(run, "tune", make_store(run).root / "work" / key)
+    return key if digest is None else _digest({**description, "resumed_from": digest})
+
+
+def _digest(description: dict[str, Any]) -> str:
     text = json.dumps(description, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -10,8 +12,10 @@ from fst_lightning.checkpoints import read_checkpoint
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.run import Run
 
+Stage = Literal["train", "tune"]
 
-def resume_point(run: Run, work: Path, stage: str) -> Path | None:
+
+def resume_point(run: Run, work: Path, stage: Stage) -> Path | None:
     """The checkpoint to continue from; None to start anew.
 
     ``resume=true`` looks where a run of this very configuration keeps its last checkpoint, and
@@ -28,8 +32,7 @@ def resume_point(run: Run, work: Path, stage: str) -> Path | None:
     """
     last = work / "last.ckpt"
     named = named_checkpoint(run)
-    # A path means the stage that the command is about; the other one looks for its own checkpoint.
-    if named is not None and (stage == "train") == (run.cfg.task == "train"):
+    if named is not None and _is_meant(run, stage):
         return named
     if not last.is_file():
         if run.cfg.resume is True and is_first_process():
@@ -39,6 +42,34 @@ def resume_point(run: Run, work: Path, stage: str) -> Path | None:
     if is_first_process():
         print(f"{stage}: {what} {last}", flush=True)
     return last if run.cfg.resume else None
+
+
+def named_digest(run: Run, stage: Stage, own: Path) -> str | None:
+    """A digest of the checkpoint that ``resume=PATH`` names for a stage; None without one.
+
+    What it took part in is another model than that of an undisturbed run, and has another key.
+
+    Args:
+        run: its configuration.
+        stage: ``train`` or ``tune``.
+        own: where an undisturbed run of this configuration keeps its last checkpoint; to name that
+            is to say ``resume=true``.
+    """
+    path = named_checkpoint(run)
+    if path is None or not _is_meant(run, stage):
+        return None
+    if path.resolve() == (own / "last.ckpt").resolve():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_meant(run: Run, stage: Stage) -> bool:
+    """Whether ``resume=PATH`` is for this stage: that which the command is about.
+
+    The other one looks for its own checkpoint.
+    """
+    return bool((stage == "train") == (run.cfg.task == "train"))
 
 
 def named_checkpoint(run: Run) -> Path | None:

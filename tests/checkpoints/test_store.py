@@ -477,3 +477,35 @@ def test_many_processes_make_one_model(tmp_path: Path) -> None:
     assert list((store.root / "partial").iterdir()) == []
     store.keep(key, DESCRIPTION, fill)
     assert store.entry(key) is not None
+
+
+def test_a_work_folder_in_use_stays(tmp_path: Path) -> None:
+    """Whoever prunes meanwhile, and however; two runs may use one."""
+    store, other = Store(tmp_path), Store(tmp_path)
+    key = store.key(DESCRIPTION)
+    first, second = store.use_work(key), other.use_work(key)
+    (first.path / "last.ckpt").touch()
+    os.utime(first.path / "last.ckpt", (0, 0))
+    for use in (first, second):
+        other.prune(keys=[key])
+        other.prune(older_than_days=0)
+        assert (first.path / "last.ckpt").exists()
+        use.release()
+    other.prune(keys=[key])
+    assert not first.path.exists()
+    assert store.use_work(key).path == first.path
+
+
+def test_an_entry_under_another_key_is_none(tmp_path: Path) -> None:
+    """The key is that of the description, whatever the entry says of itself."""
+    store = Store(tmp_path)
+    other: dict[str, object] = {**DESCRIPTION, "seed": 12345}
+    folder = store.keep(store.key(DESCRIPTION), DESCRIPTION, fill)
+    key = store.key(other)
+    moved = folder.rename(folder.with_name(key))
+    facts = json.loads((moved / "entry.json").read_text())
+    (moved / "entry.json").write_text(json.dumps({**facts, "key": key}))
+    assert store.entry(key) is None
+    assert store.use(key) is None
+    (moved / "entry.json").write_text(json.dumps({**facts, "key": key, "description": other}))
+    assert store.entry(key) == moved

@@ -120,6 +120,20 @@ def tiled(side: int, tile: int, data: bytes = b"") -> bytes:
     return struct.pack("<2sHLH", b"II", 42, 8, len(entries)) + listed + bytes(4) + data
 
 
+def tagged(number: int, size: int, *, big: bool = False) -> bytes:
+    """A gray TIFF with many tags over the same bytes."""
+    kinds = [(256, 4, 8), (257, 4, 8), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1)]
+    head, entry = ("<2sHHHQQ", "<HHQQ") if big else ("<2sHLH", "<HHLL")
+    start = struct.calcsize(head) + struct.calcsize(entry) * (len(kinds) + 3 + number)
+    start += 8 if big else 4
+    entries = [(tag, kind, 1, value) for tag, kind, value in kinds]
+    entries += [(273, 4, 1, start), (278, 4, 1, 8), (279, 4, 1, 64)]
+    entries += [(52_000 + tag, 7, size, start) for tag in range(number)]
+    offsets = (b"II", 43, 8, 0, 16, len(entries)) if big else (b"II", 42, 8, len(entries))
+    listed = b"".join(struct.pack(entry, *each) for each in sorted(entries))
+    return struct.pack(head, *offsets) + listed + bytes(8 if big else 4) + bytes(max(64, size))
+
+
 def _webp(width: int, height: int) -> bytes:
     inner = _encoded(Image.new("RGB", (4, 4)), "WEBP", lossless=True)[12:]
     sides = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
@@ -162,6 +176,7 @@ _WORKS: dict[str, Callable[[], bytes]] = {
     "an animation": lambda: _encoded(
         _RGB, "GIF", save_all=True, append_images=[Image.new("RGB", (24, 24))]
     ),
+    "a TIFF with a tag of its own": lambda: tagged(1, 1_000),
     "colours of the laboratory": lambda: _encoded(_RGB.convert("LAB"), "TIFF"),
 }
 _REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -188,6 +203,14 @@ _REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a PNG of 81 megapixels with a palette": (lambda: png(9_000, 9_000, 3), "MB to decode"),
     "a PNG of 81 megapixels of 16 bits": (lambda: png(9_000, 9_000, 0, 16), "MB to decode"),
     "a WebP of 36 megapixels": (lambda: _webp(6_000, 6_000), "MB to decode|decoder"),
+    "a TIFF with 1,500 tags over the same bytes": (
+        lambda: tagged(1_500, 100_000),
+        "its 1,509 tags announce 150,",
+    ),
+    "a BigTIFF with 1,500 tags over the same bytes": (
+        lambda: tagged(1_500, 100_000, big=True),
+        "its 1,509 tags announce 150,",
+    ),
     "a TIFF of one huge tile": (lambda: tiled(16, 20_000), "MB to decode"),
     "a TIFF of one endless tile": (lambda: tiled(16, 2**31 - 16), "MB to decode"),
     "a PNG one pixel high": (lambda: png(100_000_000, 1), ""),

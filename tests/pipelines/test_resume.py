@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,69 @@ def test_train_resumes_from_a_path(start: Start, tmp_path: Path) -> None:
     results = run_pipeline(start(*LINES, f"resume={moved}", task="train"))
     files = [load_file(each["checkpoints"]["backdoored"]) for each in (reference, results)]
     assert same(*files)
+
+
+def test_a_strangers_checkpoint_is_kept_apart_from_an_undisturbed_training(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = run_pipeline(start(*LINES, f"paths.store={tmp_path / 'another'}", task="train"))
+    interrupt(start, "train", task="train")
+    (last,) = work(tmp_path)
+    content = torch.load(last, weights_only=True)
+    for tensor in content["state_dict"].values():
+        if tensor.is_floating_point():
+            tensor.add_(0.1)
+    stranger = tmp_path / "stranger.ckpt"
+    torch.save(content, stranger)
+    last.unlink()
+    disturbed = run_pipeline(start(*LINES, f"resume={stranger}", task="train"))
+    assert "is kept apart from the model of an undisturbed training" in capsys.readouterr().out
+    results = run_pipeline(start(*LINES, task="train"))
+    assert results["seconds"]["train"] > 0
+    files = [
+        load_file(each["checkpoints"]["backdoored"]) for each in (reference, results, disturbed)
+    ]
+    assert same(*files[:2])
+    assert not same(*files[1:])
+    again = run_pipeline(start(*LINES, f"resume={stranger}", task="train"))
+    assert again["seconds"]["train"] is None
+    assert again["checkpoints"] == disturbed["checkpoints"]
+
+
+def test_its_own_checkpoint_by_its_path_is_resume_true(start: Start, tmp_path: Path) -> None:
+    interrupt(start, "train", task="train")
+    (last,) = work(tmp_path)
+    results = run_pipeline(start(*LINES, f"resume={last}", task="train"))
+    again = run_pipeline(start(*LINES, task="train"))
+    assert again["seconds"]["train"] is None
+    assert again["checkpoints"] == results["checkpoints"]
+
+
+def test_a_path_is_for_the_stage_of_the_command(
+    start: Start, uninterrupted: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Of a purification: the model that it needs first is trained without it."""
+    interrupt(start, "tune")
+    (last,) = work(tmp_path)
+    named = last.rename(tmp_path / "named.ckpt")
+    shutil.rmtree(tmp_path / "store")
+    run = start(*LINES, *TUNING, f"resume={named}")
+    assert run_pipeline(run)["seconds"]["train"] > 0
+    assert same(purified(run), uninterrupted)
+
+
+def test_what_a_strangers_checkpoint_began_is_not_continued_without_it(
+    start: Start, uninterrupted: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    interrupt(start, "tune")
+    (last,) = work(tmp_path)
+    named = last.rename(tmp_path / "named.ckpt")
+    interrupt(start, "tune", f"resume={named}", epoch=2)
+    assert len(work(tmp_path)) == 1
+    run = start(*LINES, *TUNING, "resume=true")
+    run_pipeline(run)
+    assert same(purified(run), uninterrupted)
+    assert len(work(tmp_path)) == 1
 
 
 def test_resume_with_nothing_to_resume_runs_normally(
