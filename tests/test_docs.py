@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_readme_example_of_a_script_runs() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
     data = TensorDataset(torch.rand(8, 3, 2, 2), torch.randint(3, (8,)))
-    scope = {"net": net, "clean_loader": DataLoader(data, batch_size=4)}
+    scope: dict[str, Any] = {"net": net, "clean_loader": DataLoader(data, batch_size=4)}
     exec(code, scope)
-    assert scope["net"] is not net
-    assert len(getattr(scope["result"], "history")) == 20  # noqa: B009
+    assert scope["purified"] is not net
+    assert len(scope["losses"]) == 20
