@@ -5,7 +5,13 @@ from fst_lightning.models.build import MODELS, build_model, check_description, r
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.head import Head, apply_head, is_head, num_inputs, weight_matrix
 from fst_lightning.models.layout import use_fastest_layout
-from fst_lightning.models.libraries import timm_model, torchvision_model
+from fst_lightning.models.libraries import (
+    LibraryInput,
+    timm_input,
+    timm_model,
+    torchvision_input,
+    torchvision_model,
+)
 from fst_lightning.models.outputs import logits_of
 from fst_lightning.models.preact_resnet import PreActResNet, preact_resnet18
 from fst_lightning.models.resnet import SmallImageResNet, resnet18, small_resnet
@@ -16,6 +22,7 @@ __all__ = [
     "MODELS",
     "Airbench",
     "Head",
+    "LibraryInput",
     "PreActResNet",
     "SmallImageResNet",
     "SmallImageVGG",
@@ -35,7 +42,9 @@ __all__ = [
     "small_resnet",
     "take_logits",
     "takes_logits",
+    "timm_input",
     "timm_model",
+    "torchvision_input",
     "torchvision_model",
     "use_fastest_layout",
     "vgg19_bn",

@@ -1,7 +1,9 @@
 """Classification networks of torchvision and timm, by name."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -65,6 +67,72 @@ def timm_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Modu
         ValueError: No network has this name, or ``num_classes`` is out of range.
     """
     check_bounds(num_classes=num_classes)
+    timm = _import_timm(name)
+    net: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+    return net
+
+
+@dataclass(frozen=True)
+class LibraryInput:
+    """The images that a network of a library is made for.
+
+    Attributes:
+        size: Height and width, in pixels.
+        mean: Per channel, of images in [0, 1].
+        std: Per channel, of images in [0, 1].
+        fixed: Whether the network takes no other size.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fixed: bool
+
+
+def torchvision_input(name: str, pretrained: bool = False) -> LibraryInput:
+    """Return the input of a network of torchvision, which its weights declare.
+
+    Args:
+        name: As for :func:`torchvision_model`.
+        pretrained: Whether its weights are used: some are made for larger images than the network.
+
+    Raises:
+        ValueError: If no classification network has this name.
+
+    Example:
+        >>> torchvision_input("inception_v3").size, torchvision_input("vit_b_16").fixed
+        (299, True)
+    """
+    models = torchvision.models
+    valid = models.list_models(module=models)
+    if name not in valid:
+        raise ValueError(_unknown_name(name, "torchvision", valid))
+    declared = models.get_model_weights(name).DEFAULT.transforms()
+    fixed = name.startswith(("vit_", "maxvit_"))
+    size = 224 if fixed and not pretrained else declared.crop_size[0]
+    return LibraryInput(size, tuple(declared.mean), tuple(declared.std), fixed)
+
+
+def timm_input(name: str, pretrained: bool = False) -> LibraryInput:
+    """Return the input of a network of timm, which its configuration declares.
+
+    Args:
+        name: As for :func:`timm_model`.
+        pretrained: Makes no difference; a tag in the name tells weights apart.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: If no network has this name.
+    """
+    timm = _import_timm(name)
+    declared = timm.get_pretrained_cfg(name)
+    size = declared.input_size[-1]
+    return LibraryInput(
+        size, tuple(declared.mean), tuple(declared.std), bool(declared.fixed_input_size)
+    )
+
+
+def _import_timm(name: str) -> Any:
     try:
         import timm
     except ImportError as error:
@@ -75,8 +143,7 @@ def timm_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Modu
     # A name may also be an address ("hf-hub:...") for timm, and names may come from a file.
     if not isinstance(name, str) or not timm.is_model(name.partition(".")[0]):
         raise ValueError(_unknown_name(name, "timm", timm.list_models()))
-    net: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
-    return net
+    return timm
 
 
 def _replace_head(net: nn.Module, num_classes: int) -> None:

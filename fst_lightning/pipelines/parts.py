@@ -32,6 +32,7 @@ from fst_lightning.pipelines.arguments import accepted, check_names, located
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.instantiate import make
 from fst_lightning.pipelines.last_checkpoint import LastCheckpoint, WholeFiles
+from fst_lightning.pipelines.library_input import library_input
 from fst_lightning.pipelines.loggers import make_loggers
 from fst_lightning.pipelines.precision import resolve_precision
 from fst_lightning.pipelines.run import Run
@@ -164,9 +165,11 @@ def check_outputs(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
             outputs: object = net.eval()(images)
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        brought = library_input(run)
         raise ValueError(
             f"Expected {run.choices['model']} to take images of shape {tuple(images.shape[1:])}, "
-            f"but it raised: {why} Set data.image_size to a size that it takes."
+            f"but it raised: {why.rstrip('.')}. Set data.image_size to a size that it takes"
+            f"{'' if brought is None else f' (it is made for {brought.size})'}."
         ) from error
     wanted = (len(images), data.data.num_classes)
     if not isinstance(outputs, Tensor) or outputs.shape != wanted:

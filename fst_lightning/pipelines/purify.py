@@ -54,6 +54,7 @@ from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.export_model import check_formats, export_model
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
 from fst_lightning.pipelines.known import adopt_card, check_adopted
+from fst_lightning.pipelines.library_input import adopt_library_input
 from fst_lightning.pipelines.parts import (
     automatic_keys,
     check_outputs,
@@ -102,6 +103,8 @@ def run_purify(run: Run) -> dict[str, Any]:
     checkpoint = None if path is None else read_checkpoint(path, key)
     if checkpoint is not None:
         run = adopt_card(run, checkpoint)
+    if checkpoint is None or checkpoint.card is None:
+        run = adopt_library_input(run)
     source, attack = make_source(run), make_attack(run)
     defense = make_defense(run)  # Before a training that would be in vain.
     checks = make_checks(run, attack)

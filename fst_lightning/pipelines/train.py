@@ -13,6 +13,7 @@ from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.export import check_export, export_images
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
+from fst_lightning.pipelines.library_input import adopt_library_input
 from fst_lightning.pipelines.parts import (
     check_outputs,
     make_attack,
@@ -38,6 +39,7 @@ def run_train(run: Run) -> dict[str, Any]:
     Returns:
         What ``results.json`` holds.
     """
+    run = adopt_library_input(run)
     source, attack = make_source(run), make_attack(run)
     data = BackdoorDataModule(
         source,
