@@ -12,6 +12,7 @@ from fst_lightning.models.chain import last_layers
 from fst_lightning.models.head import Head, is_head, num_inputs, num_outputs
 
 Heads = dict[str, Head]
+_COMPILED = "_orig_mod"
 
 
 def find_head(
@@ -58,6 +59,8 @@ def find_head(
 
 
 def _checked_path(module: nn.Module, path: str, num_classes: int | None, layers: Heads) -> str:
+    if f"{path}.{_COMPILED}" in layers:  # torch.compile(head) wraps the layer
+        path = f"{path}.{_COMPILED}"
     if path not in layers:
         try:
             found = type(module.get_submodule(path)).__name__

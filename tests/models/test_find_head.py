@@ -2,6 +2,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import lightning as L
 import pytest
@@ -616,3 +617,13 @@ def test_subclasses_of_linear_are_heads() -> None:
         pass
 
     check(Named(body=nn.Linear(4, 4), fc=Cosine(4, 3)), "fc", 3)
+
+
+def test_a_compiled_head_is_found_by_the_name_of_its_wrapper() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU())
+    compiled: Any = torch.compile(nn.Linear(6, 3), backend="eager")
+    net.add_module("fc", compiled)
+    name, layer = find_head(net, "fc")
+    assert name == "fc._orig_mod"
+    assert layer is compiled._orig_mod
+    assert find_head(net)[1] is layer
