@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -50,12 +51,28 @@ def write_state(
     with whole_file(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
+            _sort_metadata(temporary)
         except SafetensorError as error:
             # Its own words for a full disk; the system's number is in them.
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in the order of its names: safetensors writes it in a random one.
+
+    Equal networks are then equal files.
+    """
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # Spaces may end it; the tensors stay where they are.
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 @contextlib.contextmanager

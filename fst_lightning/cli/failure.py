@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +18,11 @@ from fst_lightning.printable import printable
 
 _NOTE, _LOG = "failure.json", "traceback.txt"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What gloo and NCCL say if a process on the other side is gone.
+_LOST = re.compile(
+    r"gloo/transport|Connection (closed|reset) by peer|Broken pipe|NCCL (error|communicator)"
+    r"|recvValue failed|Socket Timeout"
+)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -80,6 +86,12 @@ def explained(error: Exception, overrides: Sequence[str] = ()) -> str:
     # Lightning's, by name: importing it here would take seconds.
     if not for_users and type(error).__name__ != "MisconfigurationException":
         message = f"{type(error).__name__}: {message}"
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+        message = (
+            "Another process of this run has ended, and this one cannot go on without it. Its own "
+            "message, above or in its log, says why; if there is none, the system may have killed "
+            "it because memory ran out."
+        )
     advice = [" ".join(note.split()) for note in getattr(error, "__notes__", [])]
     missing = isinstance(error, FileNotFoundError | NotADirectoryError)
     if missing and relative_paths(overrides):

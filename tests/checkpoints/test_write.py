@@ -7,7 +7,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fst_lightning.checkpoints import load_into, read_checkpoint, write_state
+from fst_lightning.checkpoints import (
+    CARD_KEY,
+    ModelCard,
+    load_into,
+    read_checkpoint,
+    write_state,
+)
 from tests.checkpoints.samples import equal, make_card, make_net, save_with
 
 
@@ -74,3 +80,17 @@ def test_a_file_can_be_read_by_whoever_may_read_its_neighbours(tmp_path: Path) -
     write_state(path, make_net().state_dict())
     neighbour.write_text("")
     assert path.stat().st_mode == neighbour.stat().st_mode
+
+
+def test_equal_networks_are_equal_files(tmp_path: Path) -> None:
+    """The metadata has a fixed order; safetensors' own readers read it."""
+    path = tmp_path / "a.safetensors"
+    contents = set()
+    for _ in range(12):
+        write_state(path, make_net().state_dict(), card=make_card())
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    with safe_open(path, "pt") as file:
+        assert ModelCard.from_json(file.metadata()[CARD_KEY]) == make_card()
+    for name, value in make_net().state_dict().items():
+        assert torch.equal(load_file(path)[name], value)

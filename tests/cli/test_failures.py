@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fst_lightning.cli.failure import forget_failure, has_failure, report_failure
+from fst_lightning.cli.failure import explained, forget_failure, has_failure, report_failure
 from tests.cli.conftest import Command
 
 # The full list is in tests/pipelines/test_settings.py.
@@ -84,3 +84,25 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_error(
     blocked.write_text("", encoding="utf-8")
     report_failure(ValueError("the reason"), [], blocked / "run")
     assert "error: the reason" in capsys.readouterr().err
+
+
+LOST = (
+    "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by "
+    "peer [127.0.0.1]:50093. This is typically caused by a remote worker crashing.",
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]",
+    "NCCL communicator was aborted on rank 1. Original reason for failure was: timeout",
+    "[1] is setting up NCCL communicator and retrieving ncclUniqueId, but store->get failed",
+)
+
+
+@pytest.mark.parametrize("message", LOST)
+def test_a_process_that_lost_another_says_so_in_one_line(message: str) -> None:
+    """These are gloo's own words when a rank dies, and NCCL's."""
+    said = explained(RuntimeError(message))
+    assert said.startswith("Another process of this run has ended, and this one cannot go on")
+    assert "\n" not in said
+    assert "gloo" not in said
+
+
+def test_other_errors_keep_their_words() -> None:
+    assert explained(RuntimeError("No backend gloo is built in")).startswith("RuntimeError: No")

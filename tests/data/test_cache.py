@@ -134,3 +134,18 @@ def test_the_fingerprint_names_a_file_that_is_gone(files: list[Path]) -> None:
     files[1].unlink()
     with pytest.raises(ValueError, match=r"Could not read the image .*1\.png: No such file"):
         fingerprint(files, SIZE)
+
+
+def test_other_images_of_the_same_sizes_and_times_are_seen(tmp_path: Path) -> None:
+    """By the content of a sample: a set of images that takes the place of another one."""
+    paths = [tmp_path / f"{number}.ppm" for number in range(3)]
+
+    def write(level: int) -> str:
+        for path in paths:
+            Image.new("RGB", (4, 4), (level, 0, 0)).save(path)
+            os.utime(path, (1_000, 1_000))
+        return fingerprint(paths, SIZE)
+
+    first = write(1)
+    assert write(2) != first
+    assert write(1) == first
