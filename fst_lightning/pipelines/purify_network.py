@@ -350,8 +350,9 @@ def _logits(net: nn.Module, images: Tensor) -> Tensor:
     device = next((parameter.device for parameter in net.parameters()), images.device)
     inputs = images.float() / 255 if images.dtype == torch.uint8 else images
     inputs = as_network_takes(inputs.to(device), net)
+    devices = [device] if device.type == "cuda" else []
     try:
-        with keep_modes(net), torch.no_grad(), torch.random.fork_rng():
+        with keep_modes(net), torch.no_grad(), torch.random.fork_rng(devices):
             output = net.eval()(inputs)
     except torch.OutOfMemoryError:
         raise
