@@ -230,7 +230,7 @@ class DefenseCallback(L.Callback):
             # A learning rate finder takes its steps without the other callbacks.
             if self in trainer.callbacks and id(optimizer) not in self._acted:
                 raise MisconfigurationException(
-                    "Expected Lightning to step the optimizer, but it took a step of its own: the "
+                    "Expected Lightning to step the optimizer, but it was stepped without it: the "
                     "penalty was left out. In manual optimization, call `step` on what "
                     "`self.optimizers()` returns."
                 )

@@ -72,6 +72,7 @@ from fst_lightning.pipelines.recipe import fit_recipe
 from fst_lightning.pipelines.resume import named_digest, resume_point
 from fst_lightning.pipelines.robustness import check_robustness, make_checks
 from fst_lightning.pipelines.run import Run
+from fst_lightning.pipelines.scan import check_scan, scan_network
 from fst_lightning.pipelines.score import (
     attack_block,
     compare_answers,
@@ -108,6 +109,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     source, attack = make_source(run), make_attack(run)
     defense = make_defense(run)  # Before a training that would be in vain.
     checks = make_checks(run, attack)
+    check_scan(run)
     source, reserved = choose_source(run, source)
     if checkpoint is not None:
         clean_set = source.load()
@@ -174,6 +176,9 @@ def run_purify(run: Run) -> dict[str, Any]:
     with costs.of("evaluate"):
         before = score(trainer, module, data)
     right_before = module.right
+    device = trainer.strategy.root_device
+    with costs.of("detect"):
+        scanned = {"before": scan_network(run, net, data.train_rows, data.data, device, before)}
     witness.look()
     shift = Shift(run, trainer, module, data)
     after = before
@@ -192,9 +197,13 @@ def run_purify(run: Run) -> dict[str, Any]:
         with costs.of("evaluate"):
             after = score(trainer, module, data)
         witness.look()
+    with costs.of("detect"):
+        changed = after is not before
+        scanned["after"] = (
+            scan_network(run, net, data.train_rows, data.data, device, after) if changed else None
+        )
     robustness = None
     if checks:
-        device = trainer.strategy.root_device
         with costs.of("robustness"):
             robustness = check_robustness(run, checks, came_in, net, data, attack, device)
     answers = None if after is before else compare_answers(trainer, right_before, module.right)
@@ -232,6 +241,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         seconds={"purify": 0.0, **costs.seconds},
         peak_memory_mb=costs.peak_memory_mb,
         robustness=robustness,
+        detection=scanned if scanned["before"] else None,
         environment=environment(run, trainer),
         answers=answers,
         shift=shift.measure(),

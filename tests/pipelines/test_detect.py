@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,33 @@ def test_the_threshold_of_a_pipeline() -> None:
     after = block(p_value=0.7, verdict="no_sign")
     assert not threshold.crossed({"detection": {"before": block(), "after": after}})
     assert not threshold.crossed({})
+
+
+def test_a_purification_is_scanned_before_and_after(tmp_path: Path, store: Path) -> None:
+    """The scan before it is that of ``detect.py``, for the same images; no number is moved."""
+    lines = ["attack=badnets", "attack.poison_ratio=0.2", "defense=fst"]
+    quick = ["detector=[mm_bd]", *QUICK["mm_bd"], "detector_images=20"]
+    run = make_run("purify", tmp_path / "scanned", *lines, *quick, store=store)
+    scanned = run_pipeline(replace(run, cfg=with_classes(run)))
+    run = make_run("purify", tmp_path / "plain", *lines, store=store)
+    plain = run_pipeline(replace(run, cfg=with_classes(run)))
+    assert plain.get("detection") is None
+    assert plain["after"] == scanned["after"]
+    before, after = (scanned["detection"][when]["detectors"] for when in ("before", "after"))
+    assert len(before["mm_bd"]["statistics"]) == 4
+    assert before["mm_bd"]["statistics"] != after["mm_bd"]["statistics"]
+    assert len(list(detection_lines(scanned))) == 4
+    one, two = (load_file(each["checkpoints"]["purified"]) for each in (plain, scanned))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def with_classes(run: Run) -> Any:
+    cfg = run.cfg.copy()
+    cfg.data.num_classes = 4
+    return cfg
+
+
+def test_references_without_a_detector(tmp_path: Path, store: Path) -> None:
+    run = make_run("purify", tmp_path, f"detector_reference={tmp_path}", store=store)
+    with pytest.raises(ValueError, match=r"detector=\[\.\.\.\] beside"):
+        run_pipeline(run)
