@@ -94,8 +94,8 @@ def _check_override(task: str, override: str, parsed: list[Override]) -> str | N
     if group.partition(".")[0] in unused_groups(task):
         valid = _list(groups_of(task))
         return (
-            f"{group}: no such group or key for {task}.py, which purifies nothing; purify.py has "
-            f"it. Valid: {valid}."
+            f"{group}: no such group or key for {task}.py, which has no use for it; purify.py "
+            f"has. Valid: {valid}."
         )
     missing = option is None or found.is_delete()
     if missing and group in known and group not in _DISPENSABLE:

@@ -13,12 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.cli.flags import sweeps
 
-_KEYS = ("checkpoint", "resume", "export", "paths.data", "paths.store", "paths.outputs")
+_KEYS = (
+    *("checkpoint", "resume", "export", "detector_reference"),
+    *("paths.data", "paths.store", "paths.outputs"),
+)
 _LAST = ("root", "triggered_root", "cache_folder", "image", "folder", "dir", "subdir", "reference")
 """Last parts of keys that name a file or folder, wherever they stand."""
 
-_NAMES = ("model.head", "defense.head", "checkpoint_key")
-"""Keys that name a part of a network or file, which may be called by a number."""
+_NAMES = ("model.head", "defense.head", "checkpoint_key", "fail_on")
+"""Keys of text that is no path: a part of a network may be called by a number."""
 
 
 def is_path(key: str) -> bool:
@@ -96,7 +99,7 @@ def _readable(argument: str, several: bool) -> str:
     value = None if override is None else override.value()
     if named:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return f"{key}={_quoted(text)}" if whole else argument
+        return f"{key}={_quoted(text)}" if whole or override is None else argument
     if isinstance(value, str):
         return f"{key}={_quoted(_expanded(value))}" if value.startswith("~") else argument
     if isinstance(value, int | float | list | dict) and not isinstance(value, bool):

@@ -54,8 +54,8 @@ def test_every_shell_has_a_script(shell: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert f"-sc query={'fish' if shell == 'fish' else 'bash'}" in done.stdout
     # That of fish asks for this word in the script.
-    assert "@hydra.main" in (ROOT / "train.py").read_text(encoding="utf-8")
-    assert "@hydra.main" in (ROOT / "purify.py").read_text(encoding="utf-8")
+    for script in ("train.py", "purify.py", "detect.py"):
+        assert "@hydra.main" in (ROOT / script).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("flag", ["--version", "--vers"])

@@ -57,6 +57,10 @@ def test_a_layer_may_be_called_by_its_number() -> None:
     assert quoted == ["model.head='7'", *lines[1:2], "checkpoint_key='2'", *lines[3:]]
 
 
+def test_a_threshold_is_read_as_it_is() -> None:
+    assert with_quoted_paths(["fail_on=p<0.05"]) == ["fail_on='p<0.05'"]
+
+
 def test_a_sweep_over_paths_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (argument,) = with_quoted_paths(["-m", "checkpoint=~/a.pt,epoch=9.ckpt"])[1:]
