@@ -16,7 +16,8 @@ from tests.hostile.measure import Measured, measure, warm_up
 Rows = dict[str, list[tuple[Case, Measured]]]
 HEAD = (
     "| format | files | refused, of those that must be | works, of those that must | may do either "
-    "| executed | memory while refusing, MB |\n|---|---|---|---|---|---|---|"
+    "| executed | memory while refusing, MB | memory of what works, MB |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -42,10 +43,13 @@ def table(rows: Rows) -> Iterator[str]:
         refused = [m.said is not None for case, m in strict if case.says is not None]
         works = [m.said is None for case, m in strict if case.says is None]
         acts = sum(bool(measured.acts) for _, measured in found)
-        peak = max(measured.peak for _, measured in found if measured.said is not None)
+        peaks = [
+            max((m.peak for _, m in found if (m.said is None) == worked), default=0.0)
+            for worked in (False, True)
+        ]
         yield (
             f"| {kind} | {len(found)} | {sum(refused)} of {len(refused)} | {sum(works)} of "
-            f"{len(works)} | {len(either)} | {acts} | {peak:.0f} |"
+            f"{len(works)} | {len(either)} | {acts} | {peaks[0]:.0f} | {peaks[1]:.0f} |"
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -43,6 +46,24 @@ def test_the_table_counts_the_corpus() -> None:
     assert all(float(row[6]) <= MOST for row in [*rows, total])
 
 
+def test_every_place_that_content_reaches_has_a_guard_and_a_test() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    part = text.partition("## Content of a file reaches here")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .* \| `([\w.]+)` \| `([\w/]+\.py)::(\w+)` \|$", part, re.MULTILINE)
+    assert len(rows) == part.count("\n| ") - 1  # all but the head
+    for guard, file, test in rows:
+        found: object = None
+        for place in range(guard.count("."), 0, -1):
+            module, names = guard.split(".")[:place], guard.split(".")[place:]
+            with contextlib.suppress(ModuleNotFoundError):
+                found = importlib.import_module(f"fst_lightning.{'.'.join(module)}")
+                for name in names:
+                    found = getattr(found, name)
+                break
+        assert callable(found), guard
+        assert f"def {test}(" in (DOCUMENT.parents[1] / file).read_text(encoding="utf-8"), test
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.skipif(sys.platform != "linux", reason="counts pages as Linux does")
@@ -52,6 +73,6 @@ def test_a_refusal_takes_little_memory() -> None:
         for case, measured in part:
             assert not measured.acts, case
             assert measured.said is None or measured.peak <= MOST, (case, measured.peak)
-    measured_lines = [line.rpartition(" | ")[0] for line in table(rows)]
+    measured_lines = [line.rsplit(" | ", 2)[0] for line in table(rows)]
     text = DOCUMENT.read_text(encoding="utf-8")
     assert all(line in text for line in measured_lines)

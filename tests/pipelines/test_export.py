@@ -12,7 +12,7 @@ from PIL import Image
 
 from fst_lightning.attacks import BadNets
 from fst_lightning.data import BackdoorDataModule
-from fst_lightning.pipelines.export import export_images
+from fst_lightning.pipelines.export import _Writer, export_images
 from tests import tiny
 
 Go = Callable[..., dict[str, Any]]
@@ -81,3 +81,10 @@ def test_triggered_folders_are_of_true_classes(go: Go, tmp_path: Path) -> None:
         go(f"data.triggered_root={folder}", "attack=none")
     with pytest.raises(FileNotFoundError, match=r"data.triggered_root"):
         go(f"data.triggered_root={tmp_path}/nowhere", "attack=none")
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "/a", ".a", "..", ""])
+def test_names_of_classes_are_no_paths(name: str, tmp_path: Path) -> None:
+    """A name that could lead elsewhere gives way to the number of the class."""
+    assert _Writer(tmp_path, (name, "b")).names == ("0", "1")
+    assert _Writer(tmp_path, ("a", "b")).names == ("a", "b")
