@@ -36,6 +36,7 @@ class _Cifar(Source):
         horizontal_flip: bool,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -45,6 +46,7 @@ class _Cifar(Source):
             horizontal_flip=horizontal_flip,
             placement=placement,
             triggered_root=triggered_root,
+            channels=channels,
         )
         check_memory(_NUM_IMAGES, image_size)
         self._size = image_size
@@ -91,6 +93,7 @@ class CIFAR10(_Cifar):
             a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
+        channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -112,6 +115,7 @@ class CIFAR10(_Cifar):
         horizontal_flip: bool = True,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             root=root,
@@ -123,6 +127,7 @@ class CIFAR10(_Cifar):
             horizontal_flip=horizontal_flip,
             placement=placement,
             triggered_root=triggered_root,
+            channels=channels,
         )
 
     def _dataset(self) -> Callable[..., Any]:
@@ -147,6 +152,7 @@ class CIFAR100(_Cifar):
             a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
+        channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -168,6 +174,7 @@ class CIFAR100(_Cifar):
         horizontal_flip: bool = True,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             root=root,
@@ -179,6 +186,7 @@ class CIFAR100(_Cifar):
             horizontal_flip=horizontal_flip,
             placement=placement,
             triggered_root=triggered_root,
+            channels=channels,
         )
 
     def _dataset(self) -> Callable[..., Any]:

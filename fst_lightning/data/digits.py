@@ -35,6 +35,7 @@ class Digits(Source):
             a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
+        channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -56,6 +57,7 @@ class Digits(Source):
         split_seed: int = 0,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -65,6 +67,7 @@ class Digits(Source):
             horizontal_flip=horizontal_flip,
             placement=placement,
             triggered_root=triggered_root,
+            channels=channels,
         )
         check_at_least("split_seed", split_seed, 0)
         check_memory(_NUM_IMAGES, image_size)

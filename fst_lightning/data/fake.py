@@ -39,6 +39,7 @@ class Fake(Source):
             a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
+        channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -63,6 +64,7 @@ class Fake(Source):
         seed: int = 0,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -72,6 +74,7 @@ class Fake(Source):
             horizontal_flip=horizontal_flip,
             placement=placement,
             triggered_root=triggered_root,
+            channels=channels,
         )
         check_at_least("num_classes", num_classes, 2)
         check_at_least("num_train", num_train, 1)

@@ -46,6 +46,7 @@ class GTSRB(Source):
             a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
+        channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -63,6 +64,7 @@ class GTSRB(Source):
         horizontal_flip: bool = False,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -72,6 +74,7 @@ class GTSRB(Source):
             horizontal_flip=horizontal_flip,
             placement=placement,
             triggered_root=triggered_root,
+            channels=channels,
         )
         check_memory(sum(_NUM_IMAGES.values()), image_size)
         self._size = image_size

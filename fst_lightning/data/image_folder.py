@@ -60,6 +60,7 @@ class ImageFolder(Source):
             a GPU where they fit; streamed ones stay where they are.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
+        channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -82,6 +83,7 @@ class ImageFolder(Source):
         cache_folder: str | Path | None = None,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -91,6 +93,7 @@ class ImageFolder(Source):
             horizontal_flip=horizontal_flip,
             placement=placement,
             triggered_root=triggered_root,
+            channels=channels,
         )
         if not 0 < test_fraction < 1:
             raise ValueError(f"Expected `test_fraction` to be in (0, 1), but got {test_fraction}.")

@@ -39,8 +39,8 @@ class ImageSet:
     """Images with one label each.
 
     Args:
-        images: uint8 of shape (N, 3, H, W), RGB; or :class:`StreamedImages`, which stand for such a
-            tensor wherever rows are taken of it.
+        images: uint8 of shape (N, 3, H, W), RGB, or (N, 1, H, W), gray; or
+            :class:`StreamedImages`, which stand for such a tensor wherever rows are taken of it.
         labels: int64 of shape (N,), each at least 0.
 
     Raises:
@@ -59,9 +59,10 @@ class ImageSet:
         images, labels = self.images, self.labels
         if images.dtype != torch.uint8:
             raise ValueError(f"Expected `images` to be uint8, but got {images.dtype}.")
-        if images.dim() != 4 or images.shape[1] != _CHANNELS:
+        if images.dim() != 4 or images.shape[1] not in (1, _CHANNELS):
             raise ValueError(
-                f"Expected `images` of shape (N, 3, H, W), but got {tuple(images.shape)}."
+                "Expected `images` of shape (N, 3, H, W), or (N, 1, H, W) if gray, but got "
+                f"{tuple(images.shape)}."
             )
         if labels.dtype != torch.int64:
             raise ValueError(f"Expected `labels` to be int64, but got {labels.dtype}.")
@@ -180,8 +181,9 @@ class ImageData:
                 f"Expected training and test images of one shape, but got "
                 f"{tuple(self.train.images.shape[1:])} and {tuple(self.test.images.shape[1:])}."
             )
-        check_channels("mean", self.mean)
-        check_channels("std", self.std, positive=True)
+        channels = self.image_shape[0]
+        check_channels("mean", self.mean, channels=channels)
+        check_channels("std", self.std, positive=True, channels=channels)
 
     @property
     def num_classes(self) -> int:
@@ -195,21 +197,52 @@ class ImageData:
         return channels, height, width
 
 
-def check_channels(name: str, values: Sequence[float], *, positive: bool = False) -> None:
+def check_channels(
+    name: str, values: Sequence[float], *, positive: bool = False, channels: int = _CHANNELS
+) -> None:
     """Refuse values that are not one finite number a channel.
 
     Args:
         name: what the error calls the values.
         values: numbers, one a channel.
         positive: whether they must be above 0.
+        channels: how many there have to be.
 
     Raises:
         ValueError: saying what was found.
     """
-    usable = len(values) == _CHANNELS and all(math.isfinite(value) for value in values)
+    usable = len(values) == channels and all(math.isfinite(value) for value in values)
     if not usable or (positive and min(values) <= 0):
         kind = "positive" if positive else "finite"
-        raise ValueError(f"Expected `{name}` to be 3 {kind} numbers, but got {list(values)}.")
+        numbers = "one" if channels == 1 else str(channels)
+        raise ValueError(
+            f"Expected `{name}` to be {numbers} {kind} number{'s' * (channels > 1)}, but got "
+            f"{list(values)}."
+        )
+
+
+def to_gray(images: Tensor) -> Tensor:
+    r"""Turn red, green and blue into one channel, as Pillow does for its mode ``L``.
+
+    .. math:: L = (19595 R + 38470 G + 7471 B + 2^{15}) / 2^{16}, rounded down
+
+    Args:
+        images: uint8, ``(..., 3, H, W)``.
+
+    Returns:
+        uint8, ``(..., 1, H, W)``.
+
+    Example:
+        >>> to_gray(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
+        tensor([76], dtype=torch.uint8)
+    """
+    gray = torch.empty((*images.shape[:-3], 1, *images.shape[-2:]), dtype=torch.uint8)
+    flat, result = images.view(-1, *images.shape[-3:]), gray.view(-1, 1, *images.shape[-2:])
+    for start in range(0, len(flat), _CHUNK):
+        red, green, blue = flat[start : start + _CHUNK].to(torch.int32).unbind(1)
+        levels = (red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16
+        result[start : start + _CHUNK, 0] = levels.to(torch.uint8)
+    return gray
 
 
 def check_memory(num_images: int, image_size: int, why: str = "") -> None:

@@ -40,6 +40,7 @@ class Npz(Source):
             a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
+        channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -57,6 +58,7 @@ class Npz(Source):
         horizontal_flip: bool = False,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -66,6 +68,7 @@ class Npz(Source):
             horizontal_flip=horizontal_flip,
             placement=placement,
             triggered_root=triggered_root,
+            channels=channels,
         )
         if isinstance(classes, str):
             raise ValueError(f"Expected `classes` to be a list of names, but got {classes!r}.")

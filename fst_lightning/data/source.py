@@ -10,9 +10,10 @@ from typing import get_args
 from torch import Tensor
 
 from fst_lightning.data.held import Cache
-from fst_lightning.data.images import ImageData, ImageSet, check_channels
+from fst_lightning.data.images import ImageData, ImageSet, check_channels, to_gray
 from fst_lightning.data.placement import Placement
 from fst_lightning.data.statistics import training_statistics
+from fst_lightning.data.stream import StreamedImages
 from fst_lightning.data.triggered import read_triggered
 
 
@@ -32,6 +33,7 @@ class Source(ABC):
             a GPU where they fit.
         triggered_root: folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
+        channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -56,6 +58,7 @@ class Source(ABC):
         horizontal_flip: bool = False,
         placement: Placement = "auto",
         triggered_root: str | Path | None = None,
+        channels: int = 3,
     ) -> None:
         if image_size is not None:
             check_at_least("image_size", image_size, 1)
@@ -66,8 +69,11 @@ class Source(ABC):
                 f"but got {placement!r}."
             )
         self.image_size = image_size
-        self.mean = _channels("mean", mean)
-        self.std = _channels("std", std, positive=True)
+        if isinstance(channels, bool) or channels not in (1, 3):
+            raise ValueError(f"Expected `data.channels` to be 1 or 3, but got {channels!r}.")
+        self.channels = channels
+        self.mean = _channels("mean", mean, channels)
+        self.std = _channels("std", std, channels, positive=True)
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
         self.placement: Placement = placement
@@ -84,9 +90,13 @@ class Source(ABC):
         """Load the images; a second call returns the same object."""
         if self._data is None:
             train, test, classes = self._load()
+            if self.channels == 1:
+                train, test = _gray(train), _gray(test)
             mean, std = self.mean, self.std
             if (mean is None or std is None) and len(train):
-                found_mean, found_std = training_statistics(train, self.cache_folder)
+                found_mean, found_std = training_statistics(
+                    train, self.cache_folder if self.channels == 3 else None
+                )
                 mean, std = mean or tuple(found_mean), std or tuple(found_std)
             triggered = None
             if self.triggered_root is not None:
@@ -97,6 +107,7 @@ class Source(ABC):
                     follow_symlinks=self.follow_symlinks,
                     cache=self.cache,
                 )
+                triggered = _gray(triggered) if self.channels == 1 else triggered
             self._data = ImageData(
                 train, test, classes, mean or (), std or (), triggered, self._changed
             )
@@ -108,6 +119,15 @@ class Source(ABC):
 
         A subclass that knows which training images an attack has changed sets `_changed`.
         """
+
+
+def _gray(rows: ImageSet) -> ImageSet:
+    images = rows.images
+    if images.shape[1] == 1:
+        return rows
+    if isinstance(images, StreamedImages):
+        return ImageSet(images.in_gray(to_gray), rows.labels)
+    return ImageSet(to_gray(images), rows.labels)
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:
@@ -129,7 +149,7 @@ def check_at_least(name: str, value: int, minimum: int) -> None:
 
 
 def _channels(
-    name: str, values: Sequence[float] | None, *, positive: bool = False
+    name: str, values: Sequence[float] | None, channels: int, *, positive: bool = False
 ) -> tuple[float, ...] | None:
     if values is None:
         return None
@@ -137,7 +157,7 @@ def _channels(
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError):
         raise ValueError(
-            f"Expected `{name}` to be null or 3 numbers, but got {values!r}."
+            f"Expected `{name}` to be null or {channels} numbers, but got {values!r}."
         ) from None
-    check_channels(name, numbers, positive=positive)
+    check_channels(name, numbers, positive=positive, channels=channels)
     return numbers

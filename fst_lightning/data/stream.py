@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -49,6 +49,7 @@ class StreamedImages:
         self._files = _Paths(paths)
         self._rows = torch.arange(len(paths))
         self._size = image_size
+        self._convert: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -67,7 +68,19 @@ class StreamedImages:
             self._size,
             processes=1 if worker is None else worker.num_workers,
         )
+        if self._convert is not None:
+            decoded = self._convert(decoded)
         return decoded.view(*rows.shape, *self.shape[1:])
+
+    def in_gray(self, convert: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same images with one channel.
+
+        Args:
+            convert: ``(n, 3, H, W)`` to ``(n, 1, H, W)``, called on what was decoded.
+        """
+        view = copy.copy(self)
+        view._convert = convert
+        return view.as_tensor()
 
     def only(self, rows: Tensor) -> Tensor:
         """The given rows, which are streamed as well: nothing is decoded."""
@@ -85,8 +98,9 @@ class StreamedImages:
 
     @property
     def shape(self) -> torch.Size:
-        """(N, 3, H, W)."""
-        return torch.Size((len(self), 3, self._size, self._size))
+        """(N, C, H, W), with 3 channels, or 1 if the images are gray."""
+        channels = 3 if self._convert is None else 1
+        return torch.Size((len(self), channels, self._size, self._size))
 
     @property
     def nbytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from fst_lightning.models.airbench import Airbench, airbench
 from fst_lightning.models.build import MODELS, build_model, check_description, rebuild_model
+from fst_lightning.models.channels import set_input_channels
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.head import Head, apply_head, is_head, num_inputs, weight_matrix
 from fst_lightning.models.layout import use_fastest_layout
@@ -39,6 +40,7 @@ __all__ = [
     "rebuild_model",
     "resnet18",
     "return_as_before",
+    "set_input_channels",
     "small_resnet",
     "take_logits",
     "takes_logits",

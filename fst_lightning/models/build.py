@@ -9,6 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fst_lightning.models.airbench import airbench
+from fst_lightning.models.channels import set_input_channels
 from fst_lightning.models.libraries import timm_model, torchvision_model
 from fst_lightning.models.preact_resnet import preact_resnet18
 from fst_lightning.models.resnet import resnet18, small_resnet
@@ -69,7 +70,11 @@ def rebuild_model(name: str, num_classes: int, arguments: Mapping[str, object]) 
 
 
 def check_description(
-    name: str, num_classes: int, arguments: Mapping[str, object], most: int = MOST_PARAMETERS
+    name: str,
+    num_classes: int,
+    arguments: Mapping[str, object],
+    most: int = MOST_PARAMETERS,
+    channels: int = 3,
 ) -> dict[str, object]:
     """Refuse what ``rebuild_model`` refuses, without building anything.
 
@@ -78,6 +83,7 @@ def check_description(
         num_classes: Number of classes, at least 1.
         arguments: What the builder takes besides.
         most: Parameters that the file has the numbers for.
+        channels: Of its images.
 
     Returns:
         The arguments, with ``pretrained`` set to False where there is such a one.
@@ -90,7 +96,7 @@ def check_description(
     arguments = dict(arguments)
     if "pretrained" in inspect.signature(builder).parameters:
         arguments["pretrained"] = False
-    size = _count_parameters(builder, num_classes, arguments)
+    size = _count_parameters(builder, num_classes, arguments, channels)
     if size > most:
         raise ValueError(
             f"Expected a network of at most {most:,} parameters, but the file describes "
@@ -127,10 +133,14 @@ class _Outline(TorchFunctionMode):
 
 
 def _count_parameters(
-    builder: Callable[..., nn.Module], num_classes: int, arguments: Mapping[str, object]
+    builder: Callable[..., nn.Module],
+    num_classes: int,
+    arguments: Mapping[str, object],
+    channels: int,
 ) -> int:
     with _Outline():
         outline = builder(num_classes=num_classes, **arguments)
+    set_input_channels(outline, channels)
     return sum(parameter.numel() for parameter in outline.parameters())
 
 

@@ -313,6 +313,8 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
     # What is in the folder counts, not where it lies; triggered images are to measure with.
     for key in ("root", "triggered_root", "placement", "cache", "cache_folder"):
         settings.pop(key, None)
+    if settings.get("channels") == 3:
+        settings.pop("channels")  # So that models of earlier versions are found.
     network, attack = run.plain("model"), run.plain("attack")
     # The head tells models apart only if the attack trains with it.
     head = network.pop("head", None)

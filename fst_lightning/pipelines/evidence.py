@@ -172,8 +172,8 @@ class Witness:
         attack = self.data.measured
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             stamped = attack.cpu()(inputs.pixels(images)).clamp(0, 1)
-        stored = images.permute(0, 2, 3, 1).numpy()
-        shown = (stamped * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        stored = _pixels(images)
+        shown = _pixels((stamped * 255).round().to(torch.uint8))
         answers = None if after is None else after.triggered
         return tuple(
             Example(
@@ -207,12 +207,12 @@ class Witness:
         if search is defense and when == "before":
             search.reuse(found)
         shown = torch.lerp(torch.full_like(found.patterns, 0.5), found.patterns, found.masks)
-        images = (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        images = _pixels((shown.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
         self._inversions[when] = Inversion(
             _array(found.index),
             _array(found.norms),
             _array(found.rates),
-            tuple(images.cpu().contiguous().numpy()),
+            tuple(np.ascontiguousarray(images)),
             self._hits(found),
             threshold=search.threshold,
         )
@@ -280,6 +280,14 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
 def _head(run: Run, net: nn.Module) -> Head | None:
     head = None if run.head is None else net.get_submodule(run.head)
     return head if head is not None and is_head(head) else None
+
+
+def _pixels(images: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """Images as pictures have them, ``(N, H, W, 3)``; gray ones in three equal channels."""
+    colored: np.ndarray[Any, np.dtype[Any]] = (
+        images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    )
+    return colored
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:

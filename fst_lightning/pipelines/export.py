@@ -110,7 +110,9 @@ class _Writer:
 
     def _save(self, item: tuple[Path, Tensor]) -> None:
         file, pixels = item
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(self.folder / file)
+        Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()).save(
+            self.folder / file
+        )
 
     def __exit__(self, *error: object) -> None:
         self.pool.shutdown()

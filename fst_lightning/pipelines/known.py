@@ -70,7 +70,9 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
                 f"class is taken from a file. Valid: {', '.join(groups()['model'])}."
             )
         numbers = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-        checked = check_description(name, card.num_classes, arguments, numbers)
+        checked = check_description(
+            name, card.num_classes, arguments, numbers, channels=len(card.mean)
+        )
         run = _with(run, "model", name, checked)
     if not run.chosen("attack"):
         attack: dict[str, Any] = dict(card.attack or {"name": "none"})
@@ -83,6 +85,7 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
         )
     for key, value in (
         ("image_size", card.image_size),
+        ("channels", len(card.mean)),
         ("mean", list(card.mean)),
         ("std", list(card.std)),
     ):

@@ -61,7 +61,11 @@ def adopt_library_input(run: Run) -> Run:
             f"takes no other size, but got {size}."
         )
     both = _is_open(run, "mean") and _is_open(run, "std")
-    if both and (pretrained or (data.mean is None and data.std is None)):
+    if (
+        both
+        and data.get("channels", 3) == len(brought.mean)
+        and (pretrained or (data.mean is None and data.std is None))
+    ):
         found |= {"mean": list(brought.mean), "std": list(brought.std)}
     if not found:
         return run

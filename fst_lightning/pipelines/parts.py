@@ -24,7 +24,13 @@ from fst_lightning.configuration import ALPHA, AUTOMATIC, LEARNING_RATE
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.defenses.train import keep_modes
-from fst_lightning.models import find_head, take_logits, use_fastest_layout
+from fst_lightning.models import (
+    MODELS,
+    find_head,
+    set_input_channels,
+    take_logits,
+    use_fastest_layout,
+)
 from fst_lightning.models.softmax import PROBABILITIES, kind_of_outputs
 from fst_lightning.modules import InputPipeline, PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
@@ -141,6 +147,8 @@ def make_network(run: Run, num_classes: int, image_shape: Sequence[int]) -> nn.M
         if parameters is not None or f"'{_NUM_CLASSES}'" not in str(error):
             raise
         net = make(config, nn.Module)
+    if run.choices["model"] in MODELS:  # A class of the user takes what it takes.
+        set_input_channels(net, image_shape[0])
     why = use_fastest_layout(net, image_shape)
     if why is not None and is_first_process():
         name = run.choices["model"]
@@ -168,7 +176,8 @@ def check_outputs(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
         brought = library_input(run)
         raise ValueError(
             f"Expected {run.choices['model']} to take images of shape {tuple(images.shape[1:])}, "
-            f"but it raised: {why.rstrip('.')}. Set data.image_size to a size that it takes"
+            f"but it raised: {why.rstrip('.')}. Set data.image_size (and "
+            "data.channels=1 for gray images) to what it takes"
             f"{'' if brought is None else f' (it is made for {brought.size})'}."
         ) from error
     wanted = (len(images), data.data.num_classes)

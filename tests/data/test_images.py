@@ -23,7 +23,7 @@ def image_set(*labels: int, size: int = 4) -> ImageSet:
     ("images", "labels", "message"),
     [
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), "uint8"),
-        (pixels(2)[:, :1], torch.zeros(2, dtype=torch.int64), r"\(N, 3, H, W\)"),
+        (pixels(2)[:, :2], torch.zeros(2, dtype=torch.int64), r"\(N, 3, H, W\)"),
         (pixels(2)[0], torch.zeros(3, dtype=torch.int64), r"\(N, 3, H, W\)"),
         (pixels(2), torch.zeros(2), "int64"),
         (pixels(2), torch.zeros(2, 1, dtype=torch.int64), r"\(N,\)"),
