@@ -69,6 +69,20 @@ class Backdoored:
     use: StoreUse | None = None
 
 
+def open_checkpoint(run: Run) -> Checkpoint | None:
+    """Read the file of ``checkpoint`` and ``checkpoint_key``; None if no file is given.
+
+    Raises:
+        ValueError: If there is a key and no file, or the file is unfit.
+    """
+    key = None if run.cfg.checkpoint_key is None else str(run.cfg.checkpoint_key)
+    if run.cfg.checkpoint is not None:
+        return read_checkpoint(Path(run.cfg.checkpoint), key)
+    if key is not None:
+        raise ValueError(f"Expected `checkpoint=` beside `checkpoint_key={key}`, but got none.")
+    return None
+
+
 def from_file(
     run: Run,
     checkpoint: Checkpoint,
@@ -87,7 +101,7 @@ def from_file(
     keys = load_into(net, checkpoint, mean=data.mean, std=data.std)
     if is_first_process():
         for note in _notes(checkpoint, keys, run.cfg.checkpoint_key):
-            print(f"purify: {note}", flush=True)
+            print(f"{run.cfg.task}: {note}", flush=True)
     if not load_attack(attack, checkpoint.path):
         if isinstance(attack, TrainedAttack) and source.triggered_root is None:
             raise ValueError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from fst_lightning.checkpoints import read_checkpoint
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import NoDefense
 from fst_lightning.modules import PurificationModule
-from fst_lightning.pipelines.backdoored import from_file, from_store, make_card
+from fst_lightning.pipelines.backdoored import (
+    from_file,
+    from_store,
+    make_card,
+    open_checkpoint,
+)
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.finish import finish, prepare_folder
 from fst_lightning.pipelines.known import adopt_card, check_adopted
@@ -51,10 +54,8 @@ def run_detect(run: Run) -> dict[str, Any]:
     check_scan(run)
     if not make_detectors(run):
         raise ValueError("Expected one detector or more, such as detector=[mm_bd], but got none.")
-    checkpoint = None
-    if run.cfg.checkpoint is not None:
-        key = None if run.cfg.checkpoint_key is None else str(run.cfg.checkpoint_key)
-        checkpoint = read_checkpoint(Path(run.cfg.checkpoint), key)
+    checkpoint = open_checkpoint(run)
+    if checkpoint is not None:
         run = adopt_card(run, checkpoint)
     source, attack = make_source(run), make_attack(run)
     clean_set = source.load()

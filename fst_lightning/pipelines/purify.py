@@ -46,6 +46,7 @@ from fst_lightning.pipelines.backdoored import (
     from_file,
     from_store,
     make_card,
+    open_checkpoint,
     train_backdoored,
 )
 from fst_lightning.pipelines.costs import Costs
@@ -97,11 +98,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         What ``results.json`` holds.
     """
     formats = check_formats(run.cfg.export_model)
-    path = None if run.cfg.checkpoint is None else Path(run.cfg.checkpoint)
-    key = None if run.cfg.checkpoint_key is None else str(run.cfg.checkpoint_key)
-    if key is not None and path is None:
-        raise ValueError(f"Expected `checkpoint=` beside `checkpoint_key={key}`, but got none.")
-    checkpoint = None if path is None else read_checkpoint(path, key)
+    checkpoint = open_checkpoint(run)
     if checkpoint is not None:
         run = adopt_card(run, checkpoint)
     if checkpoint is None or checkpoint.card is None:

@@ -62,9 +62,10 @@ def test_one_of_several_networks(
         assert torch.equal(purified["fc.weight"], nets[name].state_dict()["fc.weight"])
 
 
-def test_a_key_needs_a_file(start: Start) -> None:
+@pytest.mark.parametrize("task", ["purify", "detect"])
+def test_a_key_needs_a_file(start: Start, task: str) -> None:
     with pytest.raises(ValueError, match="Expected `checkpoint=` beside `checkpoint_key=model`"):
-        run_pipeline(start("checkpoint_key=model"))
+        run_pipeline(start("checkpoint_key=model", task=task))
 
 
 def test_a_pruned_file_gets_its_parts_back(
