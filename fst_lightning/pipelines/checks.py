@@ -17,6 +17,7 @@ from fst_lightning.modules import CropFill
 from fst_lightning.modules.classifier import Interval, total_steps_of, with_total_steps
 from fst_lightning.pipelines.arguments import check_arguments
 from fst_lightning.pipelines.automatic import OnNoSetting
+from fst_lightning.pipelines.mismatch import OnMismatch
 from fst_lightning.pipelines.parts import make_optimizer, precision_of
 from fst_lightning.pipelines.resume import named_checkpoint
 from fst_lightning.pipelines.run import Run
@@ -71,6 +72,12 @@ def check_settings(run: Run) -> None:
     asked, used = str(run.cfg.trainer.precision), precision_of(run)
     if asked.startswith("16") and used == "bf16-mixed":
         rank_zero_warn(f"trainer.precision={asked} is {used} on a CPU, and is recorded as that.")
+    on_mismatch = run.cfg.get("on_mismatch", "stop")
+    if on_mismatch not in get_args(OnMismatch):
+        raise ValueError(
+            f"Expected `on_mismatch` to be one of {', '.join(get_args(OnMismatch))}, but got "
+            f"{on_mismatch!r}."
+        )
     named_checkpoint(run)
 
 

@@ -56,6 +56,7 @@ from fst_lightning.pipelines.export_model import check_formats, export_model
 from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
 from fst_lightning.pipelines.known import adopt_card, check_adopted
 from fst_lightning.pipelines.library_input import adopt_library_input
+from fst_lightning.pipelines.mismatch import check_match
 from fst_lightning.pipelines.parts import (
     automatic_keys,
     check_outputs,
@@ -151,6 +152,9 @@ def run_purify(run: Run) -> dict[str, Any]:
         if checkpoint is None
         else from_file(run, checkpoint, net, source, attack, card)
     )
+    if checkpoint is not None:
+        with costs.of("evaluate"):
+            check_match(run, net, data)
     poisoned, truth = None, None
     if defense.needs_poisoned_set:
         poisoned, truth = delivered_set(source, attack, run.cfg.seed)
