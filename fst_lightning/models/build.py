@@ -96,7 +96,7 @@ def check_description(
     arguments = dict(arguments)
     if "pretrained" in inspect.signature(builder).parameters:
         arguments["pretrained"] = False
-    size = _count_parameters(builder, num_classes, arguments, channels)
+    size = _count_parameters(name, num_classes, arguments, channels)
     if size > most:
         raise ValueError(
             f"Expected a network of at most {most:,} parameters, but the file describes "
@@ -132,16 +132,28 @@ class _Outline(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **device})
 
 
-def _count_parameters(
-    builder: Callable[..., nn.Module],
-    num_classes: int,
-    arguments: Mapping[str, object],
-    channels: int,
-) -> int:
+def outline(name: str, num_classes: int, /, **arguments: object) -> nn.Module:
+    """Build a network whose parameters have shapes and no memory.
+
+    Args:
+        name: A key of ``MODELS``.
+        num_classes: Number of classes, at least 1.
+        arguments: What the builder takes besides.
+
+    Example:
+        >>> outline("small_resnet", 10).fc.weight.device.type
+        'meta'
+    """
     with _Outline():
-        outline = builder(num_classes=num_classes, **arguments)
-    set_input_channels(outline, channels)
-    return sum(parameter.numel() for parameter in outline.parameters())
+        return _builder(name)(num_classes=num_classes, **arguments)
+
+
+def _count_parameters(
+    name: str, num_classes: int, arguments: Mapping[str, object], channels: int
+) -> int:
+    net = outline(name, num_classes, **arguments)
+    set_input_channels(net, channels)
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def _check_arguments(

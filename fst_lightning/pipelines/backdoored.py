@@ -19,6 +19,7 @@ from fst_lightning.attacks import Attack, TrainedAttack
 from fst_lightning.checkpoints import (
     SCHEMA,
     Checkpoint,
+    CheckpointError,
     KeyMap,
     ModelCard,
     StoreError,
@@ -34,6 +35,7 @@ from fst_lightning.pipelines.arguments import located
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.known import ATTACK_FILE
+from fst_lightning.pipelines.library_networks import library_network
 from fst_lightning.pipelines.parts import (
     make_optimizer,
     make_store,
@@ -98,7 +100,13 @@ def from_file(
     """
     data = source.load()
     _check_order(checkpoint, data.classes)
-    keys = load_into(net, checkpoint, mean=data.mean, std=data.std)
+    try:
+        keys = load_into(net, checkpoint, mean=data.mean, std=data.std)
+    except CheckpointError as error:
+        wanted = run.cfg.model.get("name", run.choices["model"])
+        if fitting := library_network(checkpoint.tensors, wanted):
+            error.add_note(f"Its names and shapes are those of {fitting}.")
+        raise
     if is_first_process():
         for note in _notes(checkpoint, keys, run.cfg.checkpoint_key):
             print(f"{run.cfg.task}: {note}", flush=True)

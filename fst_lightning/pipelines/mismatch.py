@@ -122,13 +122,15 @@ class _Trial:
         rows = spread(len(data.train_rows), most)
         self.images, self.labels = data.train_rows.images[rows], data.train_rows.labels[rows]
         self.first = spread(len(rows), _FIRST_IMAGES)
+        channels = self.images.shape[1]
+        self.usual = {name: (mean[:channels], std[:channels]) for name, (mean, std) in USUAL.items()}
 
     def finding(self) -> tuple[bool, str] | None:
         """Whether there is a reason to stop, and a text that tells it; None if all is well."""
         given = self._answers(self.data.mean, self.data.std)
         if given.order is not None:
             return True, self._about_order(given)
-        others = [self._answers(*usual) for usual in USUAL.values() if self._hopeful(given, *usual)]
+        others = [self._answers(*u) for u in self.usual.values() if self._hopeful(given, *u)]
         better = [other for other in others if self._clearly_better(given, other)]
         if better:
             best = max(better, key=lambda other: other.hits)
@@ -191,7 +193,7 @@ class _Trial:
         )
 
     def _about_normalization(self, given: _Answers, other: _Answers) -> str:
-        name = next(name for name, usual in USUAL.items() if usual == (other.mean, other.std))
+        name = next(name for name, usual in self.usual.items() if usual == (other.mean, other.std))
         return (
             "Expected images normalized as the network was trained, but it gets "
             f"{self._count(given.hits)} of the defender's clean images right with "
