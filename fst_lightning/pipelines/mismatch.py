@@ -123,7 +123,9 @@ class _Trial:
         self.images, self.labels = data.train_rows.images[rows], data.train_rows.labels[rows]
         self.first = spread(len(rows), _FIRST_IMAGES)
         channels = self.images.shape[1]
-        self.usual = {name: (mean[:channels], std[:channels]) for name, (mean, std) in USUAL.items()}
+        self.usual = {
+            name: (mean[:channels], std[:channels]) for name, (mean, std) in USUAL.items()
+        }
 
     def finding(self) -> tuple[bool, str] | None:
         """Whether there is a reason to stop, and a text that tells it; None if all is well."""

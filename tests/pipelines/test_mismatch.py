@@ -40,12 +40,14 @@ class Brightness(nn.Module):
         )
 
 
-def defender(mean: float, std: float, per_class: int = 30) -> BackdoorDataModule:
+def defender(mean: float, std: float, per_class: int = 30, channels: int = 3) -> BackdoorDataModule:
     labels = torch.arange(CLASSES).repeat_interleave(per_class)
     levels = ((labels + 0.5) / CLASSES * 255).byte()
-    images = levels[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
+    images = levels[:, None, None, None].expand(-1, channels, 8, 8).contiguous()
     rows = ImageSet(images, labels)
-    source = tiny.MemorySource(rows, rows, CLASSES, mean=[mean] * 3, std=[std] * 3)
+    source = tiny.MemorySource(
+        rows, rows, CLASSES, mean=[mean] * channels, std=[std] * channels, channels=channels
+    )
     data = BackdoorDataModule(source, purpose="purify", clean_ratio=1.0)
     data.setup()
     return data
@@ -89,6 +91,8 @@ def test_a_usual_normalization_that_is_clearly_better_stops_and_is_told(
         check_match(start("checkpoint=x.pt"), net, defender(0.9, 0.05))
     assert f"180 of 180 with the mean and std of {name}" in str(caught.value)
     check_match(start("checkpoint=x.pt"), net, defender(mean, std))
+    with pytest.raises(ValueError, match="180 of 180 with the mean and std"):
+        check_match(start("checkpoint=x.pt"), net, defender(0.9, 0.05, channels=1))
 
 
 def test_guessing_another_class_is_no_better_normalization(start: Start) -> None:
