@@ -27,7 +27,7 @@ from fst_lightning.defenses import FST, Defense, FineTuning
 from fst_lightning.models import find_head, timm_model, torchvision_model
 
 NUM_CLASSES = 7
-SIZES = (32, 64, 96, 128, 224, 240, 256, 299, 384)
+SIZES = (32, 64, 96, 128, 160, 224, 240, 256, 299, 384, 512)
 _MOST_COMPARED = 12  # networks of a file of timm, of which the smallest is tried
 _LEARNING_RATE = 1e-4
 

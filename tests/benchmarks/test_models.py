@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torchvision
 
 from benchmarks.models import Row, networks, sections, try_network
 
@@ -16,6 +17,13 @@ def test_a_network_takes_all_three_steps(network: str) -> None:
     row = try_network(network)
     assert (row.train, row.fst, row.ft, row.note) == (True, True, True, "")
     assert row.size == 32
+
+
+def test_the_page_lists_every_network_of_torchvision() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    names = torchvision.models.list_models(module=torchvision.models)
+    untold = [name for name in names if f"`{name}`" not in text]
+    assert untold == []
 
 
 def test_what_does_not_work_is_told_below_the_table() -> None:
