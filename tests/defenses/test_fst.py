@@ -348,3 +348,25 @@ def test_the_global_generator_takes_no_part(kind: type[HeadDefense], reinit: Any
         assert torch.equal(torch.get_rng_state(), state)
         heads.append(head_of(net).weight.detach())
     assert torch.equal(*heads)
+
+
+def test_the_range_of_alpha_by_hand() -> None:
+    """The product of alpha and the squared norm of the head, 3^2 + 4^2, goes from 0.01 to 100."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        head_of(net).weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    low, high = FST().alpha_range(net)
+    assert low == pytest.approx(0.01 / 25)
+    assert high == pytest.approx(100 / 25)
+    with torch.no_grad():
+        head_of(net).weight.mul_(0.2)  # a squared norm of exactly 1
+    assert FST().alpha_range(net) == pytest.approx((0.01, 100.0))
+    with torch.no_grad():
+        head_of(net).weight.zero_()
+    with pytest.raises(ValueError, match="all zeros"):
+        FST().alpha_range(net)
+
+
+def test_fst_needs_a_head_whatever_its_arguments() -> None:
+    assert FST().needs_head
+    assert FST(alpha=0.0, reinit="none", project_norm=False).needs_head
