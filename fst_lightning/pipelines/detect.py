@@ -94,8 +94,7 @@ def run_detect(run: Run) -> dict[str, Any]:
     with costs.of("evaluate"):
         before = score(trainer, module, data)
     device = trainer.strategy.root_device
-    with costs.of("detect"):
-        detection = scan_network(run, net, data.train_rows, data.data, device, before)
+    detection = scan_network(run, costs, net, data, device, before)
     results = build_results(
         task="detect",
         seed=run.cfg.seed,

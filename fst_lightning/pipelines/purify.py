@@ -178,8 +178,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         before = score(trainer, module, data)
     right_before = module.right
     device = trainer.strategy.root_device
-    with costs.of("detect"):
-        scanned = {"before": scan_network(run, net, data.train_rows, data.data, device, before)}
+    scanned = {"before": scan_network(run, costs, net, data, device, before)}
     witness.look()
     shift = Shift(run, trainer, module, data)
     after = before
@@ -198,11 +197,8 @@ def run_purify(run: Run) -> dict[str, Any]:
         with costs.of("evaluate"):
             after = score(trainer, module, data)
         witness.look()
-    with costs.of("detect"):
-        changed = after is not before
-        scanned["after"] = (
-            scan_network(run, net, data.train_rows, data.data, device, after) if changed else None
-        )
+    changed = after is not before
+    scanned["after"] = scan_network(run, costs, net, data, device, after) if changed else None
     robustness = None
     if checks:
         with costs.of("robustness"):

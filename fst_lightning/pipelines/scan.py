@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from fst_lightning.checkpoints import load_into, read_checkpoint
-from fst_lightning.data import ImageData, ImageSet
+from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses.clean import LabelledImages
 from fst_lightning.defenses.train import accuracy
 from fst_lightning.detectors import Detector, Scan, combined
 from fst_lightning.metrics import wilson_interval
+from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.instantiate import make
 from fst_lightning.pipelines.run import Run
@@ -90,15 +91,20 @@ def reference_files(run: Run) -> list[Path]:
 
 
 def scan_network(
-    run: Run, net: nn.Module, rows: ImageSet, data: ImageData, device: torch.device, measured: Score
+    run: Run,
+    costs: Costs,
+    net: nn.Module,
+    data: BackdoorDataModule,
+    device: torch.device,
+    measured: Score,
 ) -> dict[str, Any] | None:
     """Scan a network, and rank it among the reference networks if there are any.
 
     Args:
         run: Its configuration.
+        costs: Measures what it takes.
         net: The network, on the CPU; not changed.
-        rows: Clean images of the user's; at most ``detector_images`` of them are used.
-        data: How the images are normalized.
+        data: At most ``detector_images`` of the clean images that it trains on are used.
         device: Where to compute.
         measured: What the network scores on the test set.
 
@@ -112,22 +118,13 @@ def scan_network(
     detectors, references = make_detectors(run), reference_files(run)
     if not detectors:
         return None
-    count = min(len(rows), num_images(run))
-    chosen = rows.subset(spread(len(rows), count)).in_memory("detector")
-    images = LabelledImages(chosen.images, chosen.labels, data.mean, data.std).to(device)
+    rows = data.train_rows
+    chosen = rows.subset(spread(len(rows), num_images(run))).in_memory("detector")
+    images = LabelledImages(chosen.images, chosen.labels, data.data.mean, data.data.std).to(device)
     net = copy.deepcopy(net).float().to(device)
-    scans, seconds = scan(run, net, images, detectors)
-    scores: list[dict[str, float]] = []
-    for number, path in enumerate(references, start=1):
-        if is_first_process():
-            print(f"detect: reference {number} of {len(references)}, {path.name}", flush=True)
-        try:
-            reference = copy.deepcopy(net)
-            load_into(reference, read_checkpoint(path))
-            found, _ = scan(run, reference, images, detectors)
-        except ValueError as error:
-            raise ValueError(f"detector_reference: {path}: {error}") from error
-        scores.append({name: each.score for name, each in found.items()})
+    with costs.of("detect"):
+        scans, seconds = scan(run, net, images, detectors)
+        scores = [scores_of(run, path, net, images, detectors) for path in references]
     verdict, p_values = combined(scans, scores)
     num_classes = len(next(iter(scans.values())).evidence.statistics)
     reason = guessing(measured, net, images, num_classes)
@@ -151,6 +148,29 @@ def scan_network(
             for name, each in scans.items()
         },
     }
+
+
+def scores_of(
+    run: Run,
+    path: Path,
+    net: nn.Module,
+    images: LabelledImages,
+    detectors: Mapping[str, Detector],
+) -> dict[str, float]:
+    """The scores of a reference network, by detector.
+
+    Raises:
+        ValueError: If the file does not fit the network.
+    """
+    if is_first_process():
+        print(f"detect: reference {path.name}", flush=True)
+    reference = copy.deepcopy(net)
+    try:
+        load_into(reference, read_checkpoint(path))
+        found, _ = scan(run, reference, images, detectors)
+    except ValueError as error:
+        raise ValueError(f"detector_reference: {path}: {error}") from error
+    return {name: each.score for name, each in found.items()}
 
 
 def scan(
