@@ -48,11 +48,12 @@ class Threshold:
 
 def detection_lines(results: Mapping[str, Any]) -> Iterator[str]:
     """The verdict of each scan, and what each detector said, a line each."""
+    title = "verdict" if results["task"] == "detect" else "scan"
     for when, scan in (results.get("detection") or {}).items():
         if scan is None:
             continue
-        suffix = f" ({when})" if when != "before" else ""
-        yield f"verdict  {sentence(scan)}{suffix}"
+        where = "" if results["task"] == "detect" else f"{when}: "
+        yield f"{title:<8} {where}{sentence(scan)}"
         for name, each in scan["detectors"].items():
             p_value = "no p-value of its own" if each["p_value"] is None else _p(each["p_value"])
             yield (

@@ -68,7 +68,8 @@ def render_run(
             f"control  {percent(control)} % of the clean images of other classes get the "
             "attacker's label without the trigger",
         )
-    print_line(console, f"verdict  {verdict(results).headline}", style="bold")
+    if results["task"] != "detect":  # whose verdict is that of its scan
+        print_line(console, f"verdict  {verdict(results).headline}", style="bold")
     seconds = [f"{key} {value:.1f} s" for key, value in results["seconds"].items() if value]
     if seconds:
         print_line(console, "time     " + ", ".join(seconds))

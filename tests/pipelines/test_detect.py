@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from fst_lightning.configuration import groups
 from fst_lightning.pipelines import Run, run_pipeline
-from fst_lightning.reports import read_results
+from fst_lightning.reports import read_results, render_run
 from fst_lightning.reports.detection import Threshold, detection_lines, sentence
 from tests.runs import make_run
 
@@ -52,7 +54,10 @@ def test_every_detector_runs(name: str, tmp_path: Path, store: Path) -> None:
     assert error is None
     assert saved is not None
     assert saved["detection"] == results["detection"]
-    assert any("verdict" in line for line in detection_lines(results))
+    printed = io.StringIO()
+    render_run(results, Console(file=printed, width=200))
+    lines = [line for line in printed.getvalue().splitlines() if line.startswith("verdict")]
+    assert lines == [f"verdict  {sentence(block)}"]
 
 
 def backdoored(results: dict[str, Any]) -> Path:
@@ -198,7 +203,8 @@ def test_a_purification_is_scanned_before_and_after(tmp_path: Path, store: Path)
     before, after = (scanned["detection"][when]["detectors"] for when in ("before", "after"))
     assert len(before["mm_bd"]["statistics"]) == 4
     assert before["mm_bd"]["statistics"] != after["mm_bd"]["statistics"]
-    assert len(list(detection_lines(scanned))) == 4
+    said = [line for line in detection_lines(scanned) if line.startswith("scan")]
+    assert [line.split(":")[0] for line in said] == ["scan     before", "scan     after"]
     one, two = (load_file(each["checkpoints"]["purified"]) for each in (plain, scanned))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
