@@ -22,8 +22,9 @@ def outlier_p_value(statistics: Tensor, null: Null) -> float:
 
     .. math:: p = 1 - H_0(\max_k s_k)^K
 
-    ``gamma`` is the gamma distribution with shape :math:`m^2 / v` and scale :math:`v / m`, as in
-    MM-BD. ``student`` is the predictive distribution of one more normal number,
+    ``gamma`` is the gamma distribution with shape :math:`m^2 / v` and scale :math:`v / m`, of
+    MM-BD: with few classes it is too narrow, and gives more alarms than it says. ``student`` is
+    the predictive distribution of one more normal number,
     :math:`m + \sqrt{v (1 + 1/n)}\, t_{n-1}` with :math:`n = K - 1`, which knows how little a few
     numbers say about their spread. ``log_student`` is the same for the logarithms.
 

@@ -162,8 +162,8 @@ def test_margins_are_the_best_that_plain_ascent_finds() -> None:
     found = MaximumMargin(starts=1, steps=100).scan(net, images, torch.Generator())
     positive = float(torch.linspace(-1, 1, 12).clamp_min(0).sum())
     assert float(found.evidence.statistics[1]) == pytest.approx(positive, rel=1e-4)
-    # Every other class is at 0 at best, and beats class 1 only if that is below: a tie with two.
-    assert found.evidence.statistics[[0, 2, 3]].tolist() == pytest.approx([1e-3] * 3)
+    # Every other class is at 0, as two more are: at best a tie.
+    assert found.evidence.statistics[[0, 2, 3]].tolist() == pytest.approx([0.0] * 3, abs=1e-6)
 
 
 def test_the_shortest_shift_is_that_of_a_slow_solver() -> None:
