@@ -100,7 +100,7 @@ def decode_images(
 
 
 class _Budget:
-    """Lets threads hold at most so many bytes at a time; a larger image has to be alone."""
+    """Limits the bytes that threads hold at a time; a larger image has to be alone."""
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most

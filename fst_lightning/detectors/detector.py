@@ -59,7 +59,7 @@ class Detector(ABC):
     stand out: :func:`~fst_lightning.detectors.outlier.outlier_p_value` compares the largest one
     with the others. A detector has no access to test images, triggers or the attack.
 
-    Another detector is a subclass in a file of its own that implements :meth:`measure`, and a YAML
+    Another detector is a subclass in its own file that implements :meth:`measure`, and a YAML
     file in ``conf/detector/``.
     """
 

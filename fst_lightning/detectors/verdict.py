@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fst_lightning.detectors.detector import Scan, surprise
 
 ALARM = 0.05
-"""A p-value of this or less is an alarm: at most so many false ones, if the null holds."""
+"""A p-value of this or less is an alarm; the false alarm rate, if the null holds."""
 
 VerdictWord = Literal["backdoored", "no_sign", "cannot_tell"]
 Calibration = Literal["reference", "parametric"]

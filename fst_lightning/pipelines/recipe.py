@@ -89,7 +89,7 @@ def fitted(
 
 
 def steps(count: int, batch_size: int, max_epochs: int) -> int:
-    """The steps of a tuning on so many images.
+    """The steps of a tuning on a number of images.
 
     Example:
         >>> steps(240, 128, 10)

@@ -31,7 +31,7 @@ FEWEST_IMAGES = 10
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 _NO_P_VALUE = (
-    "none of the chosen detectors has a null distribution of its own; give it clean networks to "
+    "none of the chosen detectors has its own null distribution; give it clean networks to "
     "compare with: detector_reference=DIR"
 )
 
@@ -176,7 +176,7 @@ def scores_of(
 def scan(
     run: Run, net: nn.Module, images: LabelledImages, detectors: Mapping[str, Detector]
 ) -> tuple[dict[str, Scan], dict[str, float]]:
-    """Run every detector; each has random numbers of its own, the same for every network.
+    """Run every detector; each has its own random numbers, the same for every network.
 
     Returns:
         By name, what was found, and the seconds that it took.

@@ -55,7 +55,9 @@ def detection_lines(results: Mapping[str, Any]) -> Iterator[str]:
         where = "" if results["task"] == "detect" else f"{when}: "
         yield f"{title:<8} {where}{sentence(scan)}"
         for name, each in scan["detectors"].items():
-            p_value = "no p-value of its own" if each["p_value"] is None else _p(each["p_value"])
+            p_value = (
+                "no p-value without references" if each["p_value"] is None else _p(each["p_value"])
+            )
             yield (
                 f"         {name}: {p_value}, largest for class {each['suspected_class']}, "
                 f"{each['seconds']:.1f} s"
