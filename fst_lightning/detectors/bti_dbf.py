@@ -17,7 +17,7 @@ from torch import nn
 from fst_lightning.defenses.bti import InvertingDefense
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import CleanData, LabelledImages
-from fst_lightning.detectors.detector import Detector, Evidence
+from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.models import find_head
 
@@ -74,7 +74,7 @@ class InvertedGenerator(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Invert, and count where the images go."""
-        some = images.subset(torch.arange(min(self.images, len(images))))
+        some = first(images, self.images)
         clean = CleanData(some.images, some.labels, mean=some.mean, std=some.std)
         head, _ = find_head(net, self.head, num_classes)
         inversion = InvertingDefense(generator_epochs=self.epochs, head=head)

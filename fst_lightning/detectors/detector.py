@@ -114,6 +114,11 @@ class Detector(ABC):
         return Scan(evidence, score, p_value, suspected)
 
 
+def first(images: LabelledImages, count: int) -> LabelledImages:
+    """The first images, at most ``count`` of them."""
+    return images.subset(torch.arange(min(count, len(images))))
+
+
 def surprise(p_value: float) -> float:
     r"""A p-value as a score, :math:`-\log_{10} p`, at most 16.
 

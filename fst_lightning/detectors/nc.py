@@ -17,7 +17,7 @@ from torch import nn
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import LabelledImages
 from fst_lightning.defenses.inversion import invert_triggers
-from fst_lightning.detectors.detector import Detector, Evidence
+from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
 
 
@@ -89,7 +89,7 @@ class SmallestPatch(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Search the smallest patch of every class."""
-        some = images.subset(torch.arange(min(self.images, len(images))))
+        some = first(images, self.images)
         found = invert_triggers(
             net,
             some,

@@ -16,7 +16,7 @@ from fst_lightning.attacks import random_triggers
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import LabelledImages
 from fst_lightning.defenses.inversion import value_range
-from fst_lightning.detectors.detector import Detector, Evidence
+from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
 
 
@@ -72,7 +72,7 @@ class NoiseResponse(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Count where the images go."""
-        some = images.subset(torch.arange(min(self.images, len(images))))
+        some = first(images, self.images)
         low, high = (bound.float() for bound in value_range(some))
         moved: list[torch.Tensor] = []
         start: list[torch.Tensor] = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fst_lightning.defenses.channel_masks import check_number
 from fst_lightning.defenses.clean import LabelledImages
 from fst_lightning.defenses.features import all_features
-from fst_lightning.detectors.detector import Detector, Evidence
+from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.models import find_head, weight_matrix
 
@@ -72,7 +72,7 @@ class UniversalShift(Detector):
     ) -> Evidence:
         """Solve the program for every class."""
         _, linear = find_head(net, self.head, num_classes)
-        some = images.subset(torch.arange(min(self.images, len(images))))
+        some = first(images, self.images)
         features = all_features(net, linear, some).double().cpu()
         weight = weight_matrix(linear).detach().double().cpu()
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach()

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from fst_lightning.configuration import ALPHA, LEARNING_RATE
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import PoisonedData
-from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import automatic_keys, make_defense
 from fst_lightning.pipelines.probe import Probe, Trial
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 
 OnNoSetting = Literal["stop", "weakest"]

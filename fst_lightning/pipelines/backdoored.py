@@ -33,8 +33,8 @@ from fst_lightning.data import BackdoorDataModule, ImageData, Source
 from fst_lightning.modules import BackdoorModule, InputPipeline
 from fst_lightning.pipelines.arguments import located
 from fst_lightning.pipelines.costs import Costs
-from fst_lightning.pipelines.finish import is_first_process
-from fst_lightning.pipelines.known import ATTACK_FILE
+from fst_lightning.pipelines.known import ATTACK_FILE, adopt_card
+from fst_lightning.pipelines.library_input import adopt_library_input
 from fst_lightning.pipelines.library_networks import library_network
 from fst_lightning.pipelines.parts import (
     make_optimizer,
@@ -43,7 +43,7 @@ from fst_lightning.pipelines.parts import (
     network_arguments,
     precision_of,
 )
-from fst_lightning.pipelines.processes import agreed
+from fst_lightning.pipelines.processes import agreed, is_first_process
 from fst_lightning.pipelines.resume import named_digest, resume_point
 from fst_lightning.pipelines.run import Run
 
@@ -83,6 +83,20 @@ def open_checkpoint(run: Run) -> Checkpoint | None:
     if key is not None:
         raise ValueError(f"Expected `checkpoint=` beside `checkpoint_key={key}`, but got none.")
     return None
+
+
+def adopt_checkpoint(run: Run) -> tuple[Run, Checkpoint | None]:
+    """Open the checkpoint of a run, and take over what it, or else its network, says of itself.
+
+    Returns:
+        The run, and the checkpoint; None if the run names none.
+    """
+    checkpoint = open_checkpoint(run)
+    if checkpoint is not None:
+        run = adopt_card(run, checkpoint)
+    if checkpoint is None or checkpoint.card is None:
+        run = adopt_library_input(run)
+    return run, checkpoint
 
 
 def from_file(

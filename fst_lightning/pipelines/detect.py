@@ -8,14 +8,14 @@ from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import NoDefense
 from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines.backdoored import (
+    adopt_checkpoint,
     from_file,
     from_store,
     make_card,
-    open_checkpoint,
 )
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.finish import finish, prepare_folder
-from fst_lightning.pipelines.known import adopt_card, check_adopted
+from fst_lightning.pipelines.known import check_adopted
 from fst_lightning.pipelines.parts import (
     check_outputs,
     make_attack,
@@ -41,9 +41,6 @@ from fst_lightning.pipelines.score import (
 )
 from fst_lightning.reports import build_results
 
-_FEWEST_IMAGES = 10
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
-
 
 def run_detect(run: Run) -> dict[str, Any]:
     """Scan the network of this configuration, or of its ``checkpoint``.
@@ -54,9 +51,7 @@ def run_detect(run: Run) -> dict[str, Any]:
     check_scan(run)
     if not make_detectors(run):
         raise ValueError("Expected one detector or more, such as detector=[mm_bd], but got none.")
-    checkpoint = open_checkpoint(run)
-    if checkpoint is not None:
-        run = adopt_card(run, checkpoint)
+    run, checkpoint = adopt_checkpoint(run)
     source, attack = make_source(run), make_attack(run)
     clean_set = source.load()
     if checkpoint is not None:

@@ -18,8 +18,8 @@ from fst_lightning.defenses.nc import NeuralCleanse
 from fst_lightning.defenses.train import seeded
 from fst_lightning.models import Head, is_head, weight_matrix
 from fst_lightning.modules import ClassifierModule
-from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import make_clean
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import spread, untouched
 from fst_lightning.reports.evidence import (

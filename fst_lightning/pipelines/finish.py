@@ -6,11 +6,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from fst_lightning.pipelines.loggers import log_report
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import print_line, read_curves, render_page, render_run, write_json
 from fst_lightning.reports.evidence import check_projection
@@ -20,11 +20,6 @@ from fst_lightning.reports.robustness import robustness_lines, write_connectivit
 
 if TYPE_CHECKING:
     from fst_lightning.pipelines.evidence import Witness
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes and prints."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def prepare_folder(run: Run) -> None:

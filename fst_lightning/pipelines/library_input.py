@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fst_lightning.configuration import conf_folder
 from fst_lightning.models import LibraryInput, timm_input, torchvision_input
-from fst_lightning.pipelines.finish import is_first_process
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 
 _BRINGS: dict[str, Callable[[str, bool], LibraryInput]] = {

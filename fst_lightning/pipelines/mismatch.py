@@ -19,8 +19,8 @@ from fst_lightning.defenses import NoDefense
 from fst_lightning.metrics import paired_drop_interval, wilson_interval
 from fst_lightning.metrics.class_order import other_order
 from fst_lightning.modules import PurificationModule
-from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import make_trainer
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import spread, untouched
 

@@ -35,12 +35,12 @@ from fst_lightning.models.softmax import PROBABILITIES, kind_of_outputs
 from fst_lightning.modules import InputPipeline, PurificationModule
 from fst_lightning.modules.classifier import OptimizerFactory, SchedulerFactory
 from fst_lightning.pipelines.arguments import accepted, check_names, located
-from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.instantiate import make
 from fst_lightning.pipelines.last_checkpoint import LastCheckpoint, WholeFiles
 from fst_lightning.pipelines.library_input import library_input
 from fst_lightning.pipelines.loggers import make_loggers
 from fst_lightning.pipelines.precision import resolve_precision
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.sigterm import SigtermAsBefore
 

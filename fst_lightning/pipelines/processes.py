@@ -10,12 +10,18 @@ from datetime import timedelta
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _PATIENCE = timedelta(days=14)
 """The first process may wait for another job to train the same model."""
 
 _questions = itertools.count()
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes and prints."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def started_together() -> bool:

@@ -43,19 +43,18 @@ from fst_lightning.defenses.dataset import detection_rates
 from fst_lightning.pipelines.automatic import choose_settings
 from fst_lightning.pipelines.backdoored import (
     Backdoored,
+    adopt_checkpoint,
     from_file,
     from_store,
     make_card,
-    open_checkpoint,
     train_backdoored,
 )
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.delivered import delivered_set
 from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.export_model import check_formats, export_model
-from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
-from fst_lightning.pipelines.known import adopt_card, check_adopted
-from fst_lightning.pipelines.library_input import adopt_library_input
+from fst_lightning.pipelines.finish import finish, prepare_folder
+from fst_lightning.pipelines.known import check_adopted
 from fst_lightning.pipelines.mismatch import check_match
 from fst_lightning.pipelines.parts import (
     automatic_keys,
@@ -70,6 +69,7 @@ from fst_lightning.pipelines.parts import (
     make_trainer,
     with_head,
 )
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.recipe import fit_recipe
 from fst_lightning.pipelines.resume import named_digest, resume_point
 from fst_lightning.pipelines.robustness import check_robustness, make_checks
@@ -99,11 +99,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         What ``results.json`` holds.
     """
     formats = check_formats(run.cfg.export_model)
-    checkpoint = open_checkpoint(run)
-    if checkpoint is not None:
-        run = adopt_card(run, checkpoint)
-    if checkpoint is None or checkpoint.card is None:
-        run = adopt_library_input(run)
+    run, checkpoint = adopt_checkpoint(run)
     source, attack = make_source(run), make_attack(run)
     defense = make_defense(run)  # Before a training that would be in vain.
     checks = make_checks(run, attack)

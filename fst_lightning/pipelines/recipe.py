@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fst_lightning.data import BackdoorDataModule
-from fst_lightning.pipelines.finish import is_first_process
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 
 FEWEST_STEPS = 200

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from fst_lightning.checkpoints import read_checkpoint
-from fst_lightning.pipelines.finish import is_first_process
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 
 Stage = Literal["train", "tune"]

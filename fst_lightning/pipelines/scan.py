@@ -18,8 +18,8 @@ from fst_lightning.defenses.train import accuracy
 from fst_lightning.detectors import Detector, Scan, combined
 from fst_lightning.metrics import wilson_interval
 from fst_lightning.pipelines.costs import Costs
-from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.instantiate import make
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import spread
 from fst_lightning.reports import Score

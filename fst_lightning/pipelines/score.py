@@ -16,8 +16,8 @@ from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import Defense
 from fst_lightning.metrics import paired_drop_interval
 from fst_lightning.modules import ClassifierModule
-from fst_lightning.pipelines.finish import is_first_process
 from fst_lightning.pipelines.parts import network_arguments, precision_of
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 from fst_lightning.reports import Score
 from fst_lightning.reports.examples import save_examples

@@ -12,7 +12,7 @@ from fst_lightning.pipelines.backdoored import from_store, make_card
 from fst_lightning.pipelines.costs import Costs
 from fst_lightning.pipelines.evidence import Witness
 from fst_lightning.pipelines.export import check_export, export_images
-from fst_lightning.pipelines.finish import finish, is_first_process, prepare_folder
+from fst_lightning.pipelines.finish import finish, prepare_folder
 from fst_lightning.pipelines.library_input import adopt_library_input
 from fst_lightning.pipelines.parts import (
     check_outputs,
@@ -22,6 +22,7 @@ from fst_lightning.pipelines.parts import (
     make_trainer,
     with_head,
 )
+from fst_lightning.pipelines.processes import is_first_process
 from fst_lightning.pipelines.run import Run
 from fst_lightning.pipelines.score import (
     attack_block,

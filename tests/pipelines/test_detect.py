@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from fst_lightning.checkpoints import read_checkpoint
 from fst_lightning.configuration import groups
 from fst_lightning.pipelines import Run, run_pipeline
 from fst_lightning.reports import read_results, render_run
@@ -219,3 +220,16 @@ def test_references_without_a_detector(tmp_path: Path, store: Path) -> None:
     run = make_run("purify", tmp_path, f"detector_reference={tmp_path}", store=store)
     with pytest.raises(ValueError, match=r"detector=\[\.\.\.\] beside"):
         run_pipeline(run)
+
+
+def test_a_network_of_a_library_brings_its_normalization(tmp_path: Path, store: Path) -> None:
+    """As in ``purify.py``: the images of a scan are those that the network was made for."""
+    library = ["model=timm", "model.name=resnet10t"]
+    # The data say nothing, so that the statistics would be those of the images.
+    lines = [*library, "training.max_epochs=1", "data.num_classes=4", "data.num_train=60"]
+    results = run_pipeline(
+        make_run("detect", tmp_path, "detector=[head_weights]", *lines, store=store)
+    )
+    card = read_checkpoint(backdoored(results)).card
+    assert card is not None
+    assert list(card.mean) == pytest.approx([0.485, 0.456, 0.406])
