@@ -29,7 +29,7 @@ from benchmarks.setting import (
     pattern,
     poisoned_rows,
 )
-from fst_lightning.pipelines.precision import resolve_precision
+from fst_lightning.pipelines.build.precision import resolve_precision
 
 EVAL_BATCH = {"cpu": 128, "cuda": 1000}
 

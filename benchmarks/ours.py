@@ -31,14 +31,14 @@ from fst_lightning.defenses import NoDefense
 from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines import Run
 from fst_lightning.pipelines.backdoored import make_card, train_backdoored
-from fst_lightning.pipelines.parts import (
+from fst_lightning.pipelines.build.parts import (
     make_attack,
     make_defense,
     make_module,
     make_source,
     make_trainer,
 )
-from fst_lightning.pipelines.score import score
+from fst_lightning.pipelines.measure.score import score
 
 BLENDED = (
     "attack=blended",

@@ -36,7 +36,7 @@ from fst_lightning.callbacks import progress_callback
 from fst_lightning.data import Fake, ImageSet
 from fst_lightning.data.rows import EpochShuffle, Rows, as_gathered, training_loader
 from fst_lightning.defenses import FST
-from fst_lightning.pipelines.parts import quiet_lightning
+from fst_lightning.pipelines.build.parts import quiet_lightning
 
 BATCH, SIZE, CLASSES = 8, 8, 10
 

@@ -63,8 +63,8 @@ def case(images: int, classes: int) -> dict[str, Any]:
     from fst_lightning import BackdoorDataModule, BackdoorModule
     from fst_lightning.attacks import Blended
     from fst_lightning.data import Fake
-    from fst_lightning.pipelines.memory import peak_memory_mb
-    from fst_lightning.pipelines.parts import quiet_lightning
+    from fst_lightning.pipelines.build.parts import quiet_lightning
+    from fst_lightning.pipelines.runtime.memory import peak_memory_mb
 
     quiet_lightning()
     imported = peak_memory_mb() or 0.0

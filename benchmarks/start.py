@@ -27,7 +27,7 @@ import lightning as L
 from benchmarks.ours import data_overrides
 from benchmarks.record import ROOT, environment, seconds, write
 from benchmarks.setting import Setting
-from fst_lightning.pipelines.memory import peak_memory_mb
+from fst_lightning.pipelines.runtime.memory import peak_memory_mb
 
 IMPORTS = ("torch", "torchvision", "torchmetrics", "lightning", "fst_lightning.pipelines")
 CIFAR = (
@@ -99,7 +99,7 @@ def memory_of_imports() -> float:
     """What a process that has imported everything holds at most, MB."""
     code = (
         "import torch, fst_lightning.pipelines, fst_lightning.modules\n"
-        "from fst_lightning.pipelines.memory import peak_memory_mb\n"
+        "from fst_lightning.pipelines.runtime.memory import peak_memory_mb\n"
         "print(peak_memory_mb())"
     )
     command = [sys.executable, "-c", code]

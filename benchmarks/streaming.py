@@ -31,9 +31,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures into this file")
     options = parser.parse_args()
 
-    import fst_lightning.data.held as held
+    import fst_lightning.data.residency as held
     from benchmarks.record import environment, write
-    from fst_lightning.pipelines.parts import quiet_lightning
+    from fst_lightning.pipelines.build.parts import quiet_lightning
 
     quiet_lightning()
     held.MIN_FILES = 0  # a small folder is kept as a large one would be

@@ -17,8 +17,13 @@ from fst_lightning import attacks, data, defenses
 from fst_lightning.configuration import conf_folder, groups, groups_of
 from fst_lightning.models import MODELS
 from fst_lightning.pipelines import run_pipeline
-from fst_lightning.pipelines.parts import make_attack, make_defense, make_network, make_trainer
-from fst_lightning.pipelines.parts import make_source as make_source_of
+from fst_lightning.pipelines.build.parts import (
+    make_attack,
+    make_defense,
+    make_network,
+    make_trainer,
+)
+from fst_lightning.pipelines.build.parts import make_source as make_source_of
 from fst_lightning.reports import read_results
 from tests.runs import composed, make_run, skip_without_packages
 

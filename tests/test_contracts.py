@@ -84,7 +84,7 @@ def test_a_trigger_gives_images_of_8_bit_and_leaves_its_input_alone(
     assert (stamped.shape, stamped.dtype) == (images.shape, images.dtype)
     assert stamped.min() >= 0
     assert stamped.max() <= 1
-    assert not attack.rounds or torch.equal(stamped, (stamped * 255).round() / 255)
+    assert not attack.eight_bit or torch.equal(stamped, (stamped * 255).round() / 255)
     assert torch.equal(images, kept)
     tensors = {name: v for name, v in attack.state_dict().items() if isinstance(v, Tensor)}
     assert all(torch.equal(value, state[name]) for name, value in tensors.items())

@@ -4,7 +4,7 @@ import pytest
 
 from fst_lightning.attacks import AdaptivePatch, Refool
 from fst_lightning.data.class_folders import ClassFolders
-from fst_lightning.data.triggered import read_triggered
+from fst_lightning.data.sources.triggered import read_triggered
 from fst_lightning.folders import entries_inside
 
 

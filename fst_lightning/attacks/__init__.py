@@ -2,12 +2,16 @@
 
 from fst_lightning.attacks.adaptive_blend import AdaptiveBlend
 from fst_lightning.attacks.adaptive_patch import AdaptivePatch
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf, full_precision
 from fst_lightning.attacks.badnets import BadNets
 from fst_lightning.attacks.blended import Blended
 from fst_lightning.attacks.blind import Blind
 from fst_lightning.attacks.bpp import Bpp
 from fst_lightning.attacks.bypass import Bypass
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, full_precision
+from fst_lightning.attacks.common.pixels import check_pixels
+from fst_lightning.attacks.common.plan import PoisonPlan, draw_rows
+from fst_lightning.attacks.common.random_triggers import random_triggers
+from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.attacks.ctrl import CTRL
 from fst_lightning.attacks.ftrojan import FTrojan
 from fst_lightning.attacks.input_aware import InputAware
@@ -15,14 +19,10 @@ from fst_lightning.attacks.label_consistent import LabelConsistent
 from fst_lightning.attacks.lira import LIRA
 from fst_lightning.attacks.low_frequency import LowFrequency
 from fst_lightning.attacks.none import NoAttack
-from fst_lightning.attacks.pixels import check_pixels
-from fst_lightning.attacks.plan import PoisonPlan, draw_rows
-from fst_lightning.attacks.random_triggers import random_triggers
 from fst_lightning.attacks.refool import Refool
 from fst_lightning.attacks.sig import SIG
 from fst_lightning.attacks.ssba import SSBA
 from fst_lightning.attacks.tact import TaCT
-from fst_lightning.attacks.trained import TrainedAttack
 from fst_lightning.attacks.trojannn import TrojanNN
 from fst_lightning.attacks.wanet import WaNet
 

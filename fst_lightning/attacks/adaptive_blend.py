@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import LabelMap, RateOf, check_ratio
 from fst_lightning.attacks.blended import Blended
+from fst_lightning.attacks.common.attack import LabelMap, RateOf, check_ratio
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 1024

@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf, check_ratio
-from fst_lightning.attacks.pictures import pictures_in, read_patch
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.pictures import pictures_in, read_patch
 
 _NUM_PATCHES = 4
 

@@ -14,8 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf
-from fst_lightning.attacks.pictures import check_picture, read_patch
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
+from fst_lightning.attacks.common.pictures import check_picture, read_patch
 
 Patch = Literal["square", "checkerboard"]
 Corner = Literal["top_left", "top_right", "bottom_left", "bottom_right"]

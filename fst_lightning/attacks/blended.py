@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf
-from fst_lightning.attacks.pictures import check_picture, read_picture
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
+from fst_lightning.attacks.common.pictures import check_picture, read_picture
 
 
 class Blended(Attack):

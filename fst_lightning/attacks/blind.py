@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks.attack import Attack, Classify, LabelMap, RateOf, full_precision
+from fst_lightning.attacks.common.attack import Attack, Classify, LabelMap, RateOf, full_precision
 
 # 1 is white, 0 is black, a dot leaves the image as it is.
 _PATTERN = ("101", ".1.", "010", ".1.", "101")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.attacks.attack import Classify, LabelMap, RateOf, full_precision
 from fst_lightning.attacks.blended import Blended
-from fst_lightning.attacks.generator import reverse_gradient
-from fst_lightning.attacks.trained import TrainedAttack
+from fst_lightning.attacks.common.attack import Classify, LabelMap, RateOf, full_precision
+from fst_lightning.attacks.common.generator_attack import reverse_gradient
+from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.models import find_head, num_inputs
 from fst_lightning.seeds import derived_seed
 
@@ -55,7 +55,7 @@ class Bypass(TrainedAttack):
         True
     """
 
-    rounds: ClassVar[bool] = True  # The trigger itself is fixed.
+    eight_bit: ClassVar[bool] = True  # The trigger itself is fixed.
 
     def __init__(
         self,

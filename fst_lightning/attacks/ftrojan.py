@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fst_lightning.attacks.attack import LabelMap, RateOf
-from fst_lightning.attacks.frequency import FrequencyAttack
+from fst_lightning.attacks.common.attack import LabelMap, RateOf
+from fst_lightning.attacks.common.frequency import FrequencyAttack
 
 
 class FTrojan(FrequencyAttack):

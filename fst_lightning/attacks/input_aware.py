@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks.attack import Classify, LabelMap, RateOf, check_ratio, full_precision
-from fst_lightning.attacks.generator import Generator
-from fst_lightning.attacks.trained import TrainedAttack
+from fst_lightning.attacks.common.attack import (
+    Classify,
+    LabelMap,
+    RateOf,
+    check_ratio,
+    full_precision,
+)
+from fst_lightning.attacks.common.generator_attack import Generator
+from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.models.cost import training_memory
 from fst_lightning.seeds import derived_seed
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import LabelMap, RateOf
-from fst_lightning.attacks.surrogate import (
+from fst_lightning.attacks.common.attack import LabelMap, RateOf
+from fst_lightning.attacks.common.surrogate import (
     Surrogate,
     SurrogateAttack,
     check_counts,

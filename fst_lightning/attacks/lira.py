@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import Classify, LabelMap, RateOf, check_ratio
 from fst_lightning.attacks.blind import clean_and_triggered
-from fst_lightning.attacks.generator import Generator
-from fst_lightning.attacks.trained import TrainedAttack
+from fst_lightning.attacks.common.attack import Classify, LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.generator_attack import Generator
+from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.seeds import derived_seed
 
 

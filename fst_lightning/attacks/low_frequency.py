@@ -15,8 +15,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import LabelMap, RateOf
-from fst_lightning.attacks.surrogate import SurrogateAttack, check_counts, input_gradient
+from fst_lightning.attacks.common.attack import LabelMap, RateOf
+from fst_lightning.attacks.common.surrogate import SurrogateAttack, check_counts, input_gradient
 from fst_lightning.seeds import derived_seed
 
 Method = Literal["surrogate", "dct"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fst_lightning.attacks.attack import Attack
-from fst_lightning.attacks.plan import PoisonPlan
+from fst_lightning.attacks.common.attack import Attack
+from fst_lightning.attacks.common.plan import PoisonPlan
 
 
 class NoAttack(Attack):

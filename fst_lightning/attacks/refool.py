@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf, check_ratio
-from fst_lightning.attacks.pictures import pictures_in, read_picture
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.pictures import pictures_in, read_picture
 
 
 class Refool(Attack):

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 
 
 class SIG(Attack):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf
-from fst_lightning.attacks.surrogate import check_counts
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
+from fst_lightning.attacks.common.surrogate import check_counts
 from fst_lightning.models.cost import training_memory
 from fst_lightning.seeds import derived_seed
 

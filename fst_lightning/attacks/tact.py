@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.attack import LabelMap, RateOf, check_ratio
 from fst_lightning.attacks.badnets import BadNets, Corner, Patch
+from fst_lightning.attacks.common.attack import LabelMap, RateOf, check_ratio
 
 
 class TaCT(BadNets):

@@ -13,9 +13,9 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.attacks.attack import LabelMap, RateOf
 from fst_lightning.attacks.badnets import Corner
-from fst_lightning.attacks.surrogate import Surrogate, SurrogateAttack, check_counts
+from fst_lightning.attacks.common.attack import LabelMap, RateOf
+from fst_lightning.attacks.common.surrogate import Surrogate, SurrogateAttack, check_counts
 from fst_lightning.models import find_head, weight_matrix
 from fst_lightning.seeds import derived_seed
 

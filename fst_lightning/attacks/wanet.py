@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks.attack import Attack, LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, check_ratio
 
 
 class WaNet(Attack):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from fst_lightning.defenses import Defense, HeadDefense
-from fst_lightning.defenses.graph import leaves
+from fst_lightning.defenses.common.graph import leaves
 from fst_lightning.modules.fit_guard import FitGuard
 
 # By name, since `lightning` and `pytorch_lightning` have classes of their own.

@@ -10,14 +10,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fst_lightning.checkpoints.archive import TOTAL_LIMIT
 from fst_lightning.checkpoints.card import ModelCard
 from fst_lightning.checkpoints.content import Content
 from fst_lightning.checkpoints.errors import CheckpointError, Refusal, shown
-from fst_lightning.checkpoints.hub_folder import open_folder
-from fst_lightning.checkpoints.pickle_scan import PICKLE_LIMIT, scan_pickle
-from fst_lightning.checkpoints.safetensors_file import looks_like_safetensors, read_safetensors
-from fst_lightning.checkpoints.torch_file import LEGACY_START, read_torch
+from fst_lightning.checkpoints.formats.archive import TOTAL_LIMIT
+from fst_lightning.checkpoints.formats.hub_folder import open_folder
+from fst_lightning.checkpoints.formats.pickle_scan import PICKLE_LIMIT, scan_pickle
+from fst_lightning.checkpoints.formats.safetensors_file import (
+    looks_like_safetensors,
+    read_safetensors,
+)
+from fst_lightning.checkpoints.formats.torch_file import LEGACY_START, read_torch
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from fst_lightning.checkpoints.archive import check_directory
 from fst_lightning.checkpoints.errors import Refusal
+from fst_lightning.checkpoints.formats.archive import check_directory
 from fst_lightning.data.images import MAX_BYTES
 from fst_lightning.printable import printable
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from fst_lightning.attacks import Attack, NoAttack, PoisonPlan
-from fst_lightning.attacks.recorded import RecordedTrigger
+from fst_lightning.attacks.common.recorded import RecordedTrigger
+from fst_lightning.data.defender_images import clean_rows
 from fst_lightning.data.images import ImageData, ImageSet
 from fst_lightning.data.placement import on_device
-from fst_lightning.data.protocol import clean_rows
 from fst_lightning.data.rows import (
     Batch,
     Chunks,
@@ -23,8 +23,8 @@ from fst_lightning.data.rows import (
     ShuffleShare,
     training_loader,
 )
-from fst_lightning.data.source import Source
-from fst_lightning.defenses.clean import held_out_rows
+from fst_lightning.data.sources.source import Source
+from fst_lightning.defenses.common.clean_data import held_out_rows
 from fst_lightning.seeds import derived_seed
 
 Purpose = Literal["backdoor", "purify"]

@@ -5,24 +5,24 @@ from fst_lightning.defenses.ac import ActivationClustering
 from fst_lightning.defenses.anp import AdversarialNeuronPruning
 from fst_lightning.defenses.bnp import BatchNormPruning
 from fst_lightning.defenses.bti_dbf import BTIDBF
-from fst_lightning.defenses.clean import CleanData, PoisonedData
 from fst_lightning.defenses.clp import ChannelLipschitzPruning
-from fst_lightning.defenses.dataset import DatasetDefense
+from fst_lightning.defenses.common.clean_data import CleanData, PoisonedData
+from fst_lightning.defenses.common.dataset_defense import DatasetDefense
+from fst_lightning.defenses.common.defense import Defense, apply
+from fst_lightning.defenses.common.head_defense import HeadDefense, Reinit
+from fst_lightning.defenses.common.patch_inversion import Triggers, anomaly_index, invert_triggers
 from fst_lightning.defenses.dbd import DecouplingDefense
-from fst_lightning.defenses.defense import Defense, apply
 from fst_lightning.defenses.ep import EntropyPruning
 from fst_lightning.defenses.fe_tuning import FeatureExtractorTuning
-from fst_lightning.defenses.fine_tuning import FineTuning
 from fst_lightning.defenses.fip import FisherPurification
 from fst_lightning.defenses.flare import FLARE
 from fst_lightning.defenses.fp import FinePruning
 from fst_lightning.defenses.fst import FST
+from fst_lightning.defenses.ft import FineTuning
 from fst_lightning.defenses.ft_init import FineTuningInit
 from fst_lightning.defenses.ft_sam import FineTuningSAM
-from fst_lightning.defenses.head import HeadDefense, Reinit
 from fst_lightning.defenses.i_bau import ImplicitUnlearning
-from fst_lightning.defenses.inversion import Triggers, anomaly_index, invert_triggers
-from fst_lightning.defenses.linear_probing import LinearProbing
+from fst_lightning.defenses.lp import LinearProbing
 from fst_lightning.defenses.mcr import ModeConnectivityRepair
 from fst_lightning.defenses.nad import NeuralAttentionDistillation
 from fst_lightning.defenses.nc import NeuralCleanse

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import PoisonedData
-from fst_lightning.defenses.dataset import DatasetDefense
-from fst_lightning.defenses.features import all_features
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import PoisonedData
+from fst_lightning.defenses.common.dataset_defense import DatasetDefense
+from fst_lightning.defenses.common.features import all_features
 from fst_lightning.models import find_head
 
 Rule = Literal["smaller", "relative_size", "silhouette"]

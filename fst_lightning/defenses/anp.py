@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.channel_masks import (
+from fst_lightning.defenses.common.channel_masks import (
     ChannelMask,
     MaskDefense,
     attach,
     check_number,
     detach,
 )
-from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.common.clean_data import CleanData
 
 
 class PerturbedMask(ChannelMask):

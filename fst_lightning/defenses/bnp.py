@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.channel_masks import OutlierPruning, check_number, merged_moments
-from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.common.channel_masks import OutlierPruning, check_number, merged_moments
+from fst_lightning.defenses.common.clean_data import CleanData
 
 
 class BatchNormPruning(OutlierPruning):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.bti import InvertingDefense
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.features import head_inputs
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.features import head_inputs
+from fst_lightning.defenses.common.trigger_generator import InvertingDefense
 
 
 class BTIDBF(InvertingDefense):
@@ -25,10 +25,10 @@ class BTIDBF(InvertingDefense):
         \beta\,\mathrm{MSE}(\phi(g(x_T)), \phi(x_T)), \quad T \text{ a share of the batch}
 
     The generator g comes from
-    :class:`~fst_lightning.defenses.bti.InvertingDefense`. The clean features are a constant there:
-    the triggered ones are drawn to them. The paper replaces a tenth of the images, by Adam with
-    lr 1e-4 for 5 times 30 epochs; here triggered images come besides the clean ones, and the
-    optimizer and the epochs are those of ``tuning``.
+    :class:`~fst_lightning.defenses.common.trigger_generator.InvertingDefense`. The clean features
+    are a constant there: the triggered ones are drawn to them. The paper replaces a tenth of the
+    images, by Adam with lr 1e-4 for 5 times 30 epochs; here triggered images come besides the clean
+    ones, and the optimizer and the epochs are those of ``tuning``.
 
     Args:
         feature_weight: :math:`\beta`, 0 or more.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fst_lightning.defenses.channel_masks import OutlierPruning
-from fst_lightning.defenses.clean import CleanData
-from fst_lightning.defenses.pairs import Convolution, conv_batchnorm_pairs
+from fst_lightning.defenses.common.channel_masks import OutlierPruning
+from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.conv_norm_pairs import Convolution, conv_batchnorm_pairs
 
 
 class ChannelLipschitzPruning(OutlierPruning):
@@ -28,8 +28,9 @@ class ChannelLipschitzPruning(OutlierPruning):
     :math:`W_c`, input channels by kernel positions, is what the convolution before the BatchNorm
     layer has for channel c, and :math:`v_c` the running variance. Needs no images. Only a
     convolution whose output goes straight into BatchNorm is looked at
-    (:func:`~fst_lightning.defenses.pairs.conv_batchnorm_pairs`): the first BatchNorm layer of a
-    pre-activation block normalises a sum, and none of its channels belongs to one convolution.
+    (:func:`~fst_lightning.defenses.common.conv_norm_pairs.conv_batchnorm_pairs`): the first
+    BatchNorm layer of a pre-activation block normalises a sum, and none of its channels belongs to
+    one convolution.
 
     Args:
         u: deviations above the mean of the layer, greater than 0; fewer prune more. The paper: 3

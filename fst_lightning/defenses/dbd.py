@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import LabelledImages, PoisonedData
-from fst_lightning.defenses.dataset import DatasetDefense, Fit
-from fst_lightning.defenses.features import all_features, features_of
-from fst_lightning.defenses.snapshot import restore, snapshot
-from fst_lightning.defenses.train import (
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import LabelledImages, PoisonedData
+from fst_lightning.defenses.common.dataset_defense import DatasetDefense, Fit
+from fst_lightning.defenses.common.features import all_features, features_of
+from fst_lightning.defenses.common.snapshot import restore, snapshot
+from fst_lightning.defenses.common.views import random_views
+from fst_lightning.defenses.common.whole_set import (
     fresh_copy,
     keep_modes,
     recompute_batchnorm,
     seeded,
 )
-from fst_lightning.defenses.views import random_views
 from fst_lightning.models import Head, apply_head, find_head, num_inputs
 
 _LEAST_CHANCE = 1e-4

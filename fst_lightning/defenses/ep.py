@@ -14,13 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.channel_masks import (
+from fst_lightning.defenses.common.channel_masks import (
     OutlierPruning,
     check_number,
     merged_moments,
     watch_inputs,
 )
-from fst_lightning.defenses.clean import CleanData, PoisonedData
+from fst_lightning.defenses.common.clean_data import CleanData, PoisonedData
 
 _REACH = 50.0
 """Standard deviations beyond which values share the outermost bin."""

@@ -20,10 +20,10 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import CleanData
-from fst_lightning.defenses.defense import Defense, freeze
-from fst_lightning.defenses.train import batchnorms, keep_modes, twice_differentiable
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.defense import Defense, freeze
+from fst_lightning.defenses.common.whole_set import batchnorms, keep_modes, twice_differentiable
 from fst_lightning.models import find_head
 
 Scope = Literal["all", "head"]

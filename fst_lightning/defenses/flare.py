@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.channel_masks import check_number, watch_inputs
-from fst_lightning.defenses.clean import LabelledImages, PoisonedData
-from fst_lightning.defenses.dataset import DatasetDefense
-from fst_lightning.defenses.train import require_batchnorm
+from fst_lightning.defenses.common.channel_masks import check_number, watch_inputs
+from fst_lightning.defenses.common.clean_data import LabelledImages, PoisonedData
+from fst_lightning.defenses.common.dataset_defense import DatasetDefense
+from fst_lightning.defenses.common.whole_set import require_batchnorm
 
 _EPSILON = 1e-5
 _NEAR = 1e-4  # A cut this little before a split, in units of lambda.

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.head import HeadDefense, Reinit
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.head_defense import HeadDefense, Reinit
 from fst_lightning.models import find_head
 
 

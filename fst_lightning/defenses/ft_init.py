@@ -5,7 +5,7 @@ A baseline of Min et al., NeurIPS 2023, arXiv 2310.01875.
 
 from __future__ import annotations
 
-from fst_lightning.defenses.head import HeadDefense, Reinit
+from fst_lightning.defenses.common.head_defense import HeadDefense, Reinit
 
 
 class FineTuningInit(HeadDefense):

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import CleanData
-from fst_lightning.defenses.defense import Defense
-from fst_lightning.defenses.snapshot import flat
-from fst_lightning.defenses.train import recompute_batchnorm, tune
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.defense import Defense
+from fst_lightning.defenses.common.snapshot import flat
+from fst_lightning.defenses.common.whole_set import recompute_batchnorm, tune
 
 
 class ModeConnectivityRepair(Defense):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import CleanData, LabelledImages
-from fst_lightning.defenses.defense import Defense
-from fst_lightning.defenses.inversion import Triggers, invert_triggers, value_range
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
+from fst_lightning.defenses.common.defense import Defense
+from fst_lightning.defenses.common.patch_inversion import Triggers, invert_triggers, value_range
 
 
 class NeuralCleanse(Defense):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.channel_masks import MaskDefense, check_number
-from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.common.channel_masks import MaskDefense, check_number
+from fst_lightning.defenses.common.clean_data import CleanData
 
 
 class NeuralMaskFineTuning(MaskDefense):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import CleanData
-from fst_lightning.defenses.features import vectors
-from fst_lightning.defenses.head import HeadDefense
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.features import vectors
+from fst_lightning.defenses.common.head_defense import HeadDefense
 from fst_lightning.models import weight_matrix
 
 

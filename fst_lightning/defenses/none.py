@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fst_lightning.defenses.defense import Defense
+from fst_lightning.defenses.common.defense import Defense
 
 
 class NoDefense(Defense):

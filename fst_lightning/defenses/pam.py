@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.bti import InvertingDefense
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.snapshot import flat
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.snapshot import flat
+from fst_lightning.defenses.common.trigger_generator import InvertingDefense
 
 
 class PathAwareMinimization(InvertingDefense):
@@ -26,9 +26,9 @@ class PathAwareMinimization(InvertingDefense):
 
     :math:`w_b` are the weights that came in, the norm is over all of them, and where w is
     :math:`w_b` nothing is added. A share of :math:`x'` is triggered by the generator of
-    :class:`~fst_lightning.defenses.bti.InvertingDefense`, with true labels. A network whose loss is
-    low along that way, and not only at its end, does not get the backdoor back by a few steps of
-    retraining. Running statistics of BatchNorm are those of w.
+    :class:`~fst_lightning.defenses.common.trigger_generator.InvertingDefense`, with true labels. A
+    network whose loss is low along that way, and not only at its end, does not get the backdoor
+    back by a few steps of retraining. Running statistics of BatchNorm are those of w.
 
     Args:
         rho: :math:`\rho`, 0 or more; the paper compares 0.3 to 0.9.

@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fst_lightning.defenses.bti import InvertingDefense
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import CleanData, LabelledImages
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
+from fst_lightning.defenses.common.trigger_generator import InvertingDefense
 from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.models import find_head

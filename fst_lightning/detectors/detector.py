@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.clean import LabelledImages
-from fst_lightning.defenses.train import keep_modes, seeded
+from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.detectors.outlier import Null, outlier_p_value
 
 FEWEST_CLASSES = 4

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fst_lightning.defenses.clean import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.detectors.detector import Detector, Evidence
 from fst_lightning.models import find_head, weight_matrix
 

@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import LabelledImages
-from fst_lightning.defenses.inversion import value_range
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.patch_inversion import value_range
 from fst_lightning.detectors.detector import Detector, Evidence
 
 

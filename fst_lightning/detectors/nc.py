@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import LabelledImages
-from fst_lightning.defenses.inversion import invert_triggers
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.patch_inversion import invert_triggers
 from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
 

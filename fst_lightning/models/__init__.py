@@ -5,7 +5,6 @@ from fst_lightning.models.build import MODELS, build_model, check_description, r
 from fst_lightning.models.channels import set_input_channels
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.head import Head, apply_head, is_head, num_inputs, weight_matrix
-from fst_lightning.models.layout import use_fastest_layout
 from fst_lightning.models.libraries import (
     LibraryInput,
     timm_input,
@@ -13,6 +12,7 @@ from fst_lightning.models.libraries import (
     torchvision_input,
     torchvision_model,
 )
+from fst_lightning.models.memory_format import use_fastest_layout
 from fst_lightning.models.outputs import logits_of
 from fst_lightning.models.preact_resnet import PreActResNet, preact_resnet18
 from fst_lightning.models.resnet import SmallImageResNet, resnet18, small_resnet

@@ -1,6 +1,6 @@
 """The LightningModules: one trains backdoored classifiers, one runs defenses."""
 
-from fst_lightning.attacks import random_triggers
+from fst_lightning.attacks.common.random_triggers import random_triggers
 from fst_lightning.modules.backdoor import BackdoorModule
 from fst_lightning.modules.classifier import ClassifierModule
 from fst_lightning.modules.inputs import CropFill, InputPipeline

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fst_lightning.defenses import Defense, HeadDefense
-from fst_lightning.defenses.feature_watch import FeatureWatch
-from fst_lightning.defenses.preparation import Preparation
+from fst_lightning.defenses.common.feature_watch import FeatureWatch
+from fst_lightning.defenses.common.preparation import Preparation
 
 
 class FitGuard:

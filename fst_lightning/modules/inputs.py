@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.attacks import Attack, check_pixels, full_precision, random_triggers
-from fst_lightning.attacks.attack import check_ratio
+from fst_lightning.attacks import Attack, check_pixels, full_precision
+from fst_lightning.attacks.common.attack import check_ratio
+from fst_lightning.attacks.common.random_triggers import random_triggers
 
 CropFill = Literal["zeros", "reflect"]
 
@@ -37,7 +38,7 @@ class InputPipeline(nn.Module):
         alternate_flips: mirror one half of the images in even epochs and the other half in odd
             ones, instead of a new draw in every epoch (Jordan, 2024, arXiv 2404.00498).
         random_triggers: share of the training images that get a random trigger, in [0, 1]; see
-            :func:`~fst_lightning.attacks.random_triggers`.
+            :func:`~fst_lightning.attacks.common.random_triggers`.
         trigger_strength: of those, in [0, 1].
 
     Attributes:

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from fst_lightning.attacks import Attack
-from fst_lightning.defenses.clean import CleanData
-from fst_lightning.defenses.defense import Defense
-from fst_lightning.defenses.train import keep_modes, seeded
+from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.defense import Defense
+from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.modules.batches import (
     as_network_takes,
     bounded,
@@ -56,7 +56,7 @@ class PurificationModule(ClassifierModule):
         crop_padding: pixels of padding for random crops; 0 for none.
         horizontal_flip: mirror half of the images while tuning.
         random_triggers: share of the images that get a random trigger while tuning, in [0, 1]; see
-            :func:`~fst_lightning.attacks.random_triggers`.
+            :func:`~fst_lightning.attacks.common.random_triggers`.
         trigger_strength: of those, in [0, 1].
         seed: of the defense's random numbers and of every epoch's; None takes
             ``torch.initial_seed()`` for the former.

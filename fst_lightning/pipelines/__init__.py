@@ -6,12 +6,12 @@ from typing import Any
 
 import lightning as L
 
-from fst_lightning.pipelines.checks import check_settings
+from fst_lightning.pipelines.build.checks import check_settings
+from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.detect import run_detect
-from fst_lightning.pipelines.memory import keep_freed_memory
 from fst_lightning.pipelines.purify import run_purify
 from fst_lightning.pipelines.purify_network import PurifyResult, purify
-from fst_lightning.pipelines.run import Run
+from fst_lightning.pipelines.runtime.memory import keep_freed_memory
 from fst_lightning.pipelines.train import run_train
 
 __all__ = [

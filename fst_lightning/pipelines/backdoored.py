@@ -31,21 +31,21 @@ from fst_lightning.checkpoints import (
 from fst_lightning.checkpoints.errors import shown
 from fst_lightning.data import BackdoorDataModule, ImageData, Source
 from fst_lightning.modules import BackdoorModule, InputPipeline
-from fst_lightning.pipelines.arguments import located
-from fst_lightning.pipelines.costs import Costs
-from fst_lightning.pipelines.known import ATTACK_FILE, adopt_card
-from fst_lightning.pipelines.library_input import adopt_library_input
-from fst_lightning.pipelines.library_networks import library_network
-from fst_lightning.pipelines.parts import (
+from fst_lightning.pipelines.build.arguments import located
+from fst_lightning.pipelines.build.card_settings import ATTACK_FILE, adopt_card
+from fst_lightning.pipelines.build.library_input import adopt_library_input
+from fst_lightning.pipelines.build.library_networks import library_network
+from fst_lightning.pipelines.build.parts import (
     make_optimizer,
     make_store,
     make_trainer,
     network_arguments,
     precision_of,
 )
-from fst_lightning.pipelines.processes import agreed, is_first_process
-from fst_lightning.pipelines.resume import named_digest, resume_point
-from fst_lightning.pipelines.run import Run
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.runtime.costs import Costs
+from fst_lightning.pipelines.runtime.processes import agreed, is_first_process
+from fst_lightning.pipelines.runtime.resume import named_digest, resume_point
 
 _FIRST_IMAGES = 5000
 _LISTED = 5

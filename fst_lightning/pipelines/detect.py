@@ -13,10 +13,8 @@ from fst_lightning.pipelines.backdoored import (
     from_store,
     make_card,
 )
-from fst_lightning.pipelines.costs import Costs
-from fst_lightning.pipelines.finish import finish, prepare_folder
-from fst_lightning.pipelines.known import check_adopted
-from fst_lightning.pipelines.parts import (
+from fst_lightning.pipelines.build.card_settings import check_adopted
+from fst_lightning.pipelines.build.parts import (
     check_outputs,
     make_attack,
     make_network,
@@ -24,21 +22,23 @@ from fst_lightning.pipelines.parts import (
     make_trainer,
     with_head,
 )
-from fst_lightning.pipelines.run import Run
-from fst_lightning.pipelines.scan import (
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.scan import (
     FEWEST_IMAGES,
     check_scan,
     make_detectors,
     num_images,
     scan_network,
 )
-from fst_lightning.pipelines.score import (
+from fst_lightning.pipelines.measure.score import (
     attack_block,
     data_block,
     environment,
     model_block,
     score,
 )
+from fst_lightning.pipelines.output.run_folder import finish, prepare_folder
+from fst_lightning.pipelines.runtime.costs import Costs
 from fst_lightning.reports import build_results
 
 

@@ -39,8 +39,7 @@ from fst_lightning.defenses import (
     PoisonedData,
     apply,
 )
-from fst_lightning.defenses.dataset import detection_rates
-from fst_lightning.pipelines.automatic import choose_settings
+from fst_lightning.defenses.common.dataset_defense import detection_rates
 from fst_lightning.pipelines.backdoored import (
     Backdoored,
     adopt_checkpoint,
@@ -49,14 +48,9 @@ from fst_lightning.pipelines.backdoored import (
     make_card,
     train_backdoored,
 )
-from fst_lightning.pipelines.costs import Costs
-from fst_lightning.pipelines.delivered import delivered_set
-from fst_lightning.pipelines.evidence import Witness
-from fst_lightning.pipelines.export_model import check_formats, export_model
-from fst_lightning.pipelines.finish import finish, prepare_folder
-from fst_lightning.pipelines.known import check_adopted
-from fst_lightning.pipelines.mismatch import check_match
-from fst_lightning.pipelines.parts import (
+from fst_lightning.pipelines.build.card_settings import check_adopted
+from fst_lightning.pipelines.build.delivered import delivered_set
+from fst_lightning.pipelines.build.parts import (
     automatic_keys,
     check_outputs,
     make_attack,
@@ -69,13 +63,13 @@ from fst_lightning.pipelines.parts import (
     make_trainer,
     with_head,
 )
-from fst_lightning.pipelines.processes import is_first_process
-from fst_lightning.pipelines.recipe import fit_recipe
-from fst_lightning.pipelines.resume import named_digest, resume_point
-from fst_lightning.pipelines.robustness import check_robustness, make_checks
-from fst_lightning.pipelines.run import Run
-from fst_lightning.pipelines.scan import check_scan, scan_network
-from fst_lightning.pipelines.score import (
+from fst_lightning.pipelines.build.recipe import fit_recipe
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.evidence import EvidenceCollector
+from fst_lightning.pipelines.measure.mismatch import check_match
+from fst_lightning.pipelines.measure.robustness import check_robustness, make_checks
+from fst_lightning.pipelines.measure.scan import check_scan, scan_network
+from fst_lightning.pipelines.measure.score import (
     attack_block,
     compare_answers,
     data_block,
@@ -84,7 +78,13 @@ from fst_lightning.pipelines.score import (
     model_block,
     score,
 )
-from fst_lightning.pipelines.shift import Shift
+from fst_lightning.pipelines.measure.shift import Shift
+from fst_lightning.pipelines.output.export_model import check_formats, export_model
+from fst_lightning.pipelines.output.run_folder import finish, prepare_folder
+from fst_lightning.pipelines.runtime.costs import Costs
+from fst_lightning.pipelines.runtime.processes import is_first_process
+from fst_lightning.pipelines.runtime.resume import named_digest, resume_point
+from fst_lightning.pipelines.search.automatic import choose_settings
 from fst_lightning.reports import build_results
 from fst_lightning.seeds import derived_seed
 
@@ -166,7 +166,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     clean = make_clean(data, poisoned=poisoned)
     module = make_module(run, net, defense, data, card.to_json(), clean)
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
-    witness = Witness(run, trainer, module, data)
+    collector = EvidenceCollector(run, trainer, module, data)
 
     came_in = copy.deepcopy(net) if checks else net
 
@@ -175,7 +175,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     right_before = module.right
     device = trainer.strategy.root_device
     scanned = {"before": scan_network(run, costs, net, data, device, before)}
-    witness.look()
+    collector.look()
     shift = Shift(run, trainer, module, data)
     after = before
     if not isinstance(defense, NoDefense):
@@ -192,7 +192,7 @@ def run_purify(run: Run) -> dict[str, Any]:
                 apply_at_once(run, trainer, net, defense, clean)
         with costs.of("evaluate"):
             after = score(trainer, module, data)
-        witness.look()
+        collector.look()
     changed = after is not before
     scanned["after"] = scan_network(run, costs, net, data, device, after) if changed else None
     robustness = None
@@ -242,7 +242,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         overrides=run.overrides,
         exported=exported,
     )
-    finish(run, results, witness)
+    finish(run, results, collector)
     if trains and is_first_process():
         # Not before: a run that is killed until then can still go on.
         shutil.rmtree(work, ignore_errors=True)

@@ -27,13 +27,13 @@ from fst_lightning.defenses import (
     PoisonedData,
     apply,
 )
-from fst_lightning.defenses.train import fresh_copy, keep_modes
+from fst_lightning.defenses.common.whole_set import fresh_copy, keep_modes
 from fst_lightning.models import logits_of, return_as_before, take_logits
 from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.batches import as_network_takes, bounded, class_numbers
 from fst_lightning.modules.classifier import FROZEN, OptimizerFactory, SchedulerFactory
-from fst_lightning.pipelines.clean_loader import first_batch, readable_again
-from fst_lightning.pipelines.parts import quiet
+from fst_lightning.pipelines.build.clean_loader import first_batch, readable_again
+from fst_lightning.pipelines.build.parts import quiet
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 128

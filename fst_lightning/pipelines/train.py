@@ -9,12 +9,8 @@ from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import NoDefense
 from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines.backdoored import from_store, make_card
-from fst_lightning.pipelines.costs import Costs
-from fst_lightning.pipelines.evidence import Witness
-from fst_lightning.pipelines.export import check_export, export_images
-from fst_lightning.pipelines.finish import finish, prepare_folder
-from fst_lightning.pipelines.library_input import adopt_library_input
-from fst_lightning.pipelines.parts import (
+from fst_lightning.pipelines.build.library_input import adopt_library_input
+from fst_lightning.pipelines.build.parts import (
     check_outputs,
     make_attack,
     make_network,
@@ -22,15 +18,19 @@ from fst_lightning.pipelines.parts import (
     make_trainer,
     with_head,
 )
-from fst_lightning.pipelines.processes import is_first_process
-from fst_lightning.pipelines.run import Run
-from fst_lightning.pipelines.score import (
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.evidence import EvidenceCollector
+from fst_lightning.pipelines.measure.score import (
     attack_block,
     data_block,
     environment,
     model_block,
     score,
 )
+from fst_lightning.pipelines.output.export_images import check_export, export_images
+from fst_lightning.pipelines.output.run_folder import finish, prepare_folder
+from fst_lightning.pipelines.runtime.costs import Costs
+from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.reports import build_results
 
 
@@ -67,8 +67,8 @@ def run_train(run: Run) -> dict[str, Any]:
     )
     with costs.of("evaluate"):
         before = score(trainer, module, data)
-    witness = Witness(run, trainer, module, data)
-    witness.look()
+    collector = EvidenceCollector(run, trainer, module, data)
+    collector.look()
     results = build_results(
         task="train",
         seed=run.cfg.seed,
@@ -84,5 +84,5 @@ def run_train(run: Run) -> dict[str, Any]:
     )
     if exported is not None and is_first_process():
         export_images(exported, data)
-    finish(run, results, witness)
+    finish(run, results, collector)
     return results

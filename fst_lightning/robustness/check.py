@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.clean import LabelledImages
-from fst_lightning.defenses.train import keep_modes
+from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.whole_set import keep_modes
 
 _BATCH = 500
 

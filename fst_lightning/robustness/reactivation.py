@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.channel_masks import check_number
-from fst_lightning.defenses.clean import LabelledImages
-from fst_lightning.defenses.train import keep_modes, seeded
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.robustness.check import RobustnessCheck, Subject, rates_of
 from fst_lightning.robustness.retuning import RetuningAttack
 

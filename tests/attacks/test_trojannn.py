@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fst_lightning.attacks import TrojanNN
-from fst_lightning.attacks.surrogate import Surrogate
+from fst_lightning.attacks.common.surrogate import Surrogate
 from fst_lightning.attacks.trojannn import choose_neurons, features
 from tests import tiny
 from tests.attacks.coloured import coloured

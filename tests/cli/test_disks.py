@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fst_lightning.checkpoints import Store, read_checkpoint, write_state
-from fst_lightning.pipelines.last_checkpoint import WholeFiles
+from fst_lightning.pipelines.runtime.last_checkpoint import WholeFiles
 from tests.cli.conftest import Command, Outcome
 
 LINES = ("report.enabled=false", "training.max_epochs=2", "hydra.run.dir=run/one")

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fst_lightning.data.cifar import CIFAR10, CIFAR100
-from fst_lightning.data.digits import Digits
-from fst_lightning.data.fake import Fake
-from fst_lightning.data.gtsrb import GTSRB
-from fst_lightning.data.image_folder import ImageFolder
-from fst_lightning.data.npz import Npz
-from fst_lightning.data.source import Source
+from fst_lightning.data.sources.cifar import CIFAR10, CIFAR100
+from fst_lightning.data.sources.digits import Digits
+from fst_lightning.data.sources.fake import Fake
+from fst_lightning.data.sources.gtsrb import GTSRB
+from fst_lightning.data.sources.image_folder import ImageFolder
+from fst_lightning.data.sources.npz import Npz
+from fst_lightning.data.sources.source import Source
 
 FOLDER = Path(__file__).parents[2] / "conf" / "data"
 SOURCES = {

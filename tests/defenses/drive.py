@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.clean import CleanData
-from fst_lightning.defenses.defense import Defense
+from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.defense import Defense
 
 
 def drive(

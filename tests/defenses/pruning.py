@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.defenses import Defense
-from fst_lightning.defenses.clean import CleanData, PoisonedData
+from fst_lightning.defenses.common.clean_data import CleanData, PoisonedData
 from fst_lightning.models import small_resnet
 
 CLASSES, SIZE = 4, 12

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fst_lightning.configuration import conf_folder
 from fst_lightning.defenses import FST, CleanData, DatasetDefense, Defense, PoisonedData
-from fst_lightning.defenses.features import features_of
+from fst_lightning.defenses.common.features import features_of
 from fst_lightning.models import find_head, weight_matrix
 from tests import tiny
 from tests.defenses.drive import drive

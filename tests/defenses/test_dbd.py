@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from fst_lightning.defenses import DecouplingDefense
+from fst_lightning.defenses.common.snapshot import snapshot
 from fst_lightning.defenses.dbd import contrastive_loss, sharpen, symmetric_cross_entropy
-from fst_lightning.defenses.snapshot import snapshot
 from tests.defenses.delivered import CLASSES, delivered, trained
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.defenses import EntropyPruning
-from fst_lightning.defenses.clean import CleanData, PoisonedData
+from fst_lightning.defenses.common.clean_data import CleanData, PoisonedData
 from fst_lightning.defenses.ep import histogram_entropy, histograms
 from tests.defenses import pruning
 from tests.defenses.drive import drive

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fst_lightning.defenses import FinePruning
-from fst_lightning.defenses.clean import CleanData
+from fst_lightning.defenses.common.clean_data import CleanData
 from tests.defenses import pruning
 from tests.defenses.drive import drive
 

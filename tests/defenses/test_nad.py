@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.defenses import CleanData, NeuralAttentionDistillation
+from fst_lightning.defenses.common.whole_set import tune
 from fst_lightning.defenses.nad import attention, find_stages
-from fst_lightning.defenses.train import tune
 from fst_lightning.models import preact_resnet18, small_resnet, vgg19_bn
 from tests import tiny
 from tests.defenses.drive import drive

@@ -3,7 +3,7 @@ from typing import Any
 import torch
 
 from fst_lightning.defenses import BTIDBF, CleanData, PathAwareMinimization
-from fst_lightning.defenses.bti import benign_mask
+from fst_lightning.defenses.common.trigger_generator import benign_mask
 from tests import tiny
 from tests.defenses.drive import drive
 

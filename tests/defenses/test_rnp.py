@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from fst_lightning.defenses import ReconstructiveNeuronPruning, rnp
-from fst_lightning.defenses.train import accuracy
+from fst_lightning.defenses.common.whole_set import accuracy
 from tests.defenses import pruning
 from tests.defenses.drive import drive
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.defenses import CleanData, SharedAdversarialUnlearning
+from fst_lightning.defenses.common.snapshot import call_with
 from fst_lightning.defenses.sau import jensen_shannon, unlearning_loss
-from fst_lightning.defenses.snapshot import call_with
 from tests import tiny
 from tests.defenses.drive import drive
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning import detectors
-from fst_lightning.defenses.clean import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.detectors import (
     Detector,
     HeadWeights,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fst_lightning.attacks.pictures import pictures_in, read_patch, read_picture
+from fst_lightning.attacks.common.pictures import pictures_in, read_patch, read_picture
 from fst_lightning.data import ImageFolder, Npz
-from fst_lightning.data.triggered import read_triggered
+from fst_lightning.data.sources.triggered import read_triggered
 from tests.hostile.case import CANARY, Case, Kind
 from tests.hostile.damage import damaged
 from tests.hostile.pickles import GADGETS, bare

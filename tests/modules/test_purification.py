@@ -26,7 +26,7 @@ from fst_lightning.defenses import (
     LinearProbing,
     NoDefense,
 )
-from fst_lightning.defenses.train import accuracy
+from fst_lightning.defenses.common.whole_set import accuracy
 from tests import tiny
 
 SEED = 11

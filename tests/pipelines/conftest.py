@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.pipelines import Run, run_pipeline
-from fst_lightning.pipelines.parts import make_attack, make_source
+from fst_lightning.pipelines.build.parts import make_attack, make_source
 from tests.runs import make_run
 
 Start = Callable[..., Run]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fst_lightning.pipelines.processes import agreed
+from fst_lightning.pipelines.runtime.processes import agreed
 
 pytestmark = [pytest.mark.slow, pytest.mark.ddp]
 
 ASK = """
 import os, sys, time
 import torch
-from fst_lightning.pipelines.processes import agreed
+from fst_lightning.pipelines.runtime.processes import agreed
 
 rank, late = int(sys.argv[1]), int(sys.argv[2])
 for said in (True, False, True):

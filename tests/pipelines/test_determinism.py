@@ -15,7 +15,7 @@ from fst_lightning.attacks import Attack
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.modules import InputPipeline
 from fst_lightning.pipelines import run_pipeline
-from fst_lightning.pipelines.parts import make_attack, make_network, make_source
+from fst_lightning.pipelines.build.parts import make_attack, make_network, make_source
 from tests.cli.processes import Started
 from tests.pipelines.conftest import Start
 from tests.runs import make_run, tiny

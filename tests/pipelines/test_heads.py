@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fst_lightning.pipelines import Run, run_pipeline
-from fst_lightning.pipelines.parts import make_attack, make_defense, with_head
+from fst_lightning.pipelines.build.parts import make_attack, make_defense, with_head
 from tests.pipelines.conftest import Results, Start
 
 

@@ -14,8 +14,8 @@ from fst_lightning.attacks import Attack
 from fst_lightning.data import BackdoorDataModule, ImageData, Source
 from fst_lightning.defenses import CleanData, DatasetDefense, Defense, PoisonedData
 from fst_lightning.pipelines import Run, run_pipeline
-from fst_lightning.pipelines.delivered import delivered_set
-from fst_lightning.pipelines.parts import make_attack, make_source
+from fst_lightning.pipelines.build.delivered import delivered_set
+from fst_lightning.pipelines.build.parts import make_attack, make_source
 from tests.pipelines.conftest import Results, Start
 
 Go = Callable[..., Results]

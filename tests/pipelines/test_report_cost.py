@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from fst_lightning.pipelines import finish, run_pipeline
-from fst_lightning.pipelines.evidence import Witness
+from fst_lightning.pipelines import run_pipeline
+from fst_lightning.pipelines.measure.evidence import EvidenceCollector
+from fst_lightning.pipelines.output import run_folder as finish
 from tests.pipelines.conftest import Start
 
 # The data and the network of the default; what a report costs does not depend on the epochs.
@@ -31,7 +32,7 @@ def test_a_report_of_the_default_run_takes_seconds(
 
         return timer
 
-    monkeypatch.setattr(Witness, "look", timed("look, twice", Witness.look))
+    monkeypatch.setattr(EvidenceCollector, "look", timed("look, twice", EvidenceCollector.look))
     monkeypatch.setattr(finish, "_write_report", timed("draw and write", finish._write_report))
     run = start(*DEFAULT)
     run_pipeline(run)

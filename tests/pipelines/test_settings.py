@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fst_lightning.pipelines import run_pipeline
-from fst_lightning.pipelines.arguments import check_arguments
+from fst_lightning.pipelines.build.arguments import check_arguments
 from tests.pipelines.conftest import Start
 
 BAD = {

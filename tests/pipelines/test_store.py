@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fst_lightning.checkpoints import SCHEMA, Store, StoreError
 from fst_lightning.pipelines import backdoored, run_pipeline
 from fst_lightning.pipelines.backdoored import describe, fingerprint
-from fst_lightning.pipelines.parts import make_source
+from fst_lightning.pipelines.build.parts import make_source
 from fst_lightning.reports import read_results
 from tests.pipelines.conftest import Results, Start
 

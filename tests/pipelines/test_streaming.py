@@ -51,7 +51,7 @@ def lines(root: Path, *more: str) -> list[str]:
 def test_the_same_figures_streamed_cached_and_in_memory(
     more: tuple[str, ...], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fst_lightning.data.held.MIN_FILES", 20)
+    monkeypatch.setattr("fst_lightning.data.residency.MIN_FILES", 20)
     found, weights = [], []
     for held, cache in (("memory", "off"), ("file", "auto"), ("nowhere", "stream")):
         store = tmp_path / f"store {held}"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.clean import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.robustness import Subject
 from tests.defenses.delivered import CLASSES, delivered, trained
 

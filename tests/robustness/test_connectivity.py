@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fst_lightning.defenses.train import recompute_batchnorm
+from fst_lightning.defenses.common.whole_set import recompute_batchnorm
 from fst_lightning.robustness import LinearConnectivity, rates_of
 from tests.defenses.delivered import delivered, trained
 from tests.robustness.subjects import subject

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fst_lightning.defenses.train import seeded as global_seed
+from fst_lightning.defenses.common.whole_set import seeded as global_seed
 from fst_lightning.robustness import ReactivationAttack, RetuningAttack
 from fst_lightning.robustness.reactivation import Perturbation
 from tests.defenses.delivered import delivered, hide, trained

@@ -1,0 +1,454 @@
+"""What every attack is: a trigger, a label map and a plan of the rows to poison."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.arguments import ShowsArguments
+from fst_lightning.attacks.common.pixels import check_pixels
+from fst_lightning.attacks.common.plan import PoisonPlan, draw_rows
+from fst_lightning.seeds import derived_seed
+
+LabelMap = Literal["all_to_one", "all_to_all", "clean_label", "untargeted"]
+RateOf = Literal["total", "target_class"]
+Classify = Callable[[Tensor], Tensor]
+"""Images ``(N, C, H, W)`` in [0, 1] to logits: augments, normalises and asks the network."""
+
+
+class Attack(ShowsArguments, nn.Module, ABC):
+    r"""A trigger :math:`T`, a label map :math:`\eta` and a plan of the rows to poison.
+
+    A subclass writes :meth:`trigger`, and of the other places those that it needs:
+
+    - before training: :meth:`draw` draws what depends on the size of the images, and
+      :meth:`prepare` calls it on every run;
+      :meth:`fit` makes what is dear, once, and its result is kept; :meth:`craft` replaces stored
+      images of the planned rows;
+    - in every training step: :meth:`poison` on poisoned rows, :meth:`cover` on cover rows, and
+      :meth:`loss` where cross-entropy is not the attacker's aim;
+    - at test: :meth:`trigger`.
+
+    Tensors that it keeps are buffers, so that they move to the device and into checkpoints with the
+    module.
+
+    Args:
+        poison_ratio: share of the *whole* training set that is poisoned, 0 to 1; rows are drawn
+            from all classes, so that 1/C of them already have the target label.
+        target_label: the attacker's class, 0 to C - 1.
+        label_map: ``all_to_one``: :math:`\eta(y) = t`; ``all_to_all``:
+            :math:`\eta(y) = (y + 1) \bmod C`; ``clean_label``: :math:`\eta(y) = t`, and only
+            images of class t are poisoned, whose label stays true; ``untargeted``: any wrong
+            label, drawn anew in every step.
+        rate_of: what ``poison_ratio`` is a share of: ``total``, the whole training set, or
+            ``target_class``, the images of class t in it.
+        save_examples: whether a run writes a picture of clean and triggered images.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1], a label that is no whole number of 0 or more, or a
+            label map that the attack does not know.
+    """
+
+    has_trigger: ClassVar[bool] = True
+    """False for the attack that does nothing: there is no attack success rate to measure."""
+
+    eight_bit: ClassVar[bool] = True
+    """Whether triggered images are rounded to k/255, as a file would keep them; not while a trigger
+    is learned along with the classifier."""
+
+    needs_fit: ClassVar[bool] = False
+    """Whether :meth:`fit` has to run before training."""
+
+    fit_arguments: ClassVar[tuple[str, ...]] = ()
+    """The constructor's arguments that the fit depends on: runs that share them share it."""
+
+    crafts: ClassVar[bool] = False
+    """Whether :meth:`craft` replaces stored images."""
+
+    label_maps: ClassVar[tuple[str, ...]] = get_args(LabelMap)
+    """The label maps that go with the trigger."""
+
+    def __init__(
+        self,
+        poison_ratio: float = 0.05,
+        target_label: int = 0,
+        label_map: LabelMap = "all_to_one",
+        rate_of: RateOf = "total",
+        save_examples: bool = True,
+    ) -> None:
+        super().__init__()
+        check_ratio("poison_ratio", poison_ratio)
+        if label_map not in self.label_maps:
+            raise ValueError(
+                f"Expected `label_map` to be one of {', '.join(self.label_maps)}, "
+                f"but got {label_map!r}."
+            )
+        if rate_of not in get_args(RateOf):
+            valid = ", ".join(get_args(RateOf))
+            raise ValueError(f"Expected `rate_of` to be one of {valid}, but got {rate_of!r}.")
+        # True is an int in Python, and 0.5 would be cut off to another class.
+        if not isinstance(target_label, int) or isinstance(target_label, bool) or target_label < 0:
+            raise ValueError(
+                f"Expected `target_label` to be a whole number of 0 or more, but got "
+                f"{target_label!r}."
+            )
+        self.poison_ratio = poison_ratio
+        self.target_label = target_label
+        self.label_map = label_map
+        self.rate_of = rate_of
+        self.save_examples = save_examples
+        self.cover_ratio = 0.0
+        self.fitted = False
+        self._drawn = False
+        self._checked = False
+
+    # The trigger
+
+    @abstractmethod
+    def trigger(self, images: Tensor) -> Tensor:
+        """Put the trigger on every image: ``(N, C, H, W)`` float in [0, 1], to the same."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Put the trigger on, as an 8-bit image file would keep it.
+
+        Every value is rounded to k/255 (unless the trigger is a learned one), so that a PNG of the
+        result, read again, is the same tensor: what is trained and measured is what an attacker
+        could put into a file. The first batch must be in [0, 1], and an attack that was not
+        prepared draws its trigger for the size of that batch.
+        """
+        self._meet(images)
+        stamped = self.trigger(images).clamp(0, 1)
+        return torch.round(stamped * 255) / 255 if self.eight_bit else stamped
+
+    # Before training
+
+    def draw(self, channels: int, height: int, width: int) -> None:
+        """Draw the trigger for images of this size, from the constructor's arguments alone.
+
+        Args:
+            channels: Of the images.
+            height: In pixels.
+            width: In pixels.
+        """
+
+    def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
+        """Draw what the trigger needs for images of this size; quick, on the CPU, in every run.
+
+        Calls :meth:`draw`. Override it for a trigger that depends on more than the size.
+
+        Args:
+            images: ``(N, C, H, W)`` uint8, the clean training images.
+            labels: ``(N,)`` int64.
+            num_classes: C.
+            seed: of the run.
+        """
+        self._drawn = True
+        self.draw(*images.shape[1:])
+
+    def fit(
+        self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
+    ) -> None:
+        """Make what is dear: a surrogate, an encoder, a fitted perturbation; after `prepare`.
+
+        Args:
+            images: ``(N, C, H, W)`` uint8, the clean training images.
+            labels: ``(N,)`` int64.
+            num_classes: C.
+            seed: of the run.
+            device: to compute on; the attack itself is there already.
+        """
+
+    def craft(
+        self, images: Tensor, labels: Tensor, rows: Tensor, *, cover: bool, seed: int
+    ) -> Tensor:
+        """Replace the stored images of the planned rows, once, before training.
+
+        Args:
+            images: ``(n, C, H, W)`` uint8, of these rows.
+            labels: ``(n,)`` their true labels.
+            rows: ``(n,)`` int64, where they stand in the training set, ascending.
+            cover: whether they are cover rows instead of poisoned ones.
+            seed: of the run.
+
+        Returns:
+            ``(n, C, H, W)`` uint8.
+        """
+        return images
+
+    def memory(self, images: Tensor, num_classes: int) -> int:
+        """Return about how many bytes preparing and fitting it take, before they are taken.
+
+        Attacks whose arguments set the size of a network or of a pool override it.
+
+        Args:
+            images: ``(N, C, H, W)`` uint8, the clean training images; only the shape counts.
+            num_classes: of the data.
+        """
+        return 0
+
+    def fit_once(
+        self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
+    ) -> None:
+        """Fit, unless that was done, or the state of an earlier fit was loaded."""
+        if self.needs_fit and not self.fitted:
+            self.to(device)
+            self.fit(images, labels, num_classes, seed, device)
+            self.fitted = True
+
+    def attach(self, net: nn.Module) -> None:
+        """Look at the network that is about to be trained."""
+
+    def begin_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Learn how far the training is: epoch 0 to ``num_epochs`` - 1 begins."""
+
+    # In every training step
+
+    def poison(self, images: Tensor) -> Tensor:
+        """What poisoned rows look like in training; as at test, unless overridden."""
+        stamped: Tensor = self(images)
+        return stamped
+
+    def cover(self, images: Tensor) -> Tensor:
+        """What cover rows, which keep their true label, look like in training."""
+        return self.poison(images)
+
+    def stamp(self, images: Tensor, poisoned: Tensor, cover: Tensor | None = None) -> Tensor:
+        """Change the poisoned and the cover rows of a batch.
+
+        Args:
+            images: ``(N, C, H, W)`` in [0, 1].
+            poisoned: ``(N,)`` bool.
+            cover: ``(N,)`` bool; None for none.
+        """
+        self._meet(images)
+        # `where` on whole batches: picking rows would make the host wait for the device.
+        with full_precision(images):
+            stamped = torch.where(poisoned[:, None, None, None], self.poison(images), images)
+            if cover is not None and self.cover_ratio:
+                stamped = torch.where(cover[:, None, None, None], self.cover(images), stamped)
+        return stamped
+
+    def loss(
+        self,
+        classify: Classify,
+        images: Tensor,
+        labels: Tensor,
+        poisoned: Tensor,
+        cover: Tensor,
+        label_smoothing: float,
+    ) -> Tensor:
+        """The training loss of a batch, a scalar; cross-entropy unless overridden.
+
+        Args:
+            classify: the network, with what comes before it.
+            images: ``(N, C, H, W)`` in [0, 1], as they are stored.
+            labels: ``(N,)`` true labels.
+            poisoned: ``(N,)`` bool.
+            cover: ``(N,)`` bool.
+            label_smoothing: 0 to 1.
+        """
+        logits = classify(self.stamp(images, poisoned, cover))
+        targets = self.training_targets(labels, poisoned, logits.shape[1])
+        return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+    def after_step(self) -> None:
+        """Act right after every step of the classifier's optimizer."""
+
+    def training_targets(self, labels: Tensor, poisoned: Tensor, num_classes: int) -> Tensor:
+        """The labels that are trained: the attacker's on poisoned rows, the true ones elsewhere."""
+        return torch.where(poisoned, self.target_labels(labels, num_classes), labels)
+
+    def _meet(self, images: Tensor) -> None:
+        """Check the first batch, and draw the trigger for its size unless that was done."""
+        if not self._checked:
+            self._checked = True
+            check_pixels(images)
+        if not (self._drawn or self.fitted):
+            self._drawn = True
+            # The first batch may be one of a validation, whose tensors no training could change.
+            with torch.inference_mode(False):
+                self.draw(*images.shape[1:])
+                self.to(images.device)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the trigger is the one to measure with: fitted or learned, if it has to be."""
+        return self.fitted or not self.needs_fit
+
+    def check_ready(self) -> None:
+        """Refuse a trigger that has to be fitted or learned first.
+
+        Raises:
+            ValueError: If nothing was fitted or loaded.
+        """
+        if not self.ready:
+            raise ValueError(
+                f"Expected a trigger that was fitted or learned, but {type(self).__name__} is new. "
+                "Load the state of the attack that the network was trained with, "
+                "`attack.safetensors` beside the model, with `attack.load_state_dict`."
+            )
+
+    # Labels
+
+    def target_labels(self, labels: Tensor, num_classes: int) -> Tensor:
+        """What the attacker wants these images to be taken for.
+
+        Example:
+            >>> from fst_lightning.attacks import BadNets
+            >>> BadNets(label_map="all_to_all").target_labels(torch.tensor([0, 1, 2]), 3)
+            tensor([1, 2, 0])
+        """
+        if self.label_map == "all_to_all":
+            return (labels + 1) % num_classes
+        if self.label_map == "untargeted":
+            shift = torch.randint_like(labels, 1, max(2, num_classes))
+            return (labels + shift) % num_classes
+        return torch.full_like(labels, self.target_label)
+
+    def wanted_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The predictions that would be a success for the attacker: ``(N,)``.
+
+        The target labels; for ``untargeted`` whatever the network says, where it is wrong, and -1,
+        which no network says, where it is right.
+
+        Args:
+            logits: ``(N, C)``, what the network says of the triggered images.
+            labels: ``(N,)`` true labels.
+        """
+        if self.label_map == "untargeted":
+            predictions = logits.argmax(dim=1)
+            return torch.where(predictions == labels, -1, predictions)
+        return self.target_labels(labels, logits.shape[1])
+
+    def counts_for_asr(self, labels: Tensor) -> Tensor:
+        """Which test rows tell something about the trigger: ``(N,)`` bool.
+
+        An image that is of the target class anyway would be a free success, so it is left out;
+        ``all_to_all`` and ``untargeted`` keep every row.
+        """
+        if self.label_map in ("all_to_all", "untargeted"):
+            return torch.ones_like(labels, dtype=torch.bool)
+        return labels != self.target_label
+
+    def check_target(self, num_classes: int) -> None:
+        """Refuse a target label that no class has.
+
+        Raises:
+            ValueError: saying which labels there are.
+        """
+        aims = self.label_map in ("all_to_one", "clean_label")
+        if aims and self.target_label >= num_classes:
+            raise ValueError(
+                f"Expected `attack.target_label` to be in 0..{num_classes - 1} for {num_classes} "
+                f"classes, but got {self.target_label}."
+            )
+
+    # Rows
+
+    def candidates(self, labels: Tensor) -> Tensor:
+        """Which training rows may be poisoned: ``(N,)`` bool."""
+        if self.label_map == "clean_label":
+            return labels == self.target_label
+        return torch.ones_like(labels, dtype=torch.bool)
+
+    def cover_candidates(self, labels: Tensor) -> Tensor:
+        """Which training rows may be cover rows, where they are not poisoned: ``(N,)`` bool."""
+        return torch.ones_like(labels, dtype=torch.bool)
+
+    def plan(self, labels: Tensor, num_classes: int, seed: int) -> PoisonPlan:
+        """Choose the rows to poison, and the cover rows.
+
+        Args:
+            labels: ``(N,)`` int64 of the clean training set.
+            num_classes: C.
+            seed: same seed, same rows.
+
+        Raises:
+            ValueError: where the target label does not exist, the ratio rounds to no row, or there
+                are not as many rows that may be poisoned.
+        """
+        self.check_target(num_classes)
+        total = int((labels == self.target_label).sum()) if self._rate_of_class else len(labels)
+        count = round(self.poison_ratio * total)
+        if count == 0:
+            whose = "images of the target class" if self._rate_of_class else "training images"
+            smallest = f"{1 / total:.2g}" if total else "none"
+            raise ValueError(
+                f"Expected `attack.poison_ratio` to poison at least one of {total} {whose}, but "
+                f"{self.poison_ratio} rounds to none; the smallest ratio that poisons one image is "
+                f"{smallest}. Use attack=none for a clean model."
+            )
+        candidates = self.candidates(labels)
+        self._check_enough("poison_ratio", self.poison_ratio, count, candidates, total)
+        poisoned = draw_rows(candidates, count, derived_seed(seed, "poison"))
+        cover = torch.zeros_like(poisoned)
+        covered = round(self.cover_ratio * total)
+        if covered:
+            candidates = self.cover_candidates(labels) & ~poisoned
+            self._check_enough("cover_ratio", self.cover_ratio, covered, candidates, total)
+            cover = draw_rows(candidates, covered, derived_seed(seed, "cover"))
+        return PoisonPlan(poisoned=poisoned, cover=cover)
+
+    @property
+    def _rate_of_class(self) -> bool:
+        return self.rate_of == "target_class"
+
+    def _check_enough(
+        self, name: str, ratio: float, count: int, candidates: Tensor, total: int
+    ) -> None:
+        available = int(candidates.sum())
+        if count <= available:
+            return
+        which = f" of class {self.target_label}" if self.label_map == "clean_label" else ""
+        largest = available / total
+        advice = f"the largest `attack.{name}` is {largest:.4g}"
+        if self.label_map == "clean_label" and not self._rate_of_class:
+            advice += "; attack.rate_of=target_class counts it as a share of that class instead"
+        raise ValueError(
+            f"Expected `attack.{name}` to ask for at most the {available} training images{which} "
+            f"that may be used, but {ratio} of {total} is {count}: {advice}."
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # A trigger is drawn for the size of the images: it takes the one that it was saved with.
+        for name, buffer in self.named_buffers(recurse=False):
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor) and saved.shape != buffer.shape:
+                self.register_buffer(name, buffer.new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self.fitted = True
+
+
+def check_ratio(name: str, value: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        ValueError: for anything but a number in [0, 1].
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 <= value <= 1):
+        raise ValueError(f"Expected `{name}` to be in [0, 1], but got {value}.")
+
+
+def full_precision(images: Tensor) -> torch.autocast:
+    """Switch autocast off: a trigger computed in bf16 would be another trigger.
+
+    Args:
+        images: on the device that is meant.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.zeros(1)):
+        ...     product = torch.ones(2, 2) @ torch.ones(2, 2)
+        >>> product.dtype
+        torch.float32
+    """
+    # Autocast does not know the meta device, on which memory is counted.
+    device = "cpu" if images.is_meta else images.device.type
+    return torch.autocast(device, enabled=False)

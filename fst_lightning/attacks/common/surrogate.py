@@ -1,0 +1,214 @@
+"""The clean network that an attacker trains to look into: the victim's is not at hand."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.attacks.common.attack import Attack
+from fst_lightning.models import small_resnet
+from fst_lightning.models.bounds import check_bounds
+from fst_lightning.models.cost import training_memory
+from fst_lightning.seeds import derived_seed
+
+_BATCH_SIZE = 128
+_PEAK_LR = 0.2
+
+
+class Surrogate(nn.Module):
+    """A small residual network with its normalisation: images in [0, 1] to logits.
+
+    Args:
+        num_classes: C.
+        channels: of the images, 1 or 3.
+        width: channels of the first stage, 1 to 4096.
+        seed: of the weights; the global random state is left alone.
+
+    Raises:
+        ValueError: for another number of channels, or a width that the network can't have.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, num_classes: int, channels: int, width: int, seed: int) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise ValueError(f"Expected images of 1 or 3 channels, but got {channels}.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "surrogate weights"))
+            self.net = small_resnet(num_classes, width)
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of ``(N, C, H, W)`` images in [0, 1]."""
+        pixels = (images - self.mean) / self.std
+        logits: Tensor = self.net(pixels.expand(-1, 3, -1, -1))
+        return logits
+
+
+class SurrogateAttack(Attack):
+    """An attack that looks into a clean network of its own.
+
+    Args:
+        surrogate_epochs: passes of the surrogate's training, 1 or more.
+        surrogate_width: channels of the first of its four stages, 1 to 4096.
+        max_images: how many training images are used at most, 2 or more.
+        options: those of every attack.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    needs_fit: ClassVar[bool] = True
+    fit_arguments: ClassVar[tuple[str, ...]] = ("surrogate_epochs", "surrogate_width", "max_images")
+
+    def __init__(
+        self, *, surrogate_epochs: int, surrogate_width: int, max_images: int, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        check_counts(surrogate_epochs=surrogate_epochs, max_images=max_images)
+        check_bounds(width=surrogate_width)
+        if max_images < 2:
+            raise ValueError("Expected `max_images` to be 2 or more, but got 1.")
+        self.surrogate_epochs = surrogate_epochs
+        self.surrogate_width = surrogate_width
+        self.max_images = max_images
+
+    def train_surrogate(
+        self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
+    ) -> Surrogate:
+        """Train it as configured, on uint8 images; see :func:`train_surrogate`."""
+        return train_surrogate(
+            images,
+            labels,
+            num_classes,
+            seed,
+            device,
+            epochs=self.surrogate_epochs,
+            width=self.surrogate_width,
+            max_images=self.max_images,
+        )
+
+    def memory(self, images: Tensor, num_classes: int) -> int:
+        """Return what training the surrogate takes, and the images that it sees."""
+        channels, height, width = images.shape[1:]
+        seen = min(self.max_images, len(images))
+        return 4 * seen * channels * height * width + training_memory(
+            lambda: Surrogate(num_classes, channels, self.surrogate_width, seed=0),
+            (min(_BATCH_SIZE, seen), channels, height, width),
+        )
+
+    def check_fitted(self) -> None:
+        """Refuse to go on without the result of :meth:`fit`.
+
+        Raises:
+            ValueError: saying so.
+        """
+        if not self.fitted:
+            raise ValueError(
+                f"Expected {type(self).__name__} to have looked into a surrogate, but it has not; "
+                "call `fit_once` with the training images first."
+            )
+
+
+def train_surrogate(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    seed: int,
+    device: torch.device,
+    *,
+    epochs: int,
+    width: int,
+    max_images: int,
+) -> Surrogate:
+    """Train a small network on clean images: SGD with a triangular learning rate, random shifts.
+
+    Args:
+        images: ``(N, C, H, W)`` uint8.
+        labels: ``(N,)`` int64.
+        num_classes: C.
+        seed: same seed, same network on the same device.
+        device: to compute on.
+        epochs: passes over the images that are used, 1 or more.
+        width: channels of the network's first stage.
+        max_images: how many images, drawn at random, are used at most; 2 or more.
+
+    Returns:
+        The network on the device, frozen and in evaluation mode.
+
+    Example:
+        >>> images = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
+        >>> device = torch.device("cpu")
+        >>> options = {"epochs": 1, "width": 4, "max_images": 8}
+        >>> net = train_surrogate(images, torch.arange(8) % 2, 2, 0, device, **options)
+        >>> net(images / 255).shape
+        torch.Size([8, 2])
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "surrogate"))
+    chosen = torch.randperm(len(images), generator=generator)[:max_images]
+    pixels, labels = images[chosen].to(device).float() / 255, labels[chosen].to(device)
+    surrogate = Surrogate(num_classes, images.shape[1], width, seed).to(device)
+    surrogate.mean = pixels.mean(dim=(0, 2, 3), keepdim=True)
+    surrogate.std = pixels.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-3)
+    steps_an_epoch = -(-len(chosen) // _BATCH_SIZE)
+    optimizer = torch.optim.SGD(
+        surrogate.parameters(), lr=_PEAK_LR, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _triangle(step / (epochs * steps_an_epoch))
+    )
+    surrogate.train()
+    with torch.enable_grad():
+        for _ in range(epochs):
+            order = torch.randperm(len(chosen), generator=generator)
+            # Parts of nearly one size: a last batch of a single image has no batch statistics.
+            for rows in order.tensor_split(steps_an_epoch):
+                batch = _shift(pixels[rows.to(device)], generator)
+                loss = functional.cross_entropy(surrogate(batch), labels[rows.to(device)])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+    return surrogate.requires_grad_(False).eval()
+
+
+def input_gradient(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the summed cross-entropy with respect to ``(N, C, H, W)`` images."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        loss = functional.cross_entropy(net(images), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, images)
+    return gradient
+
+
+def check_counts(**values: object) -> None:
+    """Refuse numbers of epochs, images or steps that are no whole number of 1 or more.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"Expected `{name}` to be a whole number of 1 or more, but got {value!r}."
+            )
+
+
+def _triangle(progress: float) -> float:
+    """Up to 1 at a quarter of the way, down to 0 at its end."""
+    return min(0.05 + progress / 0.25, (1 - progress) / 0.75)
+
+
+def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Move a batch by up to a tenth of its size, one shift for all of its images."""
+    height, width = images.shape[-2:]
+    most = min(height, width) // 10
+    top, left = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
+    padded = functional.pad(images, [most] * 4, mode="replicate")
+    return padded[..., top : top + height, left : left + width]

@@ -1,0 +1,1 @@
+"""Readers of file formats that never run the code of a file."""

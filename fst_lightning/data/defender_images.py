@@ -1,0 +1,107 @@
+"""Which clean images a defender holds."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fst_lightning.attacks import draw_rows
+from fst_lightning.data.images import ImageSet
+from fst_lightning.data.sources.source import Source
+from fst_lightning.seeds import derived_seed
+
+CleanSource = Literal["train", "heldout"]
+"""``train``: drawn from the images that the backdoored model was trained on, before they were
+poisoned, as the papers do. ``heldout``: taken out of the training set before the attack, so that
+the backdoored model has never seen them."""
+
+
+def clean_rows(
+    labels: Tensor,
+    ratio: float,
+    seed: int,
+    balanced: bool = False,
+    changed: Tensor | None = None,
+) -> Tensor:
+    """Draw the rows that a defender holds: uniformly as published, or as many of every class.
+
+    Args:
+        labels: ``(N,)`` of the training set.
+        ratio: share of it, 0 to 1.
+        seed: of the draw.
+        balanced: draw the same number of every class, up to one; a class that has fewer images
+            gives all of them, and the others make up for it.
+        changed: ``(N,)`` bool, rows that an attack is known to have changed. They are never drawn,
+            and the ratio is a share of the others.
+
+    Returns:
+        ``(N,)`` bool.
+
+    Raises:
+        ValueError: where the ratio rounds to no image.
+
+    Example:
+        >>> labels = torch.tensor([0] * 90 + [1] * 10)
+        >>> labels[clean_rows(labels, 0.1, seed=0, balanced=True)].bincount().tolist()
+        [5, 5]
+    """
+    if changed is not None:
+        held = torch.zeros_like(changed)
+        held[~changed] = clean_rows(labels[~changed], ratio, seed, balanced)
+        return held
+    count = round(ratio * len(labels))
+    if count == 0:
+        raise ValueError(
+            f"Expected `tuning.clean_ratio` to leave at least one of {len(labels)} training images "
+            f"to tune on, but {ratio} rounds to none; tuning.clean_ratio=1 uses them all."
+        )
+    if not balanced:
+        everything = torch.ones(len(labels), dtype=torch.bool)
+        return draw_rows(everything, count, derived_seed(seed, "clean"))
+    generator = torch.Generator().manual_seed(derived_seed(seed, "clean"))
+    order = torch.randperm(len(labels), generator=generator)
+    # The first image of every class, then the second of every class, and so on: those that come
+    # first in this order are a balanced draw, whatever the sizes of the classes.
+    turn = torch.empty_like(order)
+    shuffled = labels[order]
+    for label in range(int(labels.max()) + 1):
+        of_class = (shuffled == label).nonzero()[:, 0]
+        turn[of_class] = torch.arange(len(of_class))
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[order[turn.argsort(stable=True)[:count]]] = True
+    return held
+
+
+def with_training_images(source: Source, images: ImageSet, changed: Tensor | None = None) -> Source:
+    """The same source with other training images; normalised as before, and unchanged itself."""
+    other = copy.copy(source)
+    other._data = dataclasses.replace(source.load(), train=images, changed=changed)
+    return other
+
+
+def reserve(source: Source, rows: Tensor) -> tuple[Source, ImageSet]:
+    """Take rows out of the training set before anybody sees it.
+
+    Args:
+        source: stays as it is.
+        rows: ``(N,)`` bool.
+
+    Returns:
+        The source without these rows, and the rows.
+
+    Raises:
+        ValueError: where no row would be left.
+    """
+    train, changed = source.load().train, source.load().changed
+    if bool(rows.all()):
+        raise ValueError(
+            "Expected `tuning.clean_ratio` below 1 with tuning.clean_source=heldout, which takes "
+            "the defender's images out of the training set, but nothing would be left to train on."
+        )
+    kept, taken = (~rows).nonzero()[:, 0], rows.nonzero()[:, 0]
+    rest = None if changed is None else changed[kept]
+    return with_training_images(source, train.subset(kept), rest), train.subset(taken)

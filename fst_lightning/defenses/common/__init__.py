@@ -1,0 +1,1 @@
+"""What several defenses share: their base classes, data, masks and inversions."""

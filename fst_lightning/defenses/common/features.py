@@ -1,0 +1,73 @@
+"""What a network hands to its head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.models import Head
+
+
+@contextmanager
+def head_inputs(head: Head) -> Iterator[list[Tensor]]:
+    """Collect what a network hands to its head, one tensor per call.
+
+    Maps of one pixel, which a convolution takes, count as vectors.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        >>> with head_inputs(net[1]) as features: _ = net(torch.zeros(3, 3, 2, 2))
+        >>> [part.shape for part in features]
+        [torch.Size([3, 12])]
+    """
+    collected: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: collected.append(vectors(inputs[0])))
+    try:
+        yield collected
+    finally:
+        handle.remove()
+
+
+def vectors(features: Tensor) -> Tensor:
+    """Take maps of one pixel ``(N, d, 1, 1)`` for vectors ``(N, d)``; leave the rest as it is."""
+    return features.flatten(1) if features.shape[2:] == (1, 1) else features
+
+
+def features_of(net: nn.Module, head: Head, images: Tensor) -> Tensor:
+    """The features ``(N, d)`` that a network hands to its head.
+
+    Raises:
+        ValueError: where the head is not called exactly once with one vector an image.
+    """
+    with head_inputs(head) as collected:
+        net(images)
+    shapes = [tuple(part.shape) for part in collected]
+    if len(collected) != 1 or collected[0].dim() != 2 or len(collected[0]) != len(images):
+        raise ValueError(
+            f"Expected the head to be called once with features (N, d) of N = {len(images)} "
+            f"images, but it got {shapes}. Name another layer with model.head, or use a defense "
+            "that does not split features, such as fst."
+        )
+    return collected[0]
+
+
+@torch.no_grad()
+def all_features(
+    net: nn.Module, head: Head, images: LabelledImages, batch_size: int = 500
+) -> Tensor:
+    """The features ``(N, d)`` of all images, in their order, without gradient.
+
+    Args:
+        net: the network, in the mode that it is to be looked at in.
+        head: its head.
+        images: N of them.
+        batch_size: images a batch.
+
+    Raises:
+        ValueError: as :func:`features_of`.
+    """
+    return torch.cat([features_of(net, head, batch) for batch, _ in images.batches(batch_size)])

@@ -1,0 +1,215 @@
+"""Refuses settings that would fail only after a long training, or never end."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from fst_lightning.data.defender_images import CleanSource
+from fst_lightning.modules import CropFill
+from fst_lightning.modules.classifier import Interval, total_steps_of, with_total_steps
+from fst_lightning.pipelines.build.arguments import check_arguments
+from fst_lightning.pipelines.build.parts import make_optimizer, precision_of
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.mismatch import OnMismatch
+from fst_lightning.pipelines.runtime.resume import named_checkpoint
+from fst_lightning.pipelines.search.automatic import OnNoSetting
+
+_LARGEST_SEED = 2**32 - 1
+_MOST_WORKERS = 1024
+_GROUPS = ("attack", "defense", "data", "model", "training", "tuning", "trainer", "paths")
+_SINGLE = (
+    "seed",
+    "num_workers",
+    "cuda_graphs",
+    "val_images",
+    "resume",
+    "debug",
+    "retrain",
+    "checkpoint",
+)
+_OF_PURIFY_ALONE = ("defense", "tuning", "checkpoint")
+_SWITCHES = ("cuda_graphs", "debug", "retrain", "report.enabled", "report.inversion")
+_TEXTS = ("checkpoint", "export", "paths.data", "paths.store", "paths.outputs")
+
+
+def check_settings(run: Run) -> None:
+    """Look at everything that needs neither data nor network.
+
+    Raises:
+        ValueError: for a part that is left out or is none, a ``${...}`` that leads nowhere, a seed,
+            recipe or precision that can't be used.
+        FileNotFoundError: where ``resume`` names no checkpoint.
+    """
+    _check_complete(run.cfg)
+    _check_parts(run.cfg)
+    _check_whole("seed", run.cfg.seed, 0, _LARGEST_SEED)
+    if run.cfg.num_workers is not None:
+        _check_whole("num_workers", run.cfg.num_workers, 0, _MOST_WORKERS)
+    if run.cfg.val_images is not None:
+        _check_whole("val_images", run.cfg.val_images, 1)
+    for name in ("training", "tuning"):
+        if name in run.cfg:
+            _check_recipe(name, run.cfg[name])
+    if "tuning" in run.cfg:
+        _check_search(run.cfg.tuning)
+    check_arguments(run.cfg.trainer)
+    for group in ("callbacks", "logger"):
+        run.parts(group)
+    deterministic = run.cfg.trainer.get("deterministic")
+    if not (deterministic is None or isinstance(deterministic, bool) or deterministic == "warn"):
+        raise ValueError(
+            "Expected `trainer.deterministic` to be true, false, warn or null, but got "
+            f"{deterministic!r}."
+        )
+    asked, used = str(run.cfg.trainer.precision), precision_of(run)
+    if asked.startswith("16") and used == "bf16-mixed":
+        rank_zero_warn(f"trainer.precision={asked} is {used} on a CPU, and is recorded as that.")
+    on_mismatch = run.cfg.get("on_mismatch", "stop")
+    if on_mismatch not in get_args(OnMismatch):
+        raise ValueError(
+            f"Expected `on_mismatch` to be one of {', '.join(get_args(OnMismatch))}, but got "
+            f"{on_mismatch!r}."
+        )
+    named_checkpoint(run)
+
+
+def _check_complete(cfg: DictConfig, prefix: str = "") -> None:
+    """Refuse ``???``, and a ``${...}`` that leads nowhere, wherever they stand."""
+    for name in map(str, cfg):
+        key = prefix + name
+        if OmegaConf.is_missing(cfg, name):
+            raise ValueError(f"Expected `{key}` to be set: it has no default ({key}=...).")
+        try:
+            value = cfg[name]
+            if isinstance(value, ListConfig):
+                OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(
+                f"Expected `{key}` to be a value, or ${{ANOTHER.KEY}}, but it can't be read: {why}."
+            ) from error
+        if isinstance(value, DictConfig):
+            _check_complete(value, f"{key}.")
+
+
+def _check_parts(cfg: DictConfig) -> None:
+    """Refuse a configuration of which something is left out, or is of another kind."""
+    for name in (*_GROUPS, *_SINGLE):
+        if name not in cfg and (cfg.task == "purify" or name not in _OF_PURIFY_ALONE):
+            raise ValueError(f"Expected `{name}`, but it was taken out; leave ~{name} out instead.")
+        if name in _GROUPS and name in cfg and not isinstance(cfg[name], DictConfig):
+            raise ValueError(
+                f"Expected {name}=OPTION, one of those that --help lists, but got {cfg[name]!r}."
+            )
+    for keys, kind, valid in ((_SWITCHES, bool, "true or false"), (_TEXTS, str, "text")):
+        for key in keys:
+            value = OmegaConf.select(cfg, key)
+            if value is not None and (not isinstance(value, kind) or value == ""):
+                raise ValueError(f"Expected `{key}` to be {valid}, but got {value!r}.")
+
+
+def _check_recipe(name: str, recipe: DictConfig) -> None:
+    for part in ("optimizer", "scheduler"):
+        found = recipe[part]
+        if not isinstance(found, DictConfig) and (part == "optimizer" or found is not None):
+            raise ValueError(
+                f"Expected `{name}.{part}` to be a group of keys ({name}.{part}._target_=CLASS), "
+                f"but got {found!r}."
+            )
+        if found is not None and found.get("_partial_") is not True:
+            raise ValueError(
+                f"Expected `{name}.{part}._partial_` to be true, but got "
+                f"{found.get('_partial_')!r}: it is called with the weights later."
+            )
+    # Lightning takes max_epochs=-1 for "for ever".
+    _check_whole(f"{name}.max_epochs", recipe.max_epochs, 1)
+    _check_whole(f"{name}.batch_size", recipe.batch_size, 1)
+    for key in ("label_smoothing", "random_triggers", "trigger_strength"):
+        _check_share(f"{name}.{key}", recipe.get(key, 0.0))
+    if recipe.scheduler_interval not in get_args(Interval):
+        raise ValueError(
+            f"Expected `{name}.scheduler_interval` to be one of {', '.join(get_args(Interval))}, "
+            f"but got {recipe.scheduler_interval!r}."
+        )
+    for key in ("augment", "balanced", "alternate_flips"):
+        if not isinstance(recipe.get(key, False), bool):
+            raise ValueError(
+                f"Expected `{name}.{key}` to be true or false, but got {recipe[key]!r}."
+            )
+    if recipe.get("crop_padding") is not None:
+        _check_whole(f"{name}.crop_padding", recipe.crop_padding, 0)
+    if recipe.get("crop_fill", "zeros") not in get_args(CropFill):
+        raise ValueError(
+            f"Expected `{name}.crop_fill` to be one of {', '.join(get_args(CropFill))}, "
+            f"but got {recipe.crop_fill!r}."
+        )
+    if recipe.get("clean_source", "train") not in get_args(CleanSource):
+        raise ValueError(
+            f"Expected `{name}.clean_source` to be one of {', '.join(get_args(CleanSource))}, "
+            f"but got {recipe.clean_source!r}."
+        )
+    if OmegaConf.select(recipe, "optimizer.lr") == "auto":
+        if name != "tuning":
+            raise ValueError(
+                f"Expected `{name}.optimizer.lr` to be a number, but got 'auto', which is for "
+                "tuning.optimizer.lr: a purification has clean images to choose it on."
+            )
+        recipe = copy.deepcopy(recipe)
+        recipe.optimizer.lr = recipe.lr_range[0]
+    optimizer, scheduler = make_optimizer(recipe)
+    if total_steps_of(optimizer) is None:
+        optimizer = with_total_steps(optimizer, 1)
+    try:
+        tried = optimizer([nn.Parameter(torch.zeros(1))])
+        if scheduler is not None:
+            if total_steps_of(scheduler) is None:
+                scheduler = with_total_steps(scheduler, 1)
+            scheduler(tried)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"Expected `{name}.optimizer` and `{name}.scheduler` to work together, but got: {error}"
+        ) from error
+
+
+def _check_search(tuning: DictConfig) -> None:
+    """Refuse what ``tuning.optimizer.lr=auto`` can't search in, before it is asked for."""
+    found = tuning.lr_range
+    low, high = found if isinstance(found, ListConfig) and len(found) == 2 else (0.0, 0.0)
+    if not (_is_number(low) and _is_number(high) and 0 < low <= high):
+        raise ValueError(
+            "Expected `tuning.lr_range` to be two learning rates, [LOWEST, HIGHEST] and above 0, "
+            f"but got {found}."
+        )
+    _check_share("tuning.max_ca_drop", tuning.max_ca_drop)
+    _check_whole("tuning.folds", tuning.folds, 2)
+    if tuning.recipe_images is not None:
+        _check_whole("tuning.recipe_images", tuning.recipe_images, 1)
+    if tuning.on_no_setting not in get_args(OnNoSetting):
+        raise ValueError(
+            f"Expected `tuning.on_no_setting` to be one of {', '.join(get_args(OnNoSetting))}, "
+            f"but got {tuning.on_no_setting!r}."
+        )
+
+
+def _check_share(name: str, value: Any) -> None:
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"Expected `{name}` to be a number in [0, 1], but got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        valid = f"of {low} or more" if high is None else f"from {low} to {high}"
+        raise ValueError(f"Expected `{name}` to be a whole number {valid}, but got {value!r}.")

@@ -1,0 +1,41 @@
+"""Makes a part from its configuration; the one place that instantiates."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from fst_lightning.pipelines.build.arguments import check_arguments
+
+Part = TypeVar("Part")
+
+
+def make(config: DictConfig, kind: type[Part] | None, **more: Any) -> Part:
+    """Instantiate a part of the configuration, and unwrap the error of its constructor.
+
+    Args:
+        config: with a ``_target_``.
+        kind: what it has to be; None for anything.
+        more: further arguments.
+
+    Raises:
+        ValueError: where the target can't be found or is of another kind; else whatever its
+            constructor raises.
+    """
+    try:
+        check_arguments(config, given=more)
+        part = instantiate(config, _convert_="all", **more)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | OSError | ImportError):
+            raise cause from None
+        raise ValueError(f"{config._target_}: {cause or error}") from error
+    if kind is not None and not isinstance(part, kind):
+        raise ValueError(
+            f"Expected {config._target_} to make a {kind.__name__}, "
+            f"but it made a {type(part).__name__}."
+        )
+    return part  # type: ignore[no-any-return]

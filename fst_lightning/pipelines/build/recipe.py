@@ -1,0 +1,98 @@
+"""Fits the batch size and the epochs of a tuning recipe to the number of clean images."""
+
+from __future__ import annotations
+
+import math
+
+from fst_lightning.data import BackdoorDataModule
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.runtime.processes import is_first_process
+
+FEWEST_STEPS = 200
+"""How many steps a tuning on few images gets at least."""
+
+SMALLEST_BATCH = 16
+"""The smallest batch that is chosen: BatchNorm estimates its statistics on it."""
+
+_BATCH_SIZE, _MAX_EPOCHS = "tuning.batch_size", "tuning.max_epochs"
+
+
+def fit_recipe(run: Run, data: BackdoorDataModule) -> None:
+    """Give a tuning on few images enough steps, and say so in one line.
+
+    A published recipe is for about as many clean images as in its paper: ten epochs of 240 images
+    in batches of 128 are 20 steps, which change little. With fewer images than
+    ``tuning.recipe_images``, the batches are halved, and then the epochs raised, until the recipe
+    makes :data:`FEWEST_STEPS` steps. What the command line sets stays.
+
+    Args:
+        run: its configuration; the numbers are written into it.
+        data: the defender's images; its batch size is set.
+    """
+    tuning, count = run.cfg.tuning, len(data.train_rows)
+    if tuning.recipe_images is None or count >= tuning.recipe_images:
+        return
+    batch_size, max_epochs = fitted(
+        count,
+        tuning.batch_size,
+        tuning.max_epochs,
+        fix_batch_size=run.given(_BATCH_SIZE),
+        fix_max_epochs=run.given(_MAX_EPOCHS),
+    )
+    if (batch_size, max_epochs) == (tuning.batch_size, tuning.max_epochs):
+        return
+    tuning.batch_size = data.batch_size = batch_size
+    tuning.max_epochs = max_epochs
+    if is_first_process():
+        print(
+            f"purify: {count:,} clean images are fewer than the {tuning.recipe_images:,} of the "
+            f"recipe: {_BATCH_SIZE}={batch_size} {_MAX_EPOCHS}={max_epochs}, "
+            f"{steps(count, batch_size, max_epochs):,} steps (tuning.recipe_images=null: as it is)",
+            flush=True,
+        )
+
+
+def fitted(
+    count: int,
+    batch_size: int,
+    max_epochs: int,
+    *,
+    fix_batch_size: bool = False,
+    fix_max_epochs: bool = False,
+) -> tuple[int, int]:
+    """Choose the batch size and the epochs for few images.
+
+    Args:
+        count: of the images, 1 or more.
+        batch_size: of the recipe, 1 or more.
+        max_epochs: of the recipe, 1 or more.
+        fix_batch_size: keep the batch size.
+        fix_max_epochs: keep the epochs.
+
+    Returns:
+        The largest batch size, by halving down to :data:`SMALLEST_BATCH`, that makes
+        :data:`FEWEST_STEPS` steps, and the epochs; more epochs only if that is not enough.
+
+    Example:
+        >>> fitted(240, 128, 10), fitted(240, 128, 10, fix_batch_size=True), fitted(240, 32, 50)
+        ((16, 14), (128, 100), (32, 50))
+    """
+    while (
+        not fix_batch_size
+        and steps(count, batch_size, max_epochs) < FEWEST_STEPS
+        and batch_size // 2 >= SMALLEST_BATCH
+    ):
+        batch_size //= 2
+    if not fix_max_epochs:
+        max_epochs = max(max_epochs, math.ceil(FEWEST_STEPS / steps(count, batch_size, 1)))
+    return batch_size, max_epochs
+
+
+def steps(count: int, batch_size: int, max_epochs: int) -> int:
+    """The steps of a tuning on a number of images.
+
+    Example:
+        >>> steps(240, 128, 10)
+        20
+    """
+    return math.ceil(count / batch_size) * max_epochs

@@ -1,0 +1,1 @@
+"""What a run measures: scores, shifts, evidence, robustness checks and scans."""

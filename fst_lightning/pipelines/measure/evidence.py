@@ -1,0 +1,298 @@
+"""Looks at the network before and after a defense, for the report: a bounded, read-only pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.data import BackdoorDataModule, ImageSet
+from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.patch_inversion import Triggers
+from fst_lightning.defenses.common.whole_set import seeded
+from fst_lightning.defenses.nc import NeuralCleanse
+from fst_lightning.models import Head, is_head, weight_matrix
+from fst_lightning.modules import ClassifierModule
+from fst_lightning.pipelines.build.parts import make_clean
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.score import spread, untouched
+from fst_lightning.pipelines.runtime.processes import is_first_process
+from fst_lightning.reports.evidence import (
+    Answers,
+    Evidence,
+    Example,
+    Inversion,
+    Snapshot,
+)
+from fst_lightning.seeds import derived_seed
+
+MOST_IMAGES = 1000
+"""So many clean and so many triggered test images are looked at, at most."""
+
+_BATCH = 250
+_STAMPED_IMAGES = 200  # for every recovered trigger
+_EXAMPLES = 6
+
+
+class EvidenceCollector:
+    """Collects what the report of a run shows; in the first process, where a report is wanted.
+
+    It changes nothing: neither weights nor modes nor the state of the random numbers. Nor does it
+    raise: what went wrong stands in :attr:`trouble`.
+
+    Args:
+        run: its configuration.
+        trainer: whose device and precision are used.
+        module: the network and what comes before it.
+        data: the test images.
+    """
+
+    def __init__(
+        self, run: Run, trainer: L.Trainer, module: ClassifierModule, data: BackdoorDataModule
+    ) -> None:
+        self.run = run
+        self.trainer = trainer
+        self.module = module
+        self.data = data
+        self.trouble: str | None = None
+        self._snapshots: dict[str, Snapshot] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._layers: dict[str, float] = {}
+        self._inversions: dict[str, Inversion] = {}
+        self._triggers: Triggers | None = None  # of the network before
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a report is to be written."""
+        report = self.run.cfg.get("report")
+        return bool(report and report.enabled)
+
+    def look(self) -> None:
+        """Look at the network; the first time that is the one before, the second the one after."""
+        if self.trouble or not (self.wanted and is_first_process()):
+            return
+        when = "after" if "before" in self._snapshots else "before"
+        try:
+            with untouched(self.trainer, self.module):
+                self._look(when)
+        except Exception as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+
+    def evidence(self) -> Evidence | None:
+        """What was seen; None where nothing was."""
+        before, after = self._snapshots.get("before"), self._snapshots.get("after")
+        if before is None:
+            return None
+        measured = self.data.measured
+        aims = measured.has_trigger and measured.label_map in ("all_to_one", "clean_label")
+        return Evidence(
+            classes=self.data.data.classes,
+            before=before,
+            after=after,
+            target=measured.target_label if aims else None,
+            examples=self._examples(before, after),
+            layers=self._layers,
+            inversions=self._inversions,
+            num_test=len(self.data.data.test),
+            num_triggered=len(self.data.triggered_rows) if measured.has_trigger else 0,
+            projection=self.run.cfg.report.projection,
+        )
+
+    def inversion(self) -> dict[str, Any] | None:
+        """What a search for triggers found, for ``results.json``; None where there was none."""
+        classes = self.data.data.classes
+        return {w: found.to_json(classes) for w, found in self._inversions.items()} or None
+
+    def _look(self, when: str) -> None:
+        net, test = self.module.net, self.data.data.test
+        head = _head(self.run, net)
+        clean = self._answers(test, head, triggered=False)
+        stamped = None
+        if self.data.measured.has_trigger:
+            stamped = self._answers(self.data.triggered_rows, head, triggered=True)
+        weight = None if head is None else _array(weight_matrix(head))
+        weights = {name: p.detach().float().cpu().clone() for name, p in net.named_parameters()}
+        if when == "after":
+            self._layers = relative_changes(self._weights, weights)
+        self._weights = weights
+        if self.run.cfg.report.inversion:
+            self._search(when)
+        self._snapshots[when] = Snapshot(clean, stamped, weight)
+
+    def _answers(self, images: ImageSet, head: Head | None, triggered: bool) -> Answers:
+        rows = spread(len(images), MOST_IMAGES)
+        device = self.trainer.strategy.root_device
+        features: list[Tensor] = []
+        columns: list[tuple[Tensor, ...]] = []
+        hook = None
+        if head is not None:
+            hook = head.register_forward_pre_hook(
+                lambda _, inputs: features.append(inputs[0].detach().flatten(1).float().cpu())
+            )
+        try:
+            for chunk in torch.split(rows, _BATCH):
+                batch, true = images.images[chunk].to(device), images.labels[chunk].to(device)
+                logits = self.module.net(self.module.inputs(batch, triggered=triggered)).float()
+                sure, said = logits.softmax(1).max(1)
+                aim = self.data.measured.wanted_labels(logits, true) if triggered else true
+                columns.append((true, said, sure, aim))
+        finally:
+            if hook is not None:
+                hook.remove()
+        labels, predictions, confidence, wanted = (
+            _array(torch.cat(parts)) for parts in zip(*columns, strict=True)
+        )
+        kept = torch.cat(features).numpy() if features else None
+        # A head that is called for every patch, or twice, has no one feature an image.
+        usable = kept is not None and len(kept) == len(rows) and bool(np.isfinite(kept).all())
+        return Answers(
+            labels,
+            predictions,
+            confidence,
+            kept if usable else None,
+            wanted if triggered else None,
+        )
+
+    def _examples(self, before: Snapshot, after: Snapshot | None) -> tuple[Example, ...]:
+        """Images of as many classes as possible."""
+        if before.triggered is None:
+            return ()
+        labels = before.triggered.labels
+        first = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
+        others = [i for i in range(len(labels)) if i not in set(first)]
+        chosen = [*(first[i] for i in spread(len(first), _EXAMPLES)), *others][:_EXAMPLES]
+        rows = spread(len(self.data.triggered_rows), MOST_IMAGES)[chosen]
+        images = self.data.triggered_rows.images[rows]
+        inputs = self.module.inputs
+        attack = self.data.measured
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            stamped = attack.cpu()(inputs.pixels(images)).clamp(0, 1)
+        stored = _pixels(images)
+        shown = _pixels((stamped * 255).round().to(torch.uint8))
+        answers = None if after is None else after.triggered
+        return tuple(
+            Example(
+                np.ascontiguousarray(stored[i]),
+                np.ascontiguousarray(shown[i]),
+                int(labels[row]),
+                int(before.triggered.predictions[row]),
+                None if answers is None else int(answers.predictions[row]),
+            )
+            for i, row in enumerate(chosen)
+        )
+
+    def _search(self, when: str) -> None:
+        """Look for a trigger of every class, with the images that the defender holds.
+
+        This is the search of ``defense=nc``, in its settings, from the same random numbers. If that
+        defense is run, it takes over what is found here: the two can't disagree.
+        """
+        defense = getattr(self.module, "defense", None)
+        search = defense if isinstance(defense, NeuralCleanse) else NeuralCleanse()
+        device = self.trainer.strategy.root_device
+        floats = (p.dtype for p in self.module.net.parameters() if p.is_floating_point())
+        clean = make_clean(self.data).to(device, next(floats, torch.float32))
+        generator = torch.Generator().manual_seed(derived_seed(self.run.cfg.seed, "study"))
+        with (
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            seeded(generator, device),
+        ):
+            found = search.search(self.module.net, clean, generator)
+        if search is defense and when == "before":
+            search.reuse(found)
+        shown = torch.lerp(torch.full_like(found.patterns, 0.5), found.patterns, found.masks)
+        images = _pixels((shown.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+        self._inversions[when] = Inversion(
+            _array(found.index),
+            _array(found.norms),
+            _array(found.rates),
+            tuple(np.ascontiguousarray(images)),
+            self._hits(found),
+            threshold=search.threshold,
+        )
+        if when == "before":
+            self._triggers = found
+        elif self._triggers is not None:
+            self._inversions["before"] = dataclasses.replace(
+                self._inversions["before"], test_rates_after=self._hits(self._triggers)
+            )
+
+    def _hits(self, triggers: Triggers) -> np.ndarray[Any, np.dtype[Any]]:
+        """The share of test images of other classes that each trigger turns into its class."""
+        clean = self._labelled(self.data.data.test, _STAMPED_IMAGES)
+        images = clean.images.float() / 255
+        rates = []
+        for label, (mask, pattern) in enumerate(
+            zip(triggers.masks, triggers.patterns, strict=True)
+        ):
+            others = images[clean.labels != label]
+            stamped = torch.lerp(others, pattern.expand_as(others), mask.expand_as(others))
+            said = [
+                self.module.net(x).argmax(1) for x in torch.split(clean.normalise(stamped), _BATCH)
+            ]
+            rates.append((torch.cat(said) == label).float().mean() if said else torch.tensor(0.0))
+        return _array(torch.stack([rate.cpu() for rate in rates]))
+
+    def _labelled(self, images: ImageSet, most: int) -> LabelledImages:
+        """Up to so many of the images, on the device, and how they are normalised."""
+        rows = spread(len(images), most)
+        device = self.trainer.strategy.root_device
+        return LabelledImages(
+            images.images[rows].to(device),
+            images.labels[rows].to(device),
+            self.data.data.mean,
+            self.data.data.std,
+            torch.get_default_dtype(),
+        )
+
+
+def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    r"""How far the parameters of every layer moved: :math:`\|\theta - \theta_0\|/\|\theta_0\|`.
+
+    Args:
+        before: parameters by name; weight and bias of a layer count as one vector.
+        after: the same later; those that are missing, or of another shape, are left out.
+
+    Example:
+        >>> one = {"fc.weight": torch.tensor([3.0]), "fc.bias": torch.tensor([4.0])}
+        >>> relative_changes(one, {"fc.weight": torch.tensor([8.0]), "fc.bias": one["fc.bias"]})
+        {'fc': 1.0}
+    """
+    moved: dict[str, float] = {}
+    size: dict[str, float] = {}
+    for name, old in before.items():
+        new = after.get(name)
+        if new is None or new.shape != old.shape:
+            continue
+        layer = name.rpartition(".")[0] or name
+        # In float64, for squares of a float32 may be too large, or too small, for another one.
+        moved[layer] = moved.get(layer, 0.0) + float((new.double() - old).square().sum())
+        size[layer] = size.get(layer, 0.0) + float(old.double().square().sum())
+    return {layer: float((moved[layer] / size[layer]) ** 0.5) for layer in moved if size[layer] > 0}
+
+
+def _head(run: Run, net: nn.Module) -> Head | None:
+    head = None if run.head is None else net.get_submodule(run.head)
+    return head if head is not None and is_head(head) else None
+
+
+def _pixels(images: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """Images as pictures have them, ``(N, H, W, 3)``; gray ones in three equal channels."""
+    colored: np.ndarray[Any, np.dtype[Any]] = (
+        images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    )
+    return colored
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    tensor = tensor.detach()
+    array: np.ndarray[Any, np.dtype[Any]] = (
+        (tensor.float() if tensor.is_floating_point() else tensor).cpu().clone().numpy()
+    )
+    return array

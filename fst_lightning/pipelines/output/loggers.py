@@ -1,0 +1,169 @@
+"""Where curves, settings and the charts of the report go: CSV, TensorBoard, W&B, MLflow."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from fst_lightning.pipelines.build.instantiate import make
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.reports.charts import Chart, charts, png
+
+_GROUPS = ("attack", "defense", "data", "model", "training", "tuning", "trainer")
+
+
+def make_loggers(run: Run, stage: str) -> list[Logger]:
+    """The loggers of a Trainer, which are told the settings of the run.
+
+    Args:
+        run: its configuration.
+        stage: what is being done; ``{stage}`` in a value of a logger's configuration becomes this,
+            and a logger that writes files gets a folder of this name, for the next would empty it.
+
+    Raises:
+        ValueError: where W&B has no account, or can't be reached.
+    """
+    loggers = [_make_logger(config, stage) for config in run.parts("logger")]
+    for logger in loggers:
+        with _without_questions() if isinstance(logger, WandbLogger) else nullcontext():
+            logger.log_hyperparams(settings(run))
+    return loggers
+
+
+@contextmanager
+def _without_questions() -> Iterator[None]:
+    """Let W&B say what is wrong where it would ask for an account: nobody may be there to answer.
+
+    It asks only where its standard input is a terminal.
+    """
+    import wandb
+
+    standard_input, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"Could not use W&B ({error}). Log in with `wandb login`, or set WANDB_API_KEY; or "
+            "keep its files in the run's folder with logger.wandb.offline=true "
+            "(WANDB_MODE=offline)."
+        ) from error
+    finally:
+        sys.stdin = standard_input
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What was chosen, flat: ``{"seed": 0, "attack": "badnets", "attack.patch_size": 3}``."""
+    found: dict[str, Any] = {"task": run.cfg.task, "seed": run.cfg.seed}
+    for group in _GROUPS:
+        if group in run.cfg:
+            found[group] = run.choices.get(group)
+            found |= _flat(run.arguments(group), group)
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}.{name}"
+        if isinstance(value, Mapping):
+            found |= _flat(value, key)
+        else:
+            found[key] = value
+    return found
+
+
+def _make_logger(config: DictConfig, stage: str) -> Logger:
+    told = {str(name): value for name, value in config.items()}
+    values = {n: v.replace("{stage}", stage) for n, v in told.items() if isinstance(v, str)}
+    if "save_dir" in values:
+        values["save_dir"] = str(Path(values["save_dir"]) / stage)
+    if "wandb" in str(config._target_).lower() and "wandb" in sys.modules:
+        # Lightning would go on in the run of the stage, or the job of a sweep, before.
+        sys.modules["wandb"].finish()
+    return make(OmegaConf.create({**told, **values}), Logger)
+
+
+def log_report(trainer: L.Trainer, results: Mapping[str, Any], page: Path) -> list[str]:
+    """Hand the figures and the report of a run to its loggers.
+
+    Args:
+        trainer: whose loggers they are.
+        results: the content of results.json.
+        page: the report, where there is one.
+
+    Returns:
+        What went wrong, a line a logger; the others have what they should.
+    """
+    troubles = []
+    drawn = charts(page.read_text(encoding="utf-8")) if page.is_file() else []
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            continue  # The report itself and results.json lie beside its file.
+        try:
+            logger.log_metrics(final_figures(results))
+            if isinstance(logger, TensorBoardLogger):
+                _to_tensorboard(logger, drawn)
+            elif isinstance(logger, WandbLogger):
+                _to_wandb(logger, drawn, page)
+            elif isinstance(logger, MLFlowLogger):
+                _to_mlflow(logger, drawn, page)
+            logger.save()
+        except Exception as error:
+            troubles.append(f"{type(logger).__name__} lacks the report: {error}")
+    return troubles
+
+
+def final_figures(results: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of results.json, by name: ``before/ca``, ``after/asr``, ``der``, ..."""
+    found = {
+        f"{when}/{name}": rate
+        for when in ("before", "after")
+        for name, rate in (results[when] or {}).items()
+    }
+    found |= {"der": results["der"]}
+    for block in ("seconds", "peak_memory_mb"):
+        found |= {f"{block}/{name}": value for name, value in results.get(block, {}).items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _pictures(drawn: Iterable[Chart]) -> dict[str, Image.Image]:
+    return {chart.name: Image.open(io.BytesIO(png(chart.svg))).convert("RGB") for chart in drawn}
+
+
+def _to_tensorboard(logger: TensorBoardLogger, drawn: Iterable[Chart]) -> None:
+    for name, picture in _pictures(drawn).items():
+        logger.experiment.add_image(f"report/{name}", np.asarray(picture), dataformats="HWC")
+
+
+def _to_wandb(logger: WandbLogger, drawn: Iterable[Chart], page: Path) -> None:
+    import wandb
+
+    if page.is_file():
+        logger.experiment.log({"report": wandb.Html(str(page), inject=False)})
+    pictures = {f"report/{n}": wandb.Image(picture) for n, picture in _pictures(drawn).items()}
+    logger.experiment.log(pictures)
+
+
+def _to_mlflow(logger: MLFlowLogger, drawn: Iterable[Chart], page: Path) -> None:
+    run = logger.run_id
+    for file in (page, page.with_name("results.json")):
+        if file.is_file():
+            logger.experiment.log_artifact(run, str(file))
+    for chart in drawn:
+        logger.experiment.log_text(run, chart.svg, f"charts/{chart.name}.svg")

@@ -1,0 +1,1 @@
+"""Chooses the strength of a defense on clean images alone."""

@@ -1,0 +1,289 @@
+"""Chooses a learning rate and the weight of a penalty without a trigger: on clean images alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from fst_lightning.configuration import ALPHA, LEARNING_RATE
+from fst_lightning.data import BackdoorDataModule
+from fst_lightning.defenses import PoisonedData
+from fst_lightning.pipelines.build.parts import automatic_keys, make_defense
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.runtime.processes import is_first_process
+from fst_lightning.pipelines.search.probe import Probe, Trial
+
+OnNoSetting = Literal["stop", "weakest"]
+"""What a run does if no setting is within the budget: stop, or go on from the least costly one."""
+
+PER_DECADE = 3
+"""How many settings are told apart between one power of ten and the next."""
+
+_FEWEST = 6
+_BY_HEART = 0.99  # of the images right before: a sign that the network was trained on them
+
+
+def choose_settings(
+    run: Run, net: nn.Module, data: BackdoorDataModule, poisoned: PoisonedData | None = None
+) -> dict[str, Any]:
+    """Choose what the configuration leaves to the run: a learning rate, then an alpha.
+
+    Each is the strongest that the budget of clean accuracy allows, on a logarithmic grid. To try a
+    setting, copies of the network are tuned for half the epochs of the recipe, one for each of
+    ``tuning.folds`` folds, on all other images of the defender. Together they answer every image
+    once, unseen. The answers are compared with those of the network before, image by image.
+
+    A setting is rejected if the images show, with 95 % confidence, that it costs more than the
+    budget. The burden of proof is with the weaker defense: nobody can see without a trigger what it
+    leaves behind, but everybody can see clean accuracy.
+
+    The budget is ``tuning.max_ca_drop``. The learning rate is the highest within the budget, or
+    within half of it if alpha is chosen too, which is then at its weakest. A rate that is too low
+    costs accuracy as well if the head is learned anew, so the rates are tried one by one, from the
+    highest. Alpha is the strongest within the budget, by bisection: the drop is assumed to grow
+    with alpha.
+
+    If no rate, or not even the weakest alpha, is within the budget, the run stops before the
+    tuning. With ``tuning.on_no_setting=weakest`` it goes on: the least costly setting becomes the
+    baseline, the strongest setting that costs no more than the budget on top of it is chosen, and
+    the results say that the budget was not kept.
+
+    Args:
+        run: its configuration, with ``tuning.optimizer.lr=auto``, ``defense.alpha=auto`` or both;
+            the numbers that are chosen are written into it.
+        net: the backdoored network; it stays as it is.
+        data: holds the defender's images. Its test set and trigger are not looked at.
+        poisoned: the training set as it was delivered, for a defense that inspects it.
+
+    Returns:
+        What was tried, for ``results.json``; with ``shortfalls`` if the budget was not kept.
+
+    Raises:
+        ValueError: If there are too few images, or no setting is within the budget.
+    """
+    keys = automatic_keys(run)
+    count = len(data.train_rows) + len(data.held_out_rows or ())
+    fewest = max(_FEWEST, int(run.cfg.tuning.folds))
+    if count < fewest:
+        raise ValueError(
+            f"Expected {fewest} or more clean images for {keys[0]}=auto, but got {count}; give a "
+            "number, or more images with tuning.clean_ratio."
+        )
+    probe = Probe(run, net, data, poisoned)
+    defense = make_defense(run)
+    budget = float(run.cfg.tuning.max_ca_drop)
+    low, high = run.cfg.tuning.lr_range
+    if ALPHA in keys:
+        probe.set(ALPHA, defense.alpha_range(net)[0])
+    if LEARNING_RATE in keys:
+        probe.set(LEARNING_RATE, low)
+    before = probe.before()
+    found: dict[str, Any] = {}
+    shortfalls: list[dict[str, str]] = []
+    if LEARNING_RATE in keys:
+        allowed = budget / 2 if ALPHA in keys else budget
+        search = _Search(probe, LEARNING_RATE, before, allowed, run.cfg.tuning.on_no_setting)
+        search.highest(log_grid(high, low))
+        found["lr_search"] = _settle(run, search)
+        shortfalls += search.shortfalls()
+    if ALPHA in keys:
+        search = _Search(probe, ALPHA, before, budget, run.cfg.tuning.on_no_setting)
+        search.strongest(log_grid(*defense.alpha_range(net)))
+        found["alpha_search"] = _settle(run, search)
+        shortfalls += search.shortfalls()
+    return found | ({"shortfalls": shortfalls} if shortfalls else {})
+
+
+def _settle(run: Run, search: _Search) -> dict[str, Any]:
+    """Write the chosen number into the configuration, and say why it was chosen."""
+    search.probe.set(search.key, search.chosen)
+    OmegaConf.update(run.cfg, search.key, search.chosen)
+    if is_first_process():
+        print(search.sentence(), flush=True)
+    return search.record()
+
+
+class _Search:
+    """Looks for the strongest value of one key within a budget of clean accuracy.
+
+    Args:
+        probe: tries the values.
+        key: of the configuration.
+        before: which images the network gets right before, ``(N,)`` bool.
+        allowed: the drop in clean accuracy that a value may cost, in [0, 1].
+        on_no_setting: what happens if no value is within it.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        key: str,
+        before: Tensor,
+        allowed: float,
+        on_no_setting: OnNoSetting = "stop",
+    ) -> None:
+        self.probe, self.key, self.allowed = probe, key, allowed
+        self.on_no_setting = on_no_setting
+        self.before = self.reference = before
+        self.baseline: tuple[float, Trial] | None = None
+        self.tried: dict[float, Trial] = {}
+        self.chosen = math.nan
+
+    def highest(self, grid: list[float]) -> None:
+        """Choose the first of the values that fits.
+
+        Raises:
+            ValueError: If none does and the run is to stop then.
+        """
+        fitting = next(filter(self.fits, grid), None)
+        if fitting is None:
+            cheapest = min(grid, key=lambda value: self.tried[value].drop)
+            self.compare_with(cheapest)
+            fitting = next(filter(self.fits, grid), cheapest)
+        self.chosen = fitting
+
+    def strongest(self, grid: list[float]) -> None:
+        """Choose the last of the values that fits; all before one that fits are assumed to fit.
+
+        Raises:
+            ValueError: If not even the first one fits and the run is to stop then.
+        """
+        if not self.fits(grid[0]):
+            self.compare_with(grid[0])
+            self.fits(grid[0])
+        self.chosen = strongest(grid, self.fits)
+
+    def fits(self, value: float) -> bool:
+        """Whether a value may be within the budget."""
+        self.probe.set(self.key, value)
+        self.tried[value] = self.probe(self.reference, self.allowed)
+        return self.tried[value].found.within(self.allowed)
+
+    def compare_with(self, value: float) -> None:
+        """Take the answers under this value as the baseline, for it costs too much itself.
+
+        Raises:
+            ValueError: If the run is to stop instead.
+        """
+        self.probe.set(self.key, value)
+        trial = self.probe(self.before, 1.0)
+        self.reference, self.baseline = trial.right, (value, trial)
+        if self.on_no_setting == "stop":
+            raise ValueError(self.refusal())
+
+    def refusal(self) -> str:
+        """Why the run stops, and what to do."""
+        right, total = int(self.before.sum()), len(self.before)
+        advice = (
+            f"Raise tuning.max_ca_drop, give {self.key} a number, or go on all the same with "
+            "tuning.on_no_setting=weakest."
+        )
+        if right >= _BY_HEART * total:
+            advice += (
+                f" The network gets {right} of these {total} images right, perhaps because it was "
+                "trained on them: images that it has not seen judge better "
+                "(tuning.clean_source=heldout)."
+            )
+        return (
+            f"Expected {self.key}=auto to find a value that costs at most "
+            f"{100 * self.allowed:.1f} points of clean accuracy (tuning.max_ca_drop), but got "
+            f"none: {self.least()} Nothing was tuned. {advice}"
+        )
+
+    def least(self) -> str:
+        """What the least costly value costs; a sentence."""
+        if self.baseline is None:
+            return ""
+        value, trial = self.baseline
+        low, high = trial.found.bounds
+        return (
+            f"{_short(value)}, the least costly of {len(self.tried)} tried, costs "
+            f"{100 * trial.found.drop:.1f} points ({100 * low:.1f} to {100 * high:.1f}) on "
+            f"{trial.found.total} clean images."
+        )
+
+    def shortfalls(self) -> list[dict[str, str]]:
+        """What ``results.json`` and the report say if no value was within the budget."""
+        if self.baseline is None:
+            return []
+        return [
+            {
+                "what": f"No value of {self.key} was within the budget of clean accuracy",
+                "why": f"{self.least()} tuning.max_ca_drop allows {100 * self.allowed:.1f}.",
+            }
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """What was tried, as plain values."""
+        return {
+            "chosen": self.chosen,
+            "within_budget": self.baseline is None,
+            "compared_with": "before" if self.baseline is None else _short(self.baseline[0]),
+            "compared_with_ca_drop": 0.0 if self.baseline is None else self.baseline[1].found.drop,
+            "max_ca_drop": self.allowed,
+            "tried": {
+                _short(value): {
+                    **dataclasses.asdict(trial.found),
+                    "ca_drop": trial.found.drop,
+                    "ca_drop_bounds": list(trial.found.bounds),
+                }
+                for value, trial in sorted(self.tried.items())
+            },
+        }
+
+    def sentence(self) -> str:
+        """What was chosen, and why."""
+        found = self.tried[self.chosen].found
+        low, high = found.bounds
+        text = (
+            f"{self.key}={_short(self.chosen)} chosen of {len(self.tried)} that were tried on "
+            f"{found.total} clean images: it costs {100 * found.drop:.1f} points of clean accuracy "
+            f"({100 * low:.1f} to {100 * high:.1f}), {100 * self.allowed:.1f} are allowed; "
+        )
+        if self.baseline is None:
+            return f"{text}compared with the network before"
+        return (
+            f"{text}compared with {_short(self.baseline[0])}, which itself costs "
+            f"{100 * self.baseline[1].found.drop:.1f}: no value was within the budget"
+        )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def log_grid(weakest: float, strongest: float) -> list[float]:
+    """Numbers from the first to the last, at least :data:`PER_DECADE` per power of ten.
+
+    Example:
+        >>> [round(value, 3) for value in log_grid(1.0, 0.01)]
+        [1.0, 0.464, 0.215, 0.1, 0.046, 0.022, 0.01]
+    """
+    steps = max(1, math.ceil(PER_DECADE * abs(math.log10(strongest / weakest)) - 1e-9))
+    return [float(weakest * (strongest / weakest) ** (i / steps)) for i in range(steps + 1)]
+
+
+def strongest(grid: list[float], fits: Callable[[float], bool]) -> float:
+    """The last of the numbers that fit, by bisection; all before one that fits must fit as well.
+
+    Args:
+        grid: the numbers in order; the first one is assumed to fit.
+        fits: called about as often as the logarithm of their count.
+
+    Example:
+        >>> strongest([1.0, 2.0, 3.0, 4.0, 5.0], lambda number: number < 3.5)
+        3.0
+    """
+    low, high = 0, len(grid) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(grid[middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return grid[low]

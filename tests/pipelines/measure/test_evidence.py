@@ -1,0 +1,332 @@
+"""What the report of a run is made of, and that making it does no harm."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fst_lightning.defenses import NeuralCleanse, Triggers
+from fst_lightning.metrics import paired_drop_interval
+from fst_lightning.pipelines import run_pipeline
+from fst_lightning.pipelines.measure.evidence import EvidenceCollector, relative_changes
+from fst_lightning.pipelines.output import run_folder as finish
+from fst_lightning.reports import pictures, read_results, render_page
+from fst_lightning.reports.evidence import Evidence, confusion
+from tests.pipelines.conftest import Results, Start
+from tests.reports.pages import read
+
+ATTACKED = ("attack=badnets", "attack.poison_ratio=0.3", "training.max_epochs=3", "defense=fst")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Evidence | None]:
+    """The evidence that every run comes to."""
+    found: list[Evidence | None] = []
+
+    def watched(results: Results, evidence: Evidence | None, *more: Any) -> str:
+        found.append(evidence)
+        return render_page(results, evidence, *more)
+
+    monkeypatch.setattr(finish, "render_page", watched)
+    return found
+
+
+def test_evidence_is_what_was_measured(start: Start, seen: list[Evidence | None]) -> None:
+    run = start(*ATTACKED)
+    results = run_pipeline(run)
+    (found,) = seen
+    assert found is not None
+    assert found.after is not None
+    assert (found.target, found.num_test) == (0, 30)
+    for when, snapshot in (("before", found.before), ("after", found.after)):
+        clean, triggered = snapshot.clean, snapshot.triggered
+        assert triggered is not None
+        assert confusion(clean, 3).trace() / 30 == pytest.approx(results[when]["ca"])
+        counts, total = confusion(triggered, 3), results["data"]["num_triggered_test"]
+        assert counts[:, 0].sum() / total == pytest.approx(results[when]["asr"])
+        assert counts.trace() / total == pytest.approx(results[when]["ra"])
+        assert np.all(triggered.wanted == 0)
+        if when == "before":
+            others = clean.labels != 0
+            control = float((clean.predictions[others] == 0).mean())
+            assert results["attack"]["control_rate"] == pytest.approx(control)
+        assert clean.features is not None
+        assert ((clean.confidence >= 1 / 3) & (clean.confidence <= 1)).all()
+    before, after = (s.clean.predictions == s.clean.labels for s in (found.before, found.after))
+    low, high = paired_drop_interval(int((before & ~after).sum()), int((after & ~before).sum()), 30)
+    assert results["ci95"]["change"]["ca"] == pytest.approx([-high, -low])
+    page = read((run.folder / "report.html").read_text("utf-8"))
+    shown = f"{100 * results['attack']['control_rate']:.2f} %"
+    assert page.keyed["attack.control_rate"] == shown
+    assert page.keyed["after.ca"] == f"{100 * results['after']['ca']:.2f} %"
+
+
+def test_weights_and_examples_are_those_of_the_files(
+    start: Start, seen: list[Evidence | None]
+) -> None:
+    run = start(*ATTACKED)
+    results = run_pipeline(run)
+    (found,) = seen
+    assert found is not None
+    assert found.after is not None
+    old, new = (load_file(results["checkpoints"][key]) for key in ("backdoored", "purified"))
+    assert found.before.head is not None
+    assert found.after.head is not None
+    assert np.array_equal(found.before.head, old["fc.weight"].numpy())
+    assert np.array_equal(found.after.head, new["fc.weight"].numpy())
+    parts = [(old[f"fc.{name}"], new[f"fc.{name}"]) for name in ("weight", "bias")]
+    moved = sum(float(((b - a) ** 2).sum()) for a, b in parts)
+    size = sum(float((a**2).sum()) for a, _ in parts)
+    assert found.layers["fc"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
+    # The head on the features it was seen with gives the predictions that were seen.
+    clean = found.after.clean
+    assert clean.features is not None
+    logits = clean.features @ new["fc.weight"].numpy().T + new["fc.bias"].numpy()
+    assert (logits.argmax(1) == clean.predictions).all()
+    assert {example.label for example in found.examples} == {1, 2}
+    changed = found.examples[0].clean != found.examples[0].triggered
+    assert changed.any()
+    assert not changed[:4].any()  # the patch of BadNets is in the lower right corner
+
+
+def test_a_report_changes_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever looking does to modes and random numbers, the run goes on as without it."""
+    really_look = EvidenceCollector._look
+    look = EvidenceCollector.look
+
+    def careless(collector: EvidenceCollector, when: str) -> None:
+        really_look(collector, when)
+        torch.rand(3)
+        collector.module.net.train()
+
+    def watched(collector: EvidenceCollector) -> None:
+        modes = [part.training for part in collector.module.modules()]
+        state = torch.get_rng_state()
+        look(collector)
+        assert torch.get_rng_state().equal(state)
+        assert [part.training for part in collector.module.modules()] == modes
+        assert collector.trouble is None
+
+    monkeypatch.setattr(EvidenceCollector, "_look", careless)
+    monkeypatch.setattr(EvidenceCollector, "look", watched)
+    weights = []
+    for enabled in ("true", "false"):
+        run = start(*ATTACKED, f"report.enabled={enabled}", "data.crop_padding=1")
+        results = run_pipeline(run)
+        assert (run.folder / "report.html").exists() == (enabled == "true")
+        weights.append((load_file(results["checkpoints"]["purified"]), results["after"]))
+    (first, figures), (second, others) = weights
+    assert all(first[name].equal(second[name]) for name in first)
+    assert figures == others
+
+
+def test_changes_of_any_size_are_those_of_the_numbers() -> None:
+    """Squares that float32 has no number for."""
+    old = {"a.weight": torch.tensor([3e30]), "a.bias": torch.tensor([4e30]), "b": torch.ones(2)}
+    new = {"a.weight": torch.tensor([8e30]), "a.bias": torch.tensor([4e30]), "b": torch.ones(2)}
+    assert relative_changes(old, new) == {"a": pytest.approx(1.0), "b": 0.0}
+    small = {"a": torch.tensor([2e-30])}
+    assert relative_changes(small, {"a": torch.tensor([3e-30])}) == {"a": pytest.approx(0.5)}
+
+
+def test_a_network_without_finite_answers_has_a_report(
+    start: Start, seen: list[Evidence | None], tmp_path: Path
+) -> None:
+    """Its weights are numbers; what it makes of an image is none."""
+    run = start(*ATTACKED, "defense=none")
+    kept = Path(run_pipeline(run)["checkpoints"]["backdoored"])
+    state = load_file(kept)
+    with safe_open(kept, "pt") as file:
+        about = file.metadata()
+    huge = {n: v * 1e25 if n.endswith("weight") else v for n, v in state.items()}
+    save_file(huge, tmp_path / "huge.safetensors", metadata=about)
+    run = start(*ATTACKED, "defense=none", f"checkpoint={tmp_path / 'huge.safetensors'}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        run_pipeline(run)
+    found = seen[-1]
+    assert found is not None
+    assert found.before.clean.features is None
+    assert np.isnan(found.before.clean.confidence).any()
+    assert "Features" not in (run.folder / "report.html").read_text("utf-8").partition("<pre>")[0]
+
+
+@pytest.mark.parametrize("task", ["train", "purify"])
+def test_a_clean_model_has_a_report(start: Start, task: str, seen: list[Evidence | None]) -> None:
+    run = start("attack=none", task=task)
+    run_pipeline(run)
+    (found,) = seen
+    assert found is not None
+    assert found.before.triggered is None
+    assert (found.after is None) == (task == "train")
+    assert (found.target, found.examples) == (None, ())
+    assert "asr" not in (run.folder / "report.html").read_text("utf-8").partition("<pre>")[0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("render", "report.html was not written: KeyError: 'x'"),
+        ("draw", "report.html was not written: KeyError: 'x'"),
+        ("look", "report.html lacks its pictures: KeyError: 'x'"),
+    ],
+)
+def test_a_broken_report_is_one_line(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    says: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("x")
+
+    if broken == "render":
+        monkeypatch.setattr(finish, "render_page", fail)
+    elif broken == "draw":
+        monkeypatch.setattr(pictures, "heat_map", fail)
+    else:
+        monkeypatch.setattr(EvidenceCollector, "_look", fail)
+    run = start()
+    run_pipeline(run)
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if "report" in line and "written  " not in line][
+        -1
+    ] == f"warning  {says}"
+    results, error = read_results(run.folder / "results.json")
+    assert error is None
+    assert results is not None
+    assert (run.folder / "report.html").exists() == (broken == "look")
+
+
+def test_other_processes_look_at_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = EvidenceCollector(start(), *3 * [None])  # type: ignore[arg-type]
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    collector.look()
+    assert (collector.trouble, collector.evidence()) == (None, None)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    collector.look()
+    assert collector.trouble is not None
+
+
+def test_another_projection_is_refused_before_work_starts(
+    start: Start, models: Callable[[], set[str]]
+) -> None:
+    with pytest.raises(ValueError, match=r"`report\.projection` to be pca or tsne"):
+        run_pipeline(start("report.projection=umap"))
+    assert models() == set()
+
+
+def test_triggers_are_looked_for_where_that_is_wanted(
+    start: Start, seen: list[Evidence | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = functools.partialmethod(NeuralCleanse.__init__, rounds=1, steps=1, restarts=1)
+    monkeypatch.setattr(NeuralCleanse, "__init__", quick)
+    run = start("attack=none", "report.inversion=true")
+    run_pipeline(run)
+    (found,) = seen
+    assert found is not None
+    assert set(found.inversions) == {"before", "after"}
+    inversion = found.inversions["after"]
+    assert inversion.index.shape == inversion.norms.shape == (3,)
+    assert [pattern.shape for pattern in inversion.patterns] == [(8, 8, 3)] * 3
+    assert "Looking for a trigger" in (run.folder / "report.html").read_text("utf-8")
+
+
+def test_the_report_and_nc_search_alike(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same figures in the report of another run, in that of nc, and without a report."""
+    few = ("rounds", "steps", "restarts")
+    quick = dict.fromkeys(few, 2)
+    mixed = "trainer.precision=bf16-mixed"
+    nc = ["defense=nc", "defense.threshold=50", mixed, *(f"defense.{name}=2" for name in few)]
+    searches: list[int] = []
+    search = NeuralCleanse.search
+
+    def counted(self: NeuralCleanse, *given: Any) -> Triggers:
+        searches.append(1)
+        return search(self, *given)
+
+    monkeypatch.setattr(NeuralCleanse, "search", counted)
+    alone = run_pipeline(start(*nc))["defense"]["findings"]
+    assert len(searches) == 1
+    results = run_pipeline(start(*nc, "report.inversion=true"))
+    assert len(searches) == 3  # before and after; the defense takes over the one before
+    both = results["defense"]["findings"]
+    assert both["anomaly_index"] == pytest.approx(results["inversion"]["before"]["index"], abs=1e-4)
+    assert results["inversion"]["before"]["suspicious"] == both["flagged"] == []
+    assert results["inversion"]["before"]["threshold"] == 50
+    assert both["anomaly_index"] == alone["anomaly_index"]
+    assert both["norms"] == alone["norms"]
+
+    made = functools.partialmethod(NeuralCleanse.__init__, **quick)
+    monkeypatch.setattr(NeuralCleanse, "__init__", made)
+    other = run_pipeline(start("defense=ft", "report.inversion=true", mixed))["inversion"]["before"]
+    assert other["index"] == pytest.approx(alone["anomaly_index"], abs=1e-4)
+
+    shown = capsys.readouterr().out
+    assert "no success: No class was suspected" in shown
+    assert (
+        f"Class {int(np.argmax(other['index']))} came closest" in shown or "No recovered" in shown
+    )
+    assert both["shortfalls"] == [{"what": "No class was suspected", "why": both["summary"]}]
+    assert results["after"] == results["before"]
+
+
+@pytest.mark.parametrize("covers", [0.0, 1.0])
+def test_recovered_triggers_are_tried_on_test_images_of_other_classes(
+    start: Start,
+    seen: list[Evidence | None],
+    monkeypatch: pytest.MonkeyPatch,
+    covers: float,
+) -> None:
+    """A mask of zeros changes no answer; under one of ones all images are the pattern."""
+    masks, patterns = torch.full((3, 1, 8, 8), covers), torch.rand(3, 3, 8, 8)
+    known = Triggers(masks, patterns, torch.ones(3))
+    monkeypatch.setattr(NeuralCleanse, "search", lambda *_: known)
+    run = start("attack=none", "report.inversion=true")
+    results = run_pipeline(run)
+    written, error = read_results(run.folder / "results.json")
+    assert error is None
+    assert written is not None
+    assert written["inversion"] == results["inversion"]
+    (found,) = seen
+    assert found is not None
+    assert found.after is not None
+    for snapshot, key in ((found.before, "test_rate"), (found.after, "test_rate_after")):
+        rates = results["inversion"]["before"][key]
+        if covers:
+            assert set(rates) <= {0.0, 1.0}
+            continue
+        counts = confusion(snapshot.clean, 3)
+        others = counts.sum() - counts.sum(axis=1)
+        assert rates == pytest.approx((counts.sum(axis=0) - counts.diagonal()) / others)
+    shown = found.inversions["before"].patterns[0] / 255
+    expected = patterns[0].permute(1, 2, 0).numpy() if covers else np.full((8, 8, 3), 0.5)
+    assert shown == pytest.approx(expected, abs=0.003)
+    assert results["inversion"]["after"]["test_rate_after"] is None
+
+
+def test_curves_are_those_of_the_logger(start: Start) -> None:
+    run = start("logger=csv", "tuning.max_epochs=2")
+    run_pipeline(run)
+    text = (run.folder / "report.html").read_text("utf-8")
+    assert "Purification, epoch by epoch" in text
+    assert "Training, epoch by epoch" in text
+    again = start("logger=csv")
+    stale = again.folder / "curves" / "train" / "metrics.csv"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes((run.folder / "curves" / "train" / "metrics.csv").read_bytes())
+    run_pipeline(again)
+    text = (again.folder / "report.html").read_text("utf-8")
+    assert "Purification, epoch by epoch" in text
+    assert "Training, epoch by epoch" not in text  # the model came from the store
