@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-lowest test-newest lint format type imports spelling check wheel clean
+.PHONY: help install test test-all test-lowest test-newest lint format type imports spelling check docs serve-docs wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -41,7 +41,13 @@ imports: ## import rules: who may import whom
 spelling: ## common misspellings
 	codespell
 
-check: lint type imports spelling ## everything but the tests
+check: lint type imports spelling ## everything but the tests and the site
+
+docs: ## build the documentation site in build/site; pip install -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
+
+serve-docs: ## show the documentation site at http://127.0.0.1:8000, and follow changes
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs serve
 
 wheel: ## build dist/*.whl
 	python -m build --wheel

@@ -21,8 +21,13 @@ _NAMED: Mapping[str, Any] = {
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-class _Definition(NamedTuple):
-    """A statement of a module, and the module."""
+class Definition(NamedTuple):
+    """A class, function or constant in the source.
+
+    Attributes:
+        node: Its statement.
+        module: The dotted name of its module.
+    """
 
     node: ast.AST
     module: str
@@ -42,7 +47,7 @@ def argument_types(target: str) -> dict[str, Any]:
         (<class 'float'>, typing.Literal['orthogonal', 'uniform', 'none'])
     """
     module, _, name = target.rpartition(".")
-    found = _defined(module, name)
+    found = find_definition(module, name)
     if found is not None and isinstance(found.node, ast.ClassDef):
         found = _constructor(found)
     if found is None or not isinstance(found.node, ast.FunctionDef):
@@ -66,7 +71,7 @@ def argument_meanings(target: str) -> dict[str, str]:
         'number of training images, at least 1.'
     """
     module, _, name = target.rpartition(".")
-    found = _defined(module, name)
+    found = find_definition(module, name)
     if found is None or not isinstance(found.node, ast.ClassDef | ast.FunctionDef):
         return {}
     text = ast.get_docstring(found.node) or ""
@@ -147,8 +152,7 @@ def _choices(hint: Any) -> Iterator[Any]:
 @functools.cache
 def _definitions(module: str) -> Mapping[str, ast.AST]:
     """What the top level of a module defines or imports, by name."""
-    path = _ROOT.joinpath(*module.split(".")[1:])
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    file = source_file(module)
     if module.split(".")[0] != _PACKAGE or not file.is_file():
         return {}
     found: dict[str, ast.AST] = {}
@@ -162,24 +166,50 @@ def _definitions(module: str) -> Mapping[str, ast.AST]:
     return found
 
 
-def _defined(module: str, name: str) -> _Definition | None:
-    """Follow a name through imports to where it is defined."""
+def source_file(module: str) -> Path:
+    """The file of a module of this package, whether it exists or not.
+
+    Args:
+        module: Its dotted name.
+
+    Example:
+        >>> source_file("fst_lightning.defenses").name
+        '__init__.py'
+    """
+    path = _ROOT.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def find_definition(module: str, name: str) -> Definition | None:
+    """Follow a name through imports to where it is defined.
+
+    Args:
+        module: The dotted name of a module of this package.
+        name: A name in it.
+
+    Returns:
+        The definition; None if the name comes from another package, or does not exist.
+
+    Example:
+        >>> find_definition("fst_lightning.defenses", "FST").module
+        'fst_lightning.defenses.fst'
+    """
     node = _definitions(module).get(name)
     if not isinstance(node, ast.ImportFrom):
-        return None if node is None else _Definition(node, module)
+        return None if node is None else Definition(node, module)
     original = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
-    return _defined(node.module or "", original)
+    return find_definition(node.module or "", original)
 
 
-def _constructor(found: _Definition) -> _Definition | None:
+def _constructor(found: Definition) -> Definition | None:
     """The ``__init__`` of a class, or of the first of its bases that has one."""
     if not isinstance(found.node, ast.ClassDef):
         return None
     for node in found.node.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return _Definition(node, found.module)
+            return Definition(node, found.module)
     for base in found.node.bases:
-        parent = _defined(found.module, base.id) if isinstance(base, ast.Name) else None
+        parent = find_definition(found.module, base.id) if isinstance(base, ast.Name) else None
         constructor = None if parent is None else _constructor(parent)
         if constructor is not None:
             return constructor
@@ -198,7 +228,7 @@ def _evaluated(node: ast.AST, module: str) -> Any:
         items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return Literal[tuple(item.value for item in items if isinstance(item, ast.Constant))]
     if isinstance(node, ast.Name):
-        alias = _defined(module, node.id)
+        alias = find_definition(module, node.id)
         if alias is not None and isinstance(alias.node, ast.expr):
             return _evaluated(alias.node, alias.module)
         return _NAMED.get(node.id, Any)

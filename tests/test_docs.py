@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from fst_lightning.configuration import groups
+from website.pages import generated_pages
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,12 +30,14 @@ def test_readme_opens_with_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda path: path.name
+    "document", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda path: path.name
 )
 def test_links_lead_somewhere(document: Path) -> None:
+    generated = {ROOT / "docs" / page for page in generated_pages()}
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (document.parent / target).exists(), target
+            file = Path(os.path.normpath(document.parent / target))
+            assert file.exists() or file in generated, target
 
 
 def test_readme_examples_of_a_defense_and_a_callback_run() -> None:

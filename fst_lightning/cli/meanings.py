@@ -50,23 +50,26 @@ def with_meanings(text: str, task: str, choices: Mapping[str, str]) -> str:
 
 def _meanings(task: str, choices: Mapping[str, str]) -> dict[str, str]:
     root = conf_folder()
-    found = _comments(root / f"{task}.yaml")
+    found = key_comments(root / f"{task}.yaml")
     del found[""]  # stands in the head of the help
     for group, option in choices.items():
         # An option may build on the default one, whose comments then count.
         for name in ("default", option):
             file = root / group / f"{name}.yaml"
             if file.is_file():
-                comments = _comments(file)
+                comments = key_comments(file)
                 found[group] = comments.pop("", "") or found.get(group, "")
                 found |= {f"{group}.{key}": says for key, says in comments.items()}
     return found
 
 
-def _comments(file: Path) -> dict[str, str]:
-    """The comment of each dotted key, and under "" what stands at the head of the file.
+def key_comments(file: Path) -> dict[str, str]:
+    """The comment of each dotted key, and under "" the comment at the head of the file.
 
     A comment stands behind a key, or in the lines above it.
+
+    Args:
+        file: A YAML file of the configuration.
     """
     found: dict[str, str] = {}
     path, above, head = _Path(), list[str](), True

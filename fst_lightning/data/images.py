@@ -271,9 +271,11 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     r"""Mean and standard deviation of each channel over all pixels, in units of [0, 1].
 
-    $\mu_c = \frac{1}{NHW} \sum x_c / 255$, $\sigma_c^2 = \frac{1}{NHW} \sum (x_c/255 - \mu_c)^2$,
-    computed from a histogram: exact, and without a float copy of the images. The standard
-    deviation is at least `MIN_STD`, so that images of one colour can be normalised.
+    .. math:: \mu_c = \frac{1}{NHW} \sum x_c / 255, \qquad
+        \sigma_c^2 = \frac{1}{NHW} \sum (x_c/255 - \mu_c)^2
+
+    The sums come from a histogram: they are exact, and no float copy of the images is made. The
+    standard deviation is at least `MIN_STD`, so that images of one color can be normalized.
 
     Args:
         images: uint8 of shape (N, C, H, W), N at least 1; taken in chunks.

@@ -7,9 +7,10 @@ from statistics import NormalDist
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     r"""Bound the probability behind a count: Wilson's score interval.
 
-    All $p$ with $|\hat p - p| \le z \sqrt{p (1 - p) / n}$, where $\hat p$ is successes / total and
-    $z$ the normal quantile of the confidence. Stays inside [0, 1] and keeps a width at 0 and at 1,
-    where the usual $\hat p \pm z \sqrt{\hat p (1 - \hat p) / n}$ collapses.
+    All :math:`p` with :math:`|\hat p - p| \le z \sqrt{p (1 - p) / n}`. Here :math:`\hat p` is
+    successes / total and :math:`z` the normal quantile of the confidence. The interval stays inside
+    [0, 1] and keeps a width at 0 and at 1, where the usual
+    :math:`\hat p \pm z \sqrt{\hat p (1 - \hat p) / n}` collapses.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference",
     JASA 22, 1927.
@@ -53,12 +54,12 @@ def rate_difference_interval(
 ) -> tuple[float, float]:
     r"""Bound the difference of two rates that were counted apart: Newcombe's hybrid score interval.
 
-    With Wilson's intervals $[l_i, u_i]$ of the rates $\hat p_i$ and $d = \hat p_1 - \hat p_2$ it is
+    .. math:: \Big[d - \sqrt{(\hat p_1 - l_1)^2 + (u_2 - \hat p_2)^2},\;
+        d + \sqrt{(u_1 - \hat p_1)^2 + (\hat p_2 - l_2)^2}\Big]
 
-    $[d - \sqrt{(\hat p_1 - l_1)^2 + (u_2 - \hat p_2)^2},\;
-    d + \sqrt{(u_1 - \hat p_1)^2 + (\hat p_2 - l_2)^2}]$.
-
-    If both rates were counted on the same images, `paired_drop_interval` is narrower.
+    Here :math:`[l_i, u_i]` are Wilson's intervals of the rates :math:`\hat p_i`, and
+    :math:`d = \hat p_1 - \hat p_2`. If both rates were counted on the same images,
+    `paired_drop_interval` is narrower.
 
     Source: Newcombe, "Interval estimation for the difference between independent proportions:
     comparison of eleven methods", Statistics in Medicine 17, 1998, method 10.

@@ -76,8 +76,10 @@ class _MatchRate(Metric):
 class CleanAccuracy(_MatchRate):
     r"""Share of clean images that get their true label.
 
-    $\mathrm{CA} = \frac{1}{N} \sum_{i=1}^{N} 1[f(x_i) = y_i]$, in [0, 1], higher is better; NaN
-    where no image was counted. A row of logits that holds a NaN counts as wrong.
+    .. math:: \mathrm{CA} = \frac{1}{N} \sum_{i=1}^{N} 1[f(x_i) = y_i]
+
+    In [0, 1], higher is better; NaN if no image was counted. A row of logits that holds a NaN
+    counts as wrong.
 
     Shapes: `update(preds, target)` takes logits (N, C) or class numbers (N,), and the true labels
     (N,) as integers; `compute()` gives a scalar.
@@ -99,10 +101,12 @@ class CleanAccuracy(_MatchRate):
 class AttackSuccessRate(_MatchRate):
     r"""Share of triggered images that get the label the attacker wants.
 
-    $\mathrm{ASR} = \frac{1}{N} \sum_{i=1}^{N} 1[f(T(x_i)) = t(y_i)]$, in [0, 1], with the trigger
-    $T$ and the attacker's label $t(y)$; NaN where no image was counted. Images whose true label is
-    already the target say nothing about the attack and must not be passed in. Seen from the
-    defender, lower is better. A row of logits that holds a NaN counts as a failed attack.
+    .. math:: \mathrm{ASR} = \frac{1}{N} \sum_{i=1}^{N} 1[f(T(x_i)) = t(y_i)]
+
+    In [0, 1], with the trigger :math:`T` and the attacker's label :math:`t(y)`; NaN if no image was
+    counted. Images whose true label is already the target say nothing about the attack and must not
+    be passed in. For a defender lower is better. A row of logits that holds a NaN counts as a
+    failed attack.
 
     Shapes: `update(preds, target)` takes logits (N, C) or class numbers (N,) for the *triggered*
     images, and the *attacker's* labels (N,) as integers; `compute()` gives a scalar.
@@ -124,9 +128,10 @@ class AttackSuccessRate(_MatchRate):
 class RobustAccuracy(_MatchRate):
     r"""Share of triggered images that still get their true label.
 
-    $\mathrm{RA} = \frac{1}{N} \sum_{i=1}^{N} 1[f(T(x_i)) = y_i]$, in [0, 1], higher is better; NaN
-    where no image was counted. Over the same images ASR + RA <= 1. A row of logits that holds a
-    NaN counts as wrong.
+    .. math:: \mathrm{RA} = \frac{1}{N} \sum_{i=1}^{N} 1[f(T(x_i)) = y_i]
+
+    In [0, 1], higher is better; NaN if no image was counted. Over the same images ASR + RA <= 1. A
+    row of logits that holds a NaN counts as wrong.
 
     Shapes: `update(preds, target)` takes logits (N, C) or class numbers (N,) for the *triggered*
     images, and the *true* labels (N,) as integers; `compute()` gives a scalar.
@@ -146,9 +151,11 @@ class RobustAccuracy(_MatchRate):
 class ControlRate(_MatchRate):
     r"""Share of *clean* images that get the label the attacker wants, without any trigger.
 
-    $\frac{1}{N} \sum_{i=1}^{N} 1[f(x_i) = t(y_i)]$ over the images that the attack success rate is
-    measured on, in [0, 1]; NaN if no image was counted. It is the control of the attack success
-    rate: a network that answers one class to many images gives a high rate without a backdoor.
+    .. math:: \frac{1}{N} \sum_{i=1}^{N} 1[f(x_i) = t(y_i)]
+
+    Over the images that the attack success rate is measured on, in [0, 1]; NaN if no image was
+    counted. It is the control of the attack success rate: a network that answers one class to many
+    images gives a high rate without a backdoor.
 
     Shapes: `update(preds, target, counted)` takes logits (N, C) or class numbers (N,) for *clean*
     images, the *attacker's* labels (N,) as integers, and which rows to count, (N,) bool;

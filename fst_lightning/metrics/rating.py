@@ -6,8 +6,10 @@ def defense_effectiveness_rating(
 ) -> float:
     r"""Rate a defense by the success rate it takes away less the accuracy it costs.
 
-    $\mathrm{DER} = \frac{1}{2}[\max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{CA}) + 1]$, with
-    each difference before minus after. In [0, 1]; 0.5 is a defense that changes nothing, and
+    .. math:: \mathrm{DER} =
+        \frac{1}{2}[\max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{CA}) + 1]
+
+    Each difference is before minus after. In [0, 1]; 0.5 is a defense that changes nothing, and
     gains in accuracy are not rewarded.
 
     Source: Zhu et al., "Enhancing fine-tuning based backdoor defense with sharpness-aware

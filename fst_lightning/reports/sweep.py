@@ -91,7 +91,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> "Spread":
-        r"""Average what is there: $s^2 = \frac{1}{n - 1} \sum_i (x_i - \bar x)^2$.
+        r"""Average what is there: :math:`s^2 = \frac{1}{n - 1} \sum_i (x_i - \bar x)^2`.
 
         Example:
             >>> Spread.of([1.0, None, 3.0])

@@ -1,0 +1,81 @@
+"""Every method, option and package has a page, and the pages say what the sources say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fst_lightning.annotations import argument_meanings
+from fst_lightning.configuration import conf_folder, groups
+from website.methods import GROUPS, Group, method_page, target_of
+from website.options import option_file
+from website.pages import generated_pages
+from website.python_api import PACKAGES
+
+ROOT = Path(__file__).parents[2]
+METHODS = [(group, option) for group in GROUPS for option in groups()[group]]
+
+
+@pytest.mark.parametrize(("group", "option"), METHODS, ids=lambda part: str(part))
+def test_a_method_has_a_page_with_all_its_arguments(group: Group, option: str) -> None:
+    page = method_page(group, option)
+    title = page.splitlines()[0].removeprefix("# ")
+    assert title
+    assert len(title) <= 60
+    values = yaml.safe_load(option_file(group, option).read_text(encoding="utf-8"))
+    arguments = values if "_target_" in values else values[option]
+    prefix = group if "_target_" in values else f"{group}.{option}"
+    for name in arguments.keys() - {"_target_"}:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{prefix}.{name}"))
+        assert row.count("|") >= 4
+    documented = argument_meanings(target_of(group, option))
+    assert {name for name in arguments if name != "_target_"} <= documented.keys() | {"patch"}
+
+
+def test_every_group_and_key_is_in_the_reference() -> None:
+    pages = generated_pages()
+    for group, options in groups().items():
+        page = pages[f"reference/options/{group}.md"]
+        for option in options:
+            assert f"`{group}={option}`" in page or f"[`{option}`]" in page
+    tuning = pages["reference/options/tuning.md"]
+    for key in yaml.safe_load((conf_folder() / "tuning" / "default.yaml").read_text()):
+        assert f"`tuning.{key}" in tuning
+
+
+def test_every_public_package_is_in_the_reference() -> None:
+    folders = {path.parent.name for path in (ROOT / "fst_lightning").glob("*/__init__.py")}
+    assert folders - {"cli"} == PACKAGES.keys() - {"fst_lightning"}
+
+
+def test_every_key_of_results_json_is_in_the_reference() -> None:
+    page = generated_pages()["reference/results_json.md"]
+    for key in ("before.ca", "attack.implanted", "ci95.change.ca", "detection.before.p_value"):
+        assert f"| `{key}` |" in page
+
+
+def test_no_cell_breaks_its_table() -> None:
+    for path, page in generated_pages().items():
+        width = None
+        for line in page.splitlines():
+            if not line.startswith("|"):
+                width = None
+                continue
+            # Bars inside code, or escaped, do not end a cell.
+            text = "".join(line.replace("\\|", "").split("`")[::2])
+            width = width or text.count("|")
+            assert text.count("|") == width, (path, line)
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for page in tmp_path.rglob("*.html"):
+        assert 'src="http' not in page.read_text(encoding="utf-8"), page

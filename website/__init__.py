@@ -1,0 +1,1 @@
+"""Builds the documentation site: pages generated from the code, formulas, and links."""
