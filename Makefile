@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-lowest test-newest lint format type imports spelling check docs serve-docs wheel clean
+.PHONY: help install test test-all test-lowest test-newest tables lint format type imports spelling check docs serve-docs wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -23,6 +23,9 @@ test-newest: ## the fast tests with the newest versions that there are
 	python -m venv build/newest
 	build/newest/bin/pip install --upgrade --upgrade-strategy eager -e '.[dev]'
 	build/newest/bin/pytest
+
+tables: ## render the tables of the docs from the records in results/
+	python -m benchmarks.tables
 
 lint: ## style and format
 	ruff check .

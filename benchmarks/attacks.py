@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from omegaconf import OmegaConf
 
 from benchmarks import ours
-from benchmarks.record import environment, spread, write
+from benchmarks.machine import environment, spread, write
 from benchmarks.setting import Setting
 from fst_lightning.configuration import conf_folder, groups
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from benchmarks.record import environment, spread, write
+from benchmarks.machine import environment, spread, write
 from benchmarks.setting import now
 from fst_lightning import BackdoorModule, PurificationModule
 from fst_lightning.attacks import Blended

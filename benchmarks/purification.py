@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import usual
+from benchmarks.machine import environment, spread, write
 from benchmarks.ours import shared_overrides
-from benchmarks.record import environment, spread, write
 from benchmarks.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[1]

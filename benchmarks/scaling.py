@@ -42,7 +42,7 @@ def main() -> None:
         row = measure(images, classes)
         rows.append(row)
         print("  ".join(f"{key} {value:,}" for key, value in row.items()), flush=True)
-    from benchmarks.record import environment, write
+    from benchmarks.machine import environment, write
 
     write(options.json, {"environment": environment("cpu"), "rows": rows})
 
@@ -59,7 +59,7 @@ def case(images: int, classes: int) -> dict[str, Any]:
     """One case, here."""
     from torch import nn
 
-    from benchmarks.record import bare_trainer
+    from benchmarks.machine import bare_trainer
     from fst_lightning import BackdoorDataModule, BackdoorModule
     from fst_lightning.attacks import Blended
     from fst_lightning.data import Fake

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lightning as L
 
+from benchmarks.machine import ROOT, environment, seconds, write
 from benchmarks.ours import data_overrides
-from benchmarks.record import ROOT, environment, seconds, write
 from benchmarks.setting import Setting
 from fst_lightning.pipelines.runtime.memory import peak_memory_mb
 

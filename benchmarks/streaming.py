@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
 
     import fst_lightning.data.residency as held
-    from benchmarks.record import environment, write
+    from benchmarks.machine import environment, write
     from fst_lightning.pipelines.build.parts import quiet_lightning
 
     quiet_lightning()
@@ -48,7 +48,7 @@ def main() -> None:
 
 def case(root: Path, image_size: int, cache: Any, workers: int, folder: str) -> dict[str, Any]:
     """One case, once."""
-    from benchmarks.record import bare_trainer
+    from benchmarks.machine import bare_trainer
     from fst_lightning import BackdoorDataModule, BackdoorModule
     from fst_lightning.attacks import Blended
     from fst_lightning.data import ImageFolder

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.record import environment, seconds, write
+from benchmarks.machine import environment, seconds, write
 
 ALPHAS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 

@@ -19,7 +19,7 @@ from types import ModuleType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import floor, ours, usual
-from benchmarks.record import environment, spread, write
+from benchmarks.machine import environment, spread, write
 from benchmarks.setting import Setting
 
 CONTESTANTS: dict[str, ModuleType] = {"a": usual, "b": floor, "c": ours}
