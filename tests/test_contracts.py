@@ -16,7 +16,7 @@ from fst_lightning.attacks import Attack
 from fst_lightning.configuration import conf_folder, groups
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.models import small_resnet
-from fst_lightning.reports.results import plain
+from fst_lightning.reports.results.build import plain
 from tests.defenses.drive import drive
 from tests.runs import skip_without_packages
 

@@ -94,7 +94,7 @@ def test_has_every_module_the_types_and_nothing_else(wheel: Path) -> None:
     expected = {str(file.relative_to(ROOT)) for file in files}
     assert {name for name in packed if ".dist-info/" not in name} == expected
     assert "fst_lightning/py.typed" in packed
-    assert "fst_lightning/reports/results.schema.json" in packed
+    assert "fst_lightning/reports/results/results.schema.json" in packed
     assert any(name.endswith("licenses/LICENSE") for name in packed)
 
 

@@ -101,7 +101,7 @@ class Job:
 
     def is_refused(self) -> bool:
         """Whether a scan crossed the p-value that ``fail_on`` names."""
-        from fst_lightning.reports.detection import Threshold
+        from fst_lightning.reports.results.detection import Threshold
 
         threshold = Threshold.parse(self.cfg.get("fail_on"))
         return threshold is not None and threshold.crossed(self._results())

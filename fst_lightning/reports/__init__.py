@@ -1,15 +1,19 @@
 """What a person sees after a run: results.json, the final table, the table over many runs."""
 
-from fst_lightning.reports.curves import Curves, read_curves
-from fst_lightning.reports.files import Reading, read_json, read_results, write_json, write_text
-from fst_lightning.reports.layout import print_line
-from fst_lightning.reports.leaderboard import render_leaderboard, write_leaderboard
-from fst_lightning.reports.notes import at_chance, notes
-from fst_lightning.reports.paper_table import write_paper_table
-from fst_lightning.reports.results import Score, build_results, plain
-from fst_lightning.reports.run_page import render_page
-from fst_lightning.reports.schema import SCHEMA_VERSION, results_schema, validate
-from fst_lightning.reports.sweep import (
+from fst_lightning.reports.html.leaderboard import render_leaderboard, write_leaderboard
+from fst_lightning.reports.html.run_page import render_page
+from fst_lightning.reports.results.build import Score, build_results, plain
+from fst_lightning.reports.results.curves import Curves, read_curves
+from fst_lightning.reports.results.files import (
+    Reading,
+    read_json,
+    read_results,
+    write_json,
+    write_text,
+)
+from fst_lightning.reports.results.notes import at_chance, notes
+from fst_lightning.reports.results.schema import SCHEMA_VERSION, results_schema, validate
+from fst_lightning.reports.results.sweep import (
     Failure,
     Group,
     Run,
@@ -17,10 +21,12 @@ from fst_lightning.reports.sweep import (
     SweepSummary,
     summarise_sweep,
 )
-from fst_lightning.reports.sweep_files import write_sweep
-from fst_lightning.reports.sweep_table import render_sweep
-from fst_lightning.reports.table import render_run
-from fst_lightning.reports.verdict import Verdict, verdict
+from fst_lightning.reports.results.verdict import Verdict, verdict
+from fst_lightning.reports.tables.paper_table import write_paper_table
+from fst_lightning.reports.tables.sweep_files import write_sweep
+from fst_lightning.reports.terminal.layout import print_line
+from fst_lightning.reports.terminal.run_table import render_run
+from fst_lightning.reports.terminal.sweep_table import render_sweep
 
 __all__ = [
     "SCHEMA_VERSION",

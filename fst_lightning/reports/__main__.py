@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fst_lightning.reports.charts import charts, png
-from fst_lightning.reports.files import write_text
+from fst_lightning.reports.html.charts import charts, png
+from fst_lightning.reports.results.files import write_text
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from fst_lightning.pipelines import run_pipeline
 from fst_lightning.reports import summarise_sweep, write_leaderboard
 from tests.browser import browser, find_chromium
 from tests.pipelines.conftest import Start
-from tests.reports.test_browser import CHARTS, CROWDED, OVERFLOW
+from tests.reports.html.test_browser import CHARTS, CROWDED, OVERFLOW
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,7 +17,7 @@ from fst_lightning.checkpoints import read_checkpoint
 from fst_lightning.configuration import groups
 from fst_lightning.pipelines import Run, run_pipeline
 from fst_lightning.reports import read_results, render_run
-from fst_lightning.reports.detection import Threshold, detection_lines, sentence
+from fst_lightning.reports.results.detection import Threshold, detection_lines, sentence
 from tests.runs import make_run
 
 QUICK = {

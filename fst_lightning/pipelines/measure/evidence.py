@@ -22,7 +22,7 @@ from fst_lightning.pipelines.build.parts import make_clean
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.measure.score import spread, untouched
 from fst_lightning.pipelines.runtime.processes import is_first_process
-from fst_lightning.reports.evidence import (
+from fst_lightning.reports.results.evidence import (
     Answers,
     Evidence,
     Example,

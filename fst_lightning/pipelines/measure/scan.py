@@ -23,7 +23,7 @@ from fst_lightning.pipelines.measure.score import spread
 from fst_lightning.pipelines.runtime.costs import Costs
 from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.reports import Score
-from fst_lightning.reports.detection import Threshold
+from fst_lightning.reports.results.detection import Threshold
 from fst_lightning.seeds import derived_seed
 
 FEWEST_IMAGES = 10

@@ -20,7 +20,7 @@ from fst_lightning.pipelines.build.parts import network_arguments, precision_of
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.reports import Score
-from fst_lightning.reports.examples import save_examples
+from fst_lightning.reports.charts.examples import save_examples
 from fst_lightning.version import __version__
 
 

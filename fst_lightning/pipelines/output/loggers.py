@@ -23,7 +23,7 @@ from PIL import Image
 
 from fst_lightning.pipelines.build.instantiate import make
 from fst_lightning.pipelines.build.run import Run
-from fst_lightning.reports.charts import Chart, charts, png
+from fst_lightning.reports.html.charts import Chart, charts, png
 
 _GROUPS = ("attack", "defense", "data", "model", "training", "tuning", "trainer")
 

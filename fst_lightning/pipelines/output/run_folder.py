@@ -13,10 +13,11 @@ from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.output.loggers import log_report
 from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.reports import print_line, read_curves, render_page, render_run, write_json
-from fst_lightning.reports.evidence import check_projection
-from fst_lightning.reports.files import write_text
-from fst_lightning.reports.notes import shortfalls
-from fst_lightning.reports.robustness import robustness_lines, write_connectivity
+from fst_lightning.reports.html.robustness import write_connectivity
+from fst_lightning.reports.results.evidence import check_projection
+from fst_lightning.reports.results.files import write_text
+from fst_lightning.reports.results.notes import shortfalls
+from fst_lightning.reports.results.robustness import robustness_lines
 
 if TYPE_CHECKING:
     from fst_lightning.pipelines.measure.evidence import EvidenceCollector

@@ -18,10 +18,11 @@ from fst_lightning.metrics import paired_drop_interval
 from fst_lightning.pipelines import run_pipeline
 from fst_lightning.pipelines.measure.evidence import EvidenceCollector, relative_changes
 from fst_lightning.pipelines.output import run_folder as finish
-from fst_lightning.reports import pictures, read_results, render_page
-from fst_lightning.reports.evidence import Evidence, confusion
+from fst_lightning.reports import read_results, render_page
+from fst_lightning.reports.html import pictures
+from fst_lightning.reports.results.evidence import Evidence, confusion
 from tests.pipelines.conftest import Results, Start
-from tests.reports.pages import read
+from tests.reports.html.pages import read
 
 ATTACKED = ("attack=badnets", "attack.poison_ratio=0.3", "training.max_epochs=3", "defense=fst")
 

@@ -14,7 +14,7 @@ from fst_lightning.pipelines import run_pipeline
 from fst_lightning.pipelines.output import loggers as module
 from fst_lightning.pipelines.output.loggers import final_figures, make_loggers, settings
 from fst_lightning.reports import read_results
-from fst_lightning.reports.charts import charts
+from fst_lightning.reports.html.charts import charts
 from tests.pipelines.conftest import Start
 
 ATTACKED = ("attack=badnets", "attack.poison_ratio=0.3", "defense=fst")

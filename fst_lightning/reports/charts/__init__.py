@@ -1,0 +1,1 @@
+"""Pictures for the page, for papers and for loggers."""

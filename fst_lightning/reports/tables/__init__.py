@@ -1,0 +1,1 @@
+"""The table of a sweep as files: CSV, Markdown, JSON and LaTeX."""

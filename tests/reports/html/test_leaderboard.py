@@ -1,0 +1,216 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fst_lightning.reports import render_leaderboard, summarise_sweep, write_json, write_sweep
+from fst_lightning.reports.html.leaderboard import pareto
+from tests.reports.example import example, score
+from tests.reports.html.pages import read
+
+EVIL = "</text><script>x</script>"
+AFTER = {  # right and attacked of 1,000, for seeds 0 and 1
+    ("badnets", "fst"): [(900, 10), (910, 30)],
+    ("badnets", "ft"): [(920, 400), (930, 600)],
+    ("blended", "fst"): [(890, 20), (890, 20)],
+    ("blended", "ft"): [(880, 700), (900, 900)],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    job = 0
+    for (attack, defense), runs in AFTER.items():
+        for seed, (right, attacked) in enumerate(runs):
+            results = example(
+                seed=seed,
+                attack={"name": attack},
+                defense={"name": defense},
+                after=score(right, attacked, 0),
+            )
+            write_json(tmp_path / str(job) / "results.json", results)
+            job += 1
+    failure = {"error": f"ValueError: {EVIL}", "overrides": [f"attack={EVIL}"]}
+    write_json(tmp_path / str(job) / "failure.json", failure)
+    return tmp_path
+
+
+def test_means_and_deviations_stand_in_the_cells(folder: Path) -> None:
+    page = read(render_leaderboard(summarise_sweep(folder)))
+    charts = [attributes["aria-label"] for attributes in page.named("svg")]
+    assert charts[:3] == [
+        "Clean accuracy, %",
+        "Attack success rate, %",
+        "Defense effectiveness rating",
+    ]
+    for text in (
+        "90.5 ± 0.7",
+        "92.5 ± 0.7",
+        "50.0 ± 14.1",
+        "2.0 ± 1.4",
+        "80.0 ± 14.1",
+        "89.0 ± 0.0",
+    ):
+        assert text in page.text
+    assert "91.8 ± 0.0" in page.text  # before
+
+
+def test_the_headline_names_the_best_mean_rating(folder: Path) -> None:
+    """DER = (0.938 - asr - max(0, 0.918 - ca) + 1) / 2."""
+    text = render_leaderboard(summarise_sweep(folder))
+    ratings = [
+        (0.938 - asr / 1000 - max(0, 0.918 - ca / 1000) + 1) / 2
+        for name in ("badnets", "blended")
+        for ca, asr in AFTER[name, "fst"]
+    ]
+    expected = f"fst rates best: DER {sum(ratings) / 4:.4f}, averaged over 2 attacks."
+    assert f"<h1>{expected}</h1>" in text
+
+
+def test_a_difference_below_the_standard_error_is_said_to_decide_nothing(tmp_path: Path) -> None:
+    """The error is worked out from the runs: of each defense the mean of four, in two strata."""
+    after = {
+        ("badnets", "fst"): [20, 60],
+        ("badnets", "ft"): [10, 70],
+        ("blended", "fst"): [30, 30],
+        ("blended", "ft"): [32, 40],
+    }
+    for (attack, defense), rates in after.items():
+        for seed, rate in enumerate(rates):
+            results = example(
+                seed=seed,
+                attack={"name": attack},
+                defense={"name": defense},
+                after=score(918, rate, 0),
+            )
+            write_json(tmp_path / f"{attack}{defense}{seed}" / "results.json", results)
+    lead = read(render_leaderboard(summarise_sweep(tmp_path))).text
+    # DER = 1 - (asr_after + (1 - asr_before)) / 2 here: half the differences of the ASR.
+    gap = (sum(after["badnets", "ft"] + after["blended", "ft"]) - 140) / 4 / 2 / 1000
+    deviations = [(b - a) / 2**0.5 / 2 / 1000 for a, b in after.values()]
+    error = (sum(s**2 / 2 for s in deviations)) ** 0.5 / 2
+    assert gap < error
+    assert f"The first two differ by {gap:.4f}, less than the standard error" in lead
+    assert f"over seeds, {error:.4f}:" in lead
+    assert f"fst rates best: DER {(0.938 - 0.035 + 1) / 2:.4f}" in lead
+    for path in tmp_path.glob("*ft0/results.json"):
+        path.unlink()
+    assert "less than" not in read(render_leaderboard(summarise_sweep(tmp_path))).text
+
+
+def test_hostile_names_stay_text(folder: Path, tmp_path: Path) -> None:
+    write_json(
+        folder / "20" / "results.json",
+        example(attack={"name": EVIL}, defense={"name": EVIL}, overrides=[f"data={EVIL}"]),
+    )
+    text = render_leaderboard(summarise_sweep(folder))
+    assert "<script" not in text
+    assert read(text).text.count(EVIL) > 4
+
+
+@pytest.mark.parametrize("jobs", [[], [{"task": "train", "after": None, "defense": None}]])
+def test_a_sweep_without_purification_has_its_table(
+    tmp_path: Path, jobs: list[dict[str, object]]
+) -> None:
+    for job, changes in enumerate(jobs):
+        write_json(tmp_path / str(job) / "results.json", example(**changes))
+    page = read(render_leaderboard(summarise_sweep(tmp_path)))
+    assert f"{len(jobs)} runs" in page.text
+    assert page.named("svg") == []
+
+
+def test_unknown_models_have_no_attack_success(tmp_path: Path) -> None:
+    results = example(attack={"name": "none"}, before=score(918), after=score(900))
+    write_json(tmp_path / "0" / "results.json", results)
+    labels = [
+        a["aria-label"] for a in read(render_leaderboard(summarise_sweep(tmp_path))).named("svg")
+    ]
+    assert labels == ["Clean accuracy, %"]
+
+
+def test_other_settings_make_boards_of_their_own(tmp_path: Path) -> None:
+    for job, data in enumerate(("digits", "gtsrb")):
+        results = example(data={"name": data, "num_classes": 10})
+        write_json(tmp_path / str(job) / "results.json", results)
+    text = read(render_leaderboard(summarise_sweep(tmp_path))).text
+    assert "Defense against attack (data=digits)" in text
+    assert "Defense against attack (data=gtsrb)" in text
+
+
+def recipes(folder: Path, rates: list[float], after: list[Any]) -> None:
+    for job, (rate, figures) in enumerate(zip(rates, after, strict=True)):
+        results = example(
+            overrides=[f"tuning.optimizer.lr={rate}", f"logger={'csv' if job else 'none'}"],
+            after=figures,
+        )
+        write_json(folder / str(job) / "results.json", results)
+
+
+def test_the_recipe_of_a_tuning_is_a_part_of_the_defense(tmp_path: Path) -> None:
+    recipes(tmp_path, [0.01, 0.1], [score(900, 100, 600), score(880, 50, 700)])
+    page = read(render_leaderboard(summarise_sweep(tmp_path)))
+    assert page.text.count("Defense against attack") == 1
+    assert "fst lr=0.01" in page.text
+    assert "fst lr=0.1 rates best" in page.text
+    assert "logger" not in page.text  # changes nothing that is measured
+
+
+def test_of_many_settings_the_frontier_is_named(tmp_path: Path) -> None:
+    """Every rate costs accuracy and removes more; the fifth alone is beaten by the sixth."""
+    rates = [float(i) for i in range(1, 13)]
+    after = [score(900 - 2 * i, 300 - 20 * i, 500 + 10 * i) for i in range(12)]
+    after[4] = score(800, 299, 510)
+    recipes(tmp_path, rates, after)
+    text = render_leaderboard(summarise_sweep(tmp_path))
+    for heading in ("attack success", "robust accuracy"):
+        chart = text.split(f"<h2>Clean accuracy against {heading}</h2>")[1].split("</svg>")[0]
+        labels = re.findall(r'class="beside"[^>]*>([^<]*)', chart)
+        assert sorted(labels) == sorted(f"fst lr={rate}" for rate in rates if rate != 5.0), heading
+        assert ">fst</text>" in chart  # the legend
+
+
+def test_more_robust_accuracy_is_better(tmp_path: Path) -> None:
+    """The first one has both more CA and more RA than the second."""
+    recipes(tmp_path, [0.01, 0.1], [score(900, 100, 700), score(880, 50, 600)])
+    text = render_leaderboard(summarise_sweep(tmp_path))
+    chart = text.split("<h2>Clean accuracy against robust accuracy</h2>")[1].split("</svg>")[0]
+    (line,) = re.findall(r'class="frontier" points="([^"]*)"', chart)
+    assert len(line.split()) == 1
+    chart = text.split("<h2>Clean accuracy against attack success</h2>")[1].split("</svg>")[0]
+    (line,) = re.findall(r'class="frontier" points="([^"]*)"', chart)
+    assert len(line.split()) == 2
+
+
+places = st.tuples(st.integers(0, 6), st.integers(0, 6)).map(lambda p: (float(p[0]), float(p[1])))
+
+
+@given(st.lists(places, max_size=12))
+def test_the_frontier_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return a != b and a[0] <= b[0] and a[1] >= b[1]
+
+    expected = [i for i, p in enumerate(points) if not any(beats(q, p) for q in points)]
+    assert sorted(pareto(points)) == expected
+    xs = [points[i][0] for i in pareto(points)]
+    assert xs == sorted(xs)
+
+
+def test_latex_has_the_figures_and_stays_latex(folder: Path) -> None:
+    table = write_sweep(summarise_sweep(folder), folder)[-1].read_text("utf-8")
+    lines = table.splitlines()
+    assert lines[0] == r"\begin{tabular}{llrrrrrrrrrrr}"
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert len(rows) == 1 + 4
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {12}
+    assert r"badnets & fst & 2 & 91.80 $\pm$ 0.00 & 90.50 $\pm$ 0.71" in table
+    after = lines.index(r"\end{tabular}")
+    assert all(line.startswith("% ") for line in lines[after + 1 :])
+
+
+def test_latex_escapes_what_it_would_run(tmp_path: Path) -> None:
+    write_json(tmp_path / "0" / "results.json", example(defense={"name": r"\a_b%&$#{~^}"}))
+    table = write_sweep(summarise_sweep(tmp_path), tmp_path)[-1].read_text("utf-8")
+    assert r"\textbackslash{}a\_b\%\&\$\#\{\textasciitilde{}\textasciicircum{}\}" in table

@@ -1,0 +1,368 @@
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fst_lightning.defenses import Triggers
+from fst_lightning.reports import Curves, read_curves, render_page, validate, verdict
+from fst_lightning.reports.numbers import percent
+from fst_lightning.reports.results.curves import steps_per_epoch, without_penalty
+from fst_lightning.reports.results.evidence import Answers, Evidence, Example, Inversion, Snapshot
+from fst_lightning.reports.results.notes import notes
+from tests.reports.example import example, score
+from tests.reports.html.pages import read
+
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+CURVES: Curves = {
+    "val/ca": {0: 0.5, 1: 0.9},
+    "val/asr": {0: 1.0, 1: 0.1},
+    "train/loss": {0: 2.0, 1: 1.5},
+    "train/penalty": {0: 1.25, 1: 1.0},
+    "train/head_cosine": {0: 0.0, 1: -0.5},
+}
+
+
+def snapshot(classes: int = 3, triggered: bool = True) -> Snapshot:
+    random = np.random.default_rng(0)
+
+    def answers(wanted: bool) -> Answers:
+        labels = np.arange(12) % classes
+        said, aims = (labels + 1) % classes, np.zeros(12, dtype=int)
+        features = random.normal(size=(12, 5))
+        sure = random.uniform(0.4, 1, 12)
+        return Answers(labels, said, sure, features, aims if wanted else None)
+
+    head = random.normal(size=(classes, 5))
+    return Snapshot(answers(False), answers(True) if triggered else None, head)
+
+
+def evidence(**changes: Any) -> Evidence:
+    image = np.zeros((4, 4, 3), dtype=np.uint8)
+    inversion = Inversion(np.array([3.0, 0.1, -0.5]), np.ones(3), np.ones(3), (image,) * 3)
+    values: dict[str, Any] = {
+        "classes": ("cat", "dog", EVIL),
+        "before": snapshot(),
+        "after": snapshot(),
+        "target": 0,
+        "examples": (Example(image, image + 9, 2, 0, 2),),
+        "layers": {"conv": 0.5, EVIL: 0.25},
+        "inversions": {"before": inversion},
+        "num_test": 12,
+        "num_triggered": 12,
+    }
+    return Evidence(**{**values, **changes})
+
+
+def test_figures_are_those_of_the_results() -> None:
+    results = example()
+    page = read(render_page(results, evidence(), {"purify": CURVES}, "python purify.py"))
+    for when in ("before", "after"):
+        for name in ("ca", "asr", "ra"):
+            assert page.keyed[f"{when}.{name}"] == f"{percent(results[when][name])} %"
+            low, high = results["ci95"][when][name]
+            assert f"{percent(low)} to {percent(high)}" in page.text
+    assert page.keyed["der"] == f"{results['der']:.4f}"
+    raw = re.search(r"<summary>results.json</summary>\n<pre>(.*?)</pre>", _page(results), re.S)
+    assert raw is not None
+    assert json.loads(html.unescape(raw[1])) == results
+
+
+def _page(results: dict[str, Any]) -> str:
+    return render_page(results, evidence(), {"train": CURVES, "purify": CURVES}, "a 'b c'")
+
+
+def test_shows_every_part() -> None:
+    page = read(_page(example()))
+    headings = re.findall(r"<h2>(.*?)</h2>", _page(example()))
+    assert headings == [
+        "Outcome",
+        "What was done",
+        "Training, epoch by epoch",
+        "Purification, epoch by epoch",
+        "The trigger",
+        "Features",
+        "Who is taken for whom",
+        "Clean accuracy by class",
+        "What the defense changed",
+        "Looking for a trigger",
+        "Calibration on clean images",
+        "Time and memory",
+        "Where this comes from",
+    ]
+    assert "a 'b c'" in page.text
+    assert len(page.named("img")) == 3 + 3  # three of an example, three recovered patterns
+    assert "Classes that are suspicious: cat." in page.text
+
+
+def test_costs_are_shown_by_stage() -> None:
+    images = {"name": "digits", "num_clean_tuning": 1000}
+    page = read(_page(example(peak_memory_mb={"purify": 1234.6}, data=images)))
+    costs = page.text.partition("Time and memory")[2].partition("Where this comes from")[0]
+    shown = "timepeak memory Train12.3 s Purify3.2 s1,235 MiB Evaluate0.5 s"
+    assert " ".join(costs.split()) == f"{shown} Clean images used: 1,000."
+
+
+def test_every_text_is_escaped() -> None:
+    results = example(
+        attack={"name": EVIL, "poison_ratio": 0.05, "target_label": 0, "image": EVIL},
+        defense={"name": EVIL, "findings": {EVIL: [EVIL]}},
+        data={"name": EVIL, "num_classes": 3},
+        model={"name": EVIL, "arguments": {EVIL: EVIL}},
+        environment={"device": EVIL, "versions": {EVIL: EVIL}},
+        checkpoints={"backdoored": EVIL},
+        overrides=[EVIL],
+    )
+    curves: Curves = {f"train/{EVIL}": {0: 1.0}, "val/ca": {0: 1.0}}
+    text = render_page(results, evidence(), {EVIL: curves}, EVIL)
+    page = read(text)
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert page.text.count("<script>alert(1)</script>") > 10
+
+
+def test_a_page_can_do_without_evidence_and_curves() -> None:
+    page = read(render_page(example()))
+    assert "99" not in page.keyed["after.ca"]
+    assert page.named("svg") == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": None},
+        {"after": None},
+        {"examples": ()},
+        {"before": snapshot(triggered=False), "after": snapshot(triggered=False), "examples": ()},
+        {"layers": {}, "inversions": {}},
+        {"projection": "tsne"},
+        {"layers": {f"layer{i}": i / 100 for i in range(200)}},
+        {
+            "before": Snapshot(Answers(*3 * [np.zeros(2, dtype=int)])),
+            "after": Snapshot(Answers(*3 * [np.zeros(2, dtype=int)])),
+        },
+        {"classes": tuple(map(str, range(90))), "before": snapshot(90), "after": snapshot(90)},
+    ],
+)
+def test_any_evidence_makes_a_page(changes: dict[str, Any]) -> None:
+    assert read(render_page(example(), evidence(**changes))).named("svg")
+
+
+def test_a_training_has_no_after() -> None:
+    results = example(task="train", after=None, defense=None)
+    page = read(render_page(results, evidence(after=None)))
+    assert "after.ca" not in page.keyed
+    assert page.keyed["before.asr"] == "93.80 %"
+    words = page.text.partition("The trigger")[2].partition("Time and memory")[0]
+    assert "before" not in words.lower()
+
+
+def headline(**changes: Any) -> tuple[str, str]:
+    found = verdict(example(**changes))
+    return found.headline, found.tone
+
+
+def test_the_headline_answers() -> None:
+    assert headline() == (
+        "The backdoor is gone; it cost no clean accuracy (0.40 points were won).",
+        "good",
+    )
+    assert headline(after=score(900, 50, 800)) == (
+        "The backdoor is gone; it cost 1.80 points of clean accuracy.",
+        "good",
+    )
+    assert headline(after=score(800, 50, 800)) == (
+        "The backdoor is gone, but it cost 11.80 points of clean accuracy.",
+        "bad",
+    )
+    weak, tone = headline(after=score(918, 51, 800))
+    assert (weak[:37], tone) == ("The backdoor is weakened, not gone: 5", "bad")
+    assert headline(after=score(918, 500, 400))[0].startswith("The backdoor is still there: 50.00")
+    assert headline(after=score(918, 938, 55), defense={"name": "none"})[0] == (
+        "The backdoor is there; nothing was done about it (defense=none)."
+    )
+    assert headline(before=score(918, 300, 55))[0].startswith("There was no backdoor to speak of")
+    assert headline(after=score(110, 0, 0))[0] == "The defense destroyed the network."
+    assert (
+        headline(task="train", after=None)[0] == "The backdoor is in: it opens 93.80 % of the time."
+    )
+
+
+def missed(what: str, why: str = "Because.") -> dict[str, Any]:
+    return {"name": "anp", "findings": {"shortfalls": [{"what": what, "why": why}]}}
+
+
+def test_a_shortfall_is_never_praised() -> None:
+    """The same figures with and without one: the headline opens with it, and is no good news."""
+    same = score(918, 938, 55)
+    for after, rest in (
+        (same, "The backdoor is still there: 93.80 % succeed; clean accuracy did not fall."),
+        (score(922, 16, 871), "The backdoor is gone; clean accuracy did not fall."),
+        (score(600, 16, 500), "The backdoor is gone, but it cost 31.80 points of clean accuracy."),
+    ):
+        head, tone = headline(after=after, defense=missed("Nothing was pruned"))
+        assert head == f"Nothing was pruned. {rest}"
+        assert tone != "good"
+    unknown_attack = example(
+        attack={"name": "none"},
+        defense=missed("No class was suspected"),
+        before=score(918),
+        after=score(918),
+    )
+    assert verdict(unknown_attack).headline == (
+        "No class was suspected. Clean accuracy did not fall. Whether it has a backdoor is not "
+        "known."
+    )
+    assert notes(unknown_attack) == ["No class was suspected. Because."]
+    found = unknown(True, False)
+    assert verdict(found).tone == "good"
+    found["defense"] = missed("No class was suspected")
+    assert verdict(found).tone == ""
+
+
+def test_an_unknown_model_is_told_what_is_not_known() -> None:
+    results = example(attack={"name": "none"}, before=score(918), after=score(900))
+    found = verdict(results)
+    assert "Whether it has a backdoor is not known" in found.headline
+    assert "does not prove" in found.caution
+    page = read(render_page(results, evidence(target=None)))
+    assert "after.asr" not in page.keyed
+    assert "Attack success" not in page.text
+
+
+def search(suspicious: bool, after: float | None = None) -> dict[str, Any]:
+    """What a search found among three classes, of which the second may stand out."""
+    index = np.array([0.0, 4.25 if suspicious else 1.0, -0.5])
+    norms = np.array([50.0, 2.5, 60.0])
+    later = None if after is None else np.array([0.0, after, 0.0])
+    found = Inversion(index, norms, np.ones(3), (), np.array([0.9, 0.99, 0.9]), later)
+    return found.to_json(("cat", "dog", "hen"))
+
+
+def unknown(before: bool, after: bool | None, defense: str = "fst") -> dict[str, Any]:
+    values: dict[str, Any] = {"attack": {"name": "none"}, "defense": {"name": defense}}
+    results = example(**values, before=score(918), after=score(900))
+    results["inversion"] = {"before": search(before, None if after is None else 0.031)}
+    if after is not None:
+        results["inversion"]["after"] = search(after)
+    validate(results)
+    return results
+
+
+def test_the_headline_on_an_unknown_model_says_what_a_search_found() -> None:
+    found = verdict(unknown(True, False))
+    assert found.headline == (
+        "What looked like a trigger is no longer found; it cost 1.80 points of clean accuracy."
+    )
+    assert found.tone == "good"
+    assert found.lead == (
+        "A patch of 2.5 pixels turns 99.00 % of the test images of other classes into class dog; "
+        "the median class needs 50.0 (anomaly index 4.2). So small a patch is hardly chance. "
+        "In the purified network the same patch turns 3.10 %. "
+        "Clean accuracy: 91.80 % before, 90.00 % after."
+    )
+    assert "does not prove" in found.caution
+    heads = {
+        (True, True): (
+            "What looked like a trigger before the defense is found after it, too",
+            "bad",
+        ),
+        (False, True): ("What looks like a trigger is found only after the defense", "bad"),
+        (False, False): ("A search found nothing that looks like a trigger, before or", ""),
+    }
+    for (before, after), (head, tone) in heads.items():
+        found = verdict(unknown(before, after))
+        assert found.headline.startswith(head)
+        assert found.tone == tone
+    assert verdict(unknown(False, False)).lead.startswith(
+        "No class stands out: the median class needs 50.0 pixels, the least needs 2.5."
+    )
+    assert "nothing was done" in verdict(unknown(True, None, "none")).headline
+    weak = unknown(True, False)
+    weak["inversion"]["before"]["pixels"] = [50.0, 13.0, 60.0]
+    assert verdict(weak).headline.startswith("A weak sign of a trigger is no longer found;")
+    assert verdict(weak).tone == ""
+    assert "found in clean networks, too" in verdict(weak).lead
+    weak["inversion"]["before"]["pixels"][1] = 12.0  # a quarter of the median is 12.5
+    assert verdict(weak).tone == "good"
+    assert verdict(unknown(False, None, "none")).tone == ""
+
+
+def test_a_network_that_was_only_measured_was_not_changed() -> None:
+    results = example(
+        attack={"name": "none"}, defense={"name": "none"}, before=score(918), after=score(918)
+    )
+    assert verdict(results).headline.startswith("The network was only measured.")
+
+
+def test_the_search_stands_first_where_nothing_else_is_known() -> None:
+    clean = {"before": snapshot(triggered=False), "after": snapshot(triggered=False)}
+    unknown_model = evidence(target=None, examples=(), **clean)
+    for known, place in ((evidence(), 5), (unknown_model, 0)):
+        headings = re.findall(r"<h2>(.*?)</h2>", render_page(example(), known))[2:]
+        assert headings[place] == "Looking for a trigger"
+
+
+def test_suspicious_is_what_the_search_itself_flags() -> None:
+    random = torch.Generator().manual_seed(0)
+    sizes = 1 + 0.2 * torch.rand(40, generator=random)
+    sizes[:4] = 0.2
+    found = Triggers(sizes[:, None, None, None], torch.zeros(40, 3, 1, 1), torch.ones(40))
+    found.rates[2] = 0.89
+    inversion = Inversion(found.index.numpy(), found.norms.numpy(), found.rates.numpy())
+    assert sorted(inversion.suspicious) == found.flagged().tolist()
+    assert inversion.suspicious
+
+
+def test_warnings_stand_at_the_top() -> None:
+    results = example(before=score(918, 300, 55))
+    (warning,) = notes(results)
+    assert warning in read(render_page(results)).text
+
+
+def test_curves_start_with_the_network_that_came_in() -> None:
+    results = example()
+    charts = [
+        re.findall(r'<svg role="img" aria-label="rates by epoch".*?</svg>', page)[0]
+        for page in (render_page(results, None, {stage: CURVES}) for stage in ("train", "purify"))
+    ]
+    lines = [re.findall(r'class="line c\d" points="([^"]*)"', chart) for chart in charts]
+    assert [len(line.split()) for line in lines[0]] == [2, 2]
+    assert [len(line.split()) for line in lines[1]] == [3, 3]
+    place = [float(pair.split(",")[1]) for pair in lines[1][1].split()]  # of the ASR: 1, 1, 0.1
+    assert place[0] == pytest.approx(
+        place[1] + (1 - results["before"]["asr"]) / 0.9 * (place[2] - place[1]), abs=0.05
+    )
+
+
+def test_what_stays_the_same_is_a_sentence_and_no_chart() -> None:
+    flat = {"train/head_norm": {0: 7.5, 1: 7.5}, "train/loss": {0: 1.0, 1: 1.0}}
+    page = render_page(example(), None, {"purify": flat})
+    assert "The same in every epoch: Norm of the head: 7.5." in read(page).text
+    assert page.count("<svg") == 1
+
+
+def test_reads_what_the_logger_writes(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text(
+        "epoch,step,val/ca,train/loss,train/penalty\n"
+        "0,0,0.1,,\n0,3,0.5,,\n0,3,,2.0,1.25\n1,7,nan,,\n1,7,,1.5,\n,,0.7,,\nx\n2,9,,,\n"
+    )
+    curves = read_curves(file)
+    assert curves == {
+        "val/ca": {0: 0.5},
+        "train/loss": {0: 2.0, 1: 1.5},
+        "train/penalty": {0: 1.25},
+        "step": {0: 3, 1: 7},
+    }
+    assert steps_per_epoch(curves) == 4
+    assert steps_per_epoch({"step": {0: 3, 1: 8}}) is None
+    assert steps_per_epoch({}) is None
+    assert without_penalty(curves) == {0: 0.75, 1: 1.5}
+    assert read_curves(tmp_path / "none.csv") == {}
+    file.write_bytes(b"\xff\xfe\x00")
+    assert read_curves(file) == {}
