@@ -75,7 +75,8 @@ def method_page(group: Group, option: str) -> str:
     if method.module.text:
         lines += [with_paper_links(to_markdown(method.module.text)), ""]
     if docstring.text:
-        lines += ["## How it works", "", _prose(docstring.text), ""]
+        text = docstring.text.removeprefix("*How it works.* ")
+        lines += ["## How it works", "", _prose(text), ""]
     lines += ["## Command", "", f"```\n{_command(group, option, method)}\n```", ""]
     lines += ["## Arguments", "", key_table(_keys(group, option)), ""]
     for name, text in docstring.sections.items():

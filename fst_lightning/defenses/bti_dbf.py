@@ -1,7 +1,4 @@
-"""BTI-DBF: recover a trigger by decoupling benign features, and unlearn it.
-
-Xu, Huang, Li, Wang, Hu, Cui and Liu, "Towards reliable and efficient backdoor trigger inversion via
-decoupling benign features", ICLR 2024.
+"""Backdoor trigger inversion by decoupling benign features (BTI-DBF): unlearn a recovered trigger.
 
 Example:
     ``python purify.py attack=blended defense=bti_dbf defense.rounds=1``
@@ -19,34 +16,51 @@ from fst_lightning.defenses.common.trigger_generator import InvertingDefense
 
 
 class BTIDBF(InvertingDefense):
-    r"""Tune on clean and on triggered images, both with true labels.
+    r"""Recover a trigger with a generator, and unlearn it by tuning with true labels.
+
+    *How it works.* A backdoored network keeps some features for the clean task and others for the
+    trigger. The defense first learns a mask that separates the two. A small generator network then
+    learns to change images so that the benign features stay and the others move, which reproduces
+    the effect of the trigger without knowing the target class. Finally, the network is fine-tuned
+    on clean images and on generated ones. Both carry their true labels, so the network unlearns the
+    trigger.
 
     .. math:: \mathrm{CE}(f([x, g(x_T)]), [y, y_T]) +
-        \beta\,\mathrm{MSE}(\phi(g(x_T)), \phi(x_T)), \quad T \text{ a share of the batch}
+        \beta\,\mathrm{MSE}(\phi(g(x_T)), \phi(x_T))
 
-    The generator g comes from
-    :class:`~fst_lightning.defenses.common.trigger_generator.InvertingDefense`. The clean features
-    are a constant there: the triggered ones are drawn to them. The paper replaces a tenth of the
-    images, by Adam with lr 1e-4 for 5 times 30 epochs; here triggered images come besides the clean
-    ones, and the optimizer and the epochs are those of ``tuning``.
+    with the network :math:`f`, its features :math:`\phi`, the generator :math:`g` and the triggered
+    share :math:`T` of a mini-batch. The clean features :math:`\phi(x_T)` are constants: only the
+    features of triggered images are pulled.
 
     Args:
-        feature_weight: :math:`\beta`, 0 or more.
-        stamp_ratio: triggered images of a batch, as a share of it, in [0, 1].
-        rounds: inversions, 1 or more.
-        round_epochs: epochs from one to the next, 1 or more.
-        mask_steps: of Adam for the mask, 1 or more.
-        generator_epochs: passes over the clean images for the generator, in every round, 1 or more.
-        generator_lr: of Adam for the generator, greater than 0.
-        generator_width: its channels at half of the resolution, 1 or more.
-        batch_size: images a step of the generator, 2 or more.
-        image_bound: the largest mean squared change of a pixel, in units of [0, 1], above 0.
-        feature_bound: the largest change of benign features, relative to all features, above 0.
-        head: dotted name of the linear head; None finds it.
+        feature_weight: Weight :math:`\beta` of the distance between features, 0 or more.
+        stamp_ratio: Number of triggered images as a share of the mini-batch, 0 to 1.
+        rounds: Number of inversions, 1 or more.
+        round_epochs: Epochs between two inversions, 1 or more.
+        mask_steps: Steps of Adam for the mask, 1 or more.
+        generator_epochs: Passes over the clean images in which the generator learns, for each
+            inversion; 1 or more.
+        generator_lr: Learning rate of the generator (Adam), greater than 0.
+        generator_width: Channels of the generator at half of the resolution, 1 or more.
+        batch_size: Images per step of the generator, 2 or more.
+        image_bound: Largest mean squared change of a pixel, in units of [0, 1], greater than 0.
+        feature_bound: Largest change of benign features, relative to all features, greater than 0.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for a network whose head does not get one
-            vector an image.
+        ValueError: If an argument is out of its range, or if the head does not take one feature
+            vector per image.
+
+    Note:
+        The paper replaces a tenth of each mini-batch by triggered images and trains with Adam at a
+        learning rate of 1e-4 for 5 inversions of 30 epochs each. Here triggered images are added to
+        the clean ones, so that no clean image is lost, and ``tuning`` sets the optimizer and the
+        epochs. The generator learns one trigger for all classes, so an all-to-all attack is covered
+        only in part.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -56,6 +70,16 @@ class BTIDBF(InvertingDefense):
         >>> loss = defense.loss(net, images, labels)  # without a generator plain cross-entropy
         >>> bool(loss == functional.cross_entropy(net(images), labels))
         True
+
+    References:
+        Xu, Huang, Li, Wang, Hu, Cui and Liu, "Towards reliable and efficient backdoor trigger
+        inversion via decoupling benign features", ICLR 2024.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.PathAwareMinimization`: the same inversion, with a step
+          towards the backdoored weights.
+        - :class:`~fst_lightning.defenses.NeuralCleanse`: inverts a patch for each class.
+        - :class:`~fst_lightning.detectors.InvertedGenerator`: the same inversion as a detector.
     """
 
     def __init__(
@@ -74,23 +98,23 @@ class BTIDBF(InvertingDefense):
         head: str | None = None,
     ) -> None:
         super().__init__(
-            stamp_ratio,
-            rounds,
-            round_epochs,
-            mask_steps,
-            generator_epochs,
-            generator_lr,
-            generator_width,
-            batch_size,
-            image_bound,
-            feature_bound,
-            head,
+            stamp_ratio=stamp_ratio,
+            rounds=rounds,
+            round_epochs=round_epochs,
+            mask_steps=mask_steps,
+            generator_epochs=generator_epochs,
+            generator_lr=generator_lr,
+            generator_width=generator_width,
+            batch_size=batch_size,
+            image_bound=image_bound,
+            feature_bound=feature_bound,
+            head=head,
         )
         check_number("feature_weight", feature_weight)
         self.feature_weight = feature_weight
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy on both kinds of images, and the distance of their features."""
+        """The cross-entropy on all images, and the distance of triggered from clean features."""
         count = self.num_stamped(images)
         both = torch.cat([self.triggered(images[:count]), images])
         with head_inputs(self.linear) as features:

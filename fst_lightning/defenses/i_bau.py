@@ -1,7 +1,4 @@
-"""I-BAU: unlearn the one perturbation that fools all images, with the implicit hypergradient.
-
-Zeng, Chen, Park, Mao, Jin and Jia, "Adversarial unlearning of backdoors via implicit
-hypergradient", ICLR 2022, arXiv 2110.03735.
+"""Implicit backdoor adversarial unlearning (I-BAU): unlearn the perturbation that fools all images.
 
 Example:
     ``python purify.py attack=blended defense=i_bau``
@@ -23,32 +20,47 @@ from fst_lightning.defenses.common.whole_set import keep_modes, twice_differenti
 
 
 class ImplicitUnlearning(Defense):
-    r"""Minimise the loss under the worst universal perturbation, one for all images.
+    r"""Minimize the loss under the worst universal perturbation, one for all images.
+
+    *How it works.* A trigger is one fixed change that misleads the network on any image. Before
+    each epoch the defense searches the worst such change on all clean images. It then tunes the
+    network to classify images correctly although they carry it. A change that is fixed during a
+    step would ignore that the worst change depends on the weights, so that each step follows the
+    total derivative, which includes this dependence (the implicit hypergradient).
 
     .. math:: \min_\theta \max_{\|\delta\|_2 \le C}
-        \frac1n \sum_i \mathrm{CE}(f(x_i + s_i \delta), y_i), \qquad s_i \in \{0, 1\}
+        \frac1n \sum_i \mathrm{CE}(f_\theta(x_i + s_i \delta), y_i), \qquad s_i \in \{0, 1\}
 
-    Before every epoch :math:`\delta` is searched anew on all the clean images, from zero, by
-    gradient steps on the ball, each of one length; there all :math:`s_i = 1`. Every step then
-    follows the total derivative on its batch, which knows that :math:`\delta` would move along: see
-    :func:`implicit_loss`. In the paper every image of it is perturbed, in its public code one of a
-    hundred. The whole network is in evaluation mode, BatchNorm's running statistics stay as they
-    are.
+    with the perturbation :math:`\delta` in a ball of radius :math:`C`. The search starts from zero
+    and takes gradient steps of equal length on the ball, with all :math:`s_i = 1`.
+    :func:`implicit_loss` has the formula of the total derivative.
 
     Args:
-        share: of the images of a batch that are perturbed, :math:`s_i = 1`, in (0, 1], at least
-            one image. The others keep the accuracy on clean images.
-        radius: C over all pixels and channels, in units of [0, 1], greater than 0; 10 is 0.18 a
-            value in an image of 3x32x32.
-        search_steps: gradient steps of the search, one a batch, 0 or more.
-        search_lr: length of such a step, as a share of the radius, greater than 0.
-        search_batch_size: images a step of the search, 1 or more.
-        fixed_point_iterations: K, for the hypergradient, 0 or more.
-        fixed_point_step: :math:`\alpha` of the map whose fixed point the worst perturbation is,
-            greater than 0.
+        share: Share of the images in a mini-batch that are perturbed (:math:`s_i = 1`), greater
+            than 0 and at most 1; at least one image. The other images keep the clean accuracy.
+        radius: Bound :math:`C` over all pixels and channels, in units of [0, 1], greater than 0; 10
+            is 0.18 per value in an image of 3 x 32 x 32.
+        search_steps: Gradient steps of the search, one mini-batch each, 0 or more.
+        search_lr: Length of such a step, as a share of the radius, greater than 0.
+        search_batch_size: Images per step of the search, 1 or more.
+        fixed_point_iterations: Fixed-point iterations for the hypergradient, 0 or more.
+        fixed_point_step: Step :math:`\alpha` of the map whose fixed point is the worst
+            perturbation, greater than 0.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The paper perturbs all images of a mini-batch, its public code one in a hundred; ``share``
+        sets this. The public code leaves out the projection to the ball and computes the
+        hypergradient on its first mini-batch only; here both follow the paper. The network stays in
+        evaluation mode, so that BatchNorm's running statistics do not change. A universal
+        perturbation resembles triggers that are the same for all images; sample-specific triggers
+        are covered less well.
 
     Example:
         >>> defense = ImplicitUnlearning(radius=1.0, search_steps=3)
@@ -57,13 +69,22 @@ class ImplicitUnlearning(Defense):
         >>> defense.begin_epoch(net, clean, 0, torch.Generator())
         >>> bool(defense.delta.norm() <= 1.0001)
         True
+
+    References:
+        Zeng, Chen, Park, Mao, Jin and Jia, "Adversarial unlearning of backdoors via implicit
+        hypergradient", ICLR 2022, arXiv 2110.03735.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.SharedAdversarialUnlearning`: one perturbation per image.
+        - :class:`~fst_lightning.detectors.UniversalShift`: looks for a universal direction in
+          feature space.
     """
 
     delta: Tensor
     """The perturbation of this epoch, ``(1, C, H, W)`` in units of [0, 1]; empty before it."""
 
     unit: Tensor
-    """One unit of [0, 1] in normalised units, ``(1, C, 1, 1)``; ones before it is known."""
+    """One unit of [0, 1] in normalized units, ``(1, C, 1, 1)``; ones before it is known."""
 
     def __init__(
         self,
@@ -95,14 +116,14 @@ class ImplicitUnlearning(Defense):
         self._net: list[nn.Module] = []
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Start anew."""
+        """Discard the perturbation of an earlier run."""
         self._net = [net]
         self.delta = torch.empty(0)
 
     def begin_epoch(
         self, net: nn.Module, clean: CleanData, epoch: int, generator: torch.Generator
     ) -> None:
-        """Search the perturbation that fools the network as it is now."""
+        """Search the perturbation that fools the current network."""
         self.unit = clean.unit.clone()
         batches = chain.from_iterable(
             clean.batches(self.search_batch_size, generator) for _ in repeat(None)
@@ -121,9 +142,9 @@ class ImplicitUnlearning(Defense):
         self.delta = delta.detach()
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss on the batch, perturbed in part; its gradient is the total derivative."""
+        """The loss on the partly perturbed mini-batch; its gradient is the total derivative."""
         delta = self.delta if self.delta.numel() else torch.zeros_like(images[:1])
-        # Batches come shuffled: the first images are any images.
+        # Batches are shuffled, so that the first images are a random sample.
         scale = self.unit.repeat(len(images), 1, 1, 1)
         scale[max(1, round(self.share * len(images))) :] = 0
         return implicit_loss(
@@ -135,7 +156,7 @@ class ImplicitUnlearning(Defense):
         )
 
     def finish(self) -> None:
-        """Forget the network."""
+        """Drop the reference to the network."""
         self._net = []
 
     def always_eval(self) -> Iterator[nn.Module]:
@@ -157,23 +178,24 @@ def implicit_loss(
 ) -> Tensor:
     r"""A scalar :math:`H(\delta, \theta)` whose gradient in :math:`\theta` is the total derivative.
 
-    At the maximum :math:`\delta^*(\theta)` of H on the ball, the fixed point of
-    :math:`\Phi(\delta, \theta) = \Pi_C(\delta + \alpha \nabla_\delta H)`,
+    The maximum :math:`\delta^*(\theta)` of :math:`H` on the ball is the fixed point of
+    :math:`\Phi(\delta, \theta) = \Pi_C(\delta + \alpha \nabla_\delta H)`. Therefore
 
     .. math:: \frac{\mathrm d H}{\mathrm d \theta} = \partial_\theta H
         + \partial_\theta \Phi^\top u, \qquad
         u = (I - \partial_\delta \Phi^\top)^{-1} \partial_\delta H
 
-    and u is the limit of :math:`u \leftarrow \partial_\delta H + \partial_\delta \Phi^\top u`. The
-    value returned is H plus :math:`\langle \Phi, u \rangle - \langle \Phi, u \rangle`, where only
-    the first product has a gradient.
+    and :math:`u` is the limit of
+    :math:`u \leftarrow \partial_\delta H + \partial_\delta \Phi^\top u`. The function returns
+    :math:`H` plus :math:`\langle \Phi, u \rangle - \langle \Phi, u \rangle`, where only the first
+    product has a gradient.
 
     Args:
-        objective: H as a function of :math:`\delta`, with a graph to :math:`\theta`.
-        delta: about the maximum, of any shape.
-        radius: C, greater than 0.
-        step: :math:`\alpha`, greater than 0.
-        iterations: of u, 0 or more, from :math:`\partial_\delta H` on.
+        objective: :math:`H` as a function of :math:`\delta`, with a graph to :math:`\theta`.
+        delta: A point near the maximum, of any shape.
+        radius: Radius :math:`C` of the ball, greater than 0.
+        step: Step :math:`\alpha`, greater than 0.
+        iterations: Iterations for :math:`u`, 0 or more, starting from :math:`\partial_\delta H`.
 
     Example:
         >>> theta = torch.tensor([2.0], requires_grad=True)  # H is largest at delta = theta
@@ -199,7 +221,7 @@ def implicit_loss(
 
 
 def project(delta: Tensor, radius: float) -> Tensor:
-    r"""The nearest point of the ball :math:`\|\delta\|_2 \le C`, with its gradient.
+    r"""Project to the ball :math:`\|\delta\|_2 \le C`, with a gradient.
 
     Example:
         >>> project(torch.tensor([3.0, 4.0]), 1.0)

@@ -1,7 +1,4 @@
-"""Neural Cleanse (NC): recover a trigger for every class, and unlearn the suspicious ones.
-
-Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and mitigating backdoor
-attacks in neural networks", IEEE S&P 2019.
+"""Neural Cleanse (NC): recover a trigger for each class, and unlearn the suspicious ones.
 
 Example:
     ``python purify.py attack=badnets defense=nc defense.threshold=1.5``
@@ -22,43 +19,54 @@ from fst_lightning.defenses.common.patch_inversion import Triggers, invert_trigg
 
 
 class NeuralCleanse(Defense):
-    r"""Stamp recovered triggers on clean images with true labels.
+    r"""Stamp recovered triggers on clean images, and tune on them with true labels.
 
-    :func:`~fst_lightning.defenses.invert_triggers` finds the smallest trigger of every class, from
-    several random starts. A class whose mask is an outlier below the others, by its anomaly index,
-    is suspected. While tuning, a share of every batch carries the trigger of a suspected class, and
-    its true labels:
+    *How it works.* For each class, the defense searches the smallest patch that makes the network
+    assign this class to any image. A backdoor is a shortcut into its target class, so the patch for
+    that class is unusually small. Classes whose patch is an outlier are suspected. While tuning, a
+    share of each mini-batch carries a recovered patch and its true labels, which removes the
+    shortcut. If no class is suspected, the network stays as it is, and the run is not reported as a
+    success.
 
-    .. math:: \mathrm{CE}(f(x'), y), \quad
+    .. math:: \min_\theta \mathrm{CE}(f(x'), y), \qquad
         x' = (1 - m_t) \odot x + m_t \odot p_t \;\text{for a share of the batch}
 
-    If no class is suspected, nothing is tuned and the network stays as it is. The findings then say
-    which class came closest, and the results are not presented as a success.
-
-    Note:
-        The paper searches once. The size of a mask depends on the random start: see ``restarts``.
-        Of two classes the anomaly index is at most 0.67, so that the default threshold suspects
-        none; the findings say so.
+    with the mask :math:`m_t` and the pattern :math:`p_t` of a suspected class :math:`t`. A class is
+    suspected if its mask is smaller than the median mask and its anomaly index, the distance from
+    the median in units of the scaled median absolute deviation, exceeds ``threshold``.
 
     Args:
-        threshold: of the anomaly index, 0 or more. Above 2, a value is an outlier among normal
-            numbers; a lower threshold suspects more classes, also of clean networks.
-        stamp_ratio: share of every batch that is stamped, in [0, 1]; at least one image above 0.
-        success: the share of images that a trigger has to turn into its class, in (0, 1].
-        rounds: of the inversion, 1 or more; fewer are faster.
-        steps: of Adam in a round, 1 or more.
-        batch_size: images a step of the inversion, 1 or more.
-        lr: of Adam, greater than 0.
-        cost: of the mask's size at the start, greater than 0.
-        cost_factor: what the cost is raised or lowered by, greater than 1.
-        patience: rounds in a row before the cost changes, 1 or more.
-        stop_after: rounds without a smaller mask before a class is done, 1 or more.
-        classes_at_once: so many classes share a batch, 1 or more: what memory allows.
-        restarts: searches from different random starts, 1 or more; the smallest trigger of every
+        threshold: Smallest anomaly index of a suspected class, 0 or more. A value above 2 is an
+            outlier among normally distributed numbers. A lower threshold suspects more classes, in
+            clean networks too.
+        stamp_ratio: Share of each mini-batch that is stamped, 0 to 1; at least one image if above
+            0.
+        success: Share of the images that a trigger has to turn into its class, greater than 0 and
+            at most 1.
+        rounds: Rounds of the inversion, 1 or more; fewer are faster.
+        steps: Steps of Adam per round, 1 or more.
+        batch_size: Images per step of the inversion, 1 or more.
+        lr: Learning rate of Adam, greater than 0.
+        cost: Initial weight of the mask's size, greater than 0.
+        cost_factor: Factor by which the cost is raised or lowered, greater than 1.
+        patience: Consecutive rounds before the cost changes, 1 or more.
+        stop_after: Rounds without a smaller mask after which a class is finished, 1 or more.
+        classes_at_once: Classes that share a mini-batch, 1 or more; limited by the memory.
+        restarts: Searches from different random starts, 1 or more; the smallest trigger of each
             class is kept.
 
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
+
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The paper searches once. Here the search is repeated, because the size of a mask depends on
+        the random start. The search finds patches; triggers that change the whole image, or each
+        image differently, leave no small mask. With two classes the anomaly index is at most 0.67,
+        so that the default threshold suspects neither; the findings say so.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -67,6 +75,15 @@ class NeuralCleanse(Defense):
         >>> defense.study(net, clean, torch.Generator().manual_seed(0))
         >>> sorted(defense.findings())
         ['anomaly_index', 'flagged', 'norms', 'success', 'summary', 'threshold']
+
+    References:
+        Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and mitigating
+        backdoor attacks in neural networks", IEEE S&P 2019.
+
+    See Also:
+        - :func:`~fst_lightning.defenses.invert_triggers`: the search.
+        - :class:`~fst_lightning.defenses.BTIDBF`: inverts triggers that are not patches.
+        - :class:`~fst_lightning.detectors.SmallestPatch`: the same search as a detector.
     """
 
     masks: Tensor
@@ -128,17 +145,17 @@ class NeuralCleanse(Defense):
             self.register_buffer(name, torch.empty(0))
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Forget the triggers of another network."""
+        """Discard the triggers of another network."""
         for name in ("masks", "patterns", "rates", "low", "high"):
             setattr(self, name, torch.empty(0))
 
     def search(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> Triggers:
-        """Recover a trigger for every class; changes neither the network nor the defense.
+        """Recover a trigger for each class; change neither the network nor the defense.
 
         Args:
-            net: the network, on the device of the images.
-            clean: the clean images.
-            generator: a CPU generator, the only source of random numbers.
+            net: The network, on the device of the images.
+            clean: The clean images.
+            generator: A CPU generator, the only source of random numbers.
         """
         return invert_triggers(
             net,
@@ -158,10 +175,10 @@ class NeuralCleanse(Defense):
         )
 
     def reuse(self, triggers: Triggers) -> None:
-        """Take these triggers in the next :meth:`study` instead of searching again.
+        """Use these triggers in the next :meth:`study` instead of searching again.
 
         Args:
-            triggers: what :meth:`search` found in the network that is to be purified.
+            triggers: What :meth:`search` found in the network to purify.
         """
         self._known = triggers
 
@@ -174,12 +191,12 @@ class NeuralCleanse(Defense):
 
     @property
     def triggers(self) -> Triggers:
-        """What was recovered."""
+        """The recovered triggers."""
         return Triggers(self.masks, self.patterns, self.rates)
 
     @property
     def flagged(self) -> Tensor:
-        """The suspected classes, ``(n,)``; none before :meth:`study`."""
+        """The suspected classes, ``(n,)``; empty before :meth:`study`."""
         if len(self.masks) == 0:
             return torch.empty(0, dtype=torch.int64)
         return self.triggers.flagged(self.threshold)
@@ -190,17 +207,17 @@ class NeuralCleanse(Defense):
         return len(self.masks) > 0 and len(self.flagged) == 0
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy with the true labels, on images some of which are stamped."""
+        """The cross-entropy with true labels, on images of which a share is stamped."""
         return functional.cross_entropy(net(self.stamp(images)), labels)
 
     def stamp(self, images: Tensor) -> Tensor:
-        """Put triggers of suspected classes on the first images of a batch.
+        """Put triggers of suspected classes on the first images of a mini-batch.
 
         Args:
-            images: ``(N, C, H, W)``, normalised.
+            images: ``(N, C, H, W)``, normalized.
 
         Returns:
-            The same shape, a new tensor; each stamped image has one trigger, drawn at random.
+            A new tensor of the same shape; each stamped image has one trigger, drawn at random.
         """
         count, flagged = stamped_images(self.stamp_ratio, len(images)), self.flagged
         if count == 0 or len(flagged) == 0:
@@ -211,7 +228,7 @@ class NeuralCleanse(Defense):
         return torch.cat([stamped.to(images.dtype), images[count:]])
 
     def findings(self) -> dict[str, Any]:
-        """The size of every mask, its anomaly index and success, and the suspected classes."""
+        """The size, anomaly index and success rate of each mask, and the suspected classes."""
         if len(self.masks) == 0:
             return {}
         return {
@@ -224,11 +241,11 @@ class NeuralCleanse(Defense):
         }
 
     def shortfall(self) -> str | None:
-        """``No class was suspected``: nothing was tuned."""
+        """``No class was suspected`` if nothing was tuned."""
         return "No class was suspected" if self.done else None
 
     def _summary(self) -> str:
-        """Which classes are suspected, which one comes next, and by how much."""
+        """Name the suspected classes and the next candidate, with their anomaly indices."""
         found, flagged = self.triggers, self.flagged.tolist()
         index, norms = found.index, found.norms
         others = index.masked_fill(~found.working(), -torch.inf)
@@ -262,11 +279,11 @@ _OF_TWO = (
 
 
 def stamped_images(ratio: float, count: int) -> int:
-    """How many of a batch are stamped: the share, rounded, and at least one.
+    """The number of images in a mini-batch that are stamped: the rounded share, and at least one.
 
     Args:
-        ratio: in [0, 1]; 0 for none.
-        count: images in the batch.
+        ratio: The share, 0 to 1; 0 stamps none.
+        count: Images in the mini-batch.
 
     Example:
         >>> stamped_images(0.2, 128), stamped_images(0.2, 1), stamped_images(0.0, 8)

@@ -81,17 +81,17 @@ class PathAwareMinimization(InvertingDefense):
         head: str | None = None,
     ) -> None:
         super().__init__(
-            stamp_ratio,
-            rounds,
-            round_epochs,
-            mask_steps,
-            generator_epochs,
-            generator_lr,
-            generator_width,
-            batch_size,
-            image_bound,
-            feature_bound,
-            head,
+            stamp_ratio=stamp_ratio,
+            rounds=rounds,
+            round_epochs=round_epochs,
+            mask_steps=mask_steps,
+            generator_epochs=generator_epochs,
+            generator_lr=generator_lr,
+            generator_width=generator_width,
+            batch_size=batch_size,
+            image_bound=image_bound,
+            feature_bound=feature_bound,
+            head=head,
         )
         check_number("rho", rho)
         self.rho = rho

@@ -1,7 +1,4 @@
-"""Shared adversarial unlearning (SAU): unlearn what fools the old network and the new one alike.
-
-Wei, Zhang, Zha and Wu, "Shared adversarial unlearning: backdoor mitigation by unlearning shared
-adversarial examples", NeurIPS 2023, arXiv 2307.10562.
+"""Shared adversarial unlearning (SAU): unlearn what fools the old and the new network.
 
 Example:
     ``python purify.py attack=blended defense=sau``
@@ -23,35 +20,50 @@ from fst_lightning.defenses.common.snapshot import call_with, snapshot
 
 
 class SharedAdversarialUnlearning(Defense):
-    r"""Tune on adversarial examples that the network shares with the one that came in, f0.
+    r"""Tune on adversarial examples that fool the tuned and the backdoored network alike.
 
-    For every image, sign steps within :math:`\|\delta\|_\infty \le \epsilon` lower
+    *How it works.* A trigger is a kind of adversarial perturbation: it makes the network answer
+    with a wrong class. The defense keeps a frozen copy of the backdoored network. For each image it
+    searches a perturbation that both networks answer with the same wrong class, because such shared
+    examples resemble triggered images. A step of the optimizer then teaches the network not to give
+    the wrong answer of the frozen copy, while it keeps classifying clean images.
+
+    For each image, signed gradient steps within :math:`\|\delta\|_\infty \le \epsilon` minimize
 
     .. math:: -\frac{\beta_1}{2} \left(\mathrm{CE}(f(x + \delta), y) +
         \mathrm{CE}(f_0(x + \delta), y)\right) + \beta_2\, \mathrm{JS}(p, p_0)
 
-    where each cross-entropy counts only while its network is right, and the Jensen-Shannon
-    divergence only until both give the same wrong class. The step of the optimizer then lowers
+    with the network :math:`f`, its frozen copy :math:`f_0` and their softmax outputs :math:`p` and
+    :math:`p_0`. Each cross-entropy counts only while its network is right, and the Jensen-Shannon
+    divergence (JS) only until both networks give the same wrong class. The optimizer then minimizes
 
     .. math:: \lambda_1\, \mathrm{CE}(f(x), y) + \lambda_2\, \mathrm{CE}(f(x + \delta), y)
         - \frac{\lambda_3}{n} \sum_{i:\, \hat y_i \ne y_i} \log(1 - p_{\hat y_i}(x_i + \delta_i))
 
-    with :math:`\hat y` the answer of f0 to :math:`x + \delta`: the wrong answers that it gives are
-    unlearnt. The whole network is in evaluation mode, BatchNorm's running statistics stay as they
-    are.
+    where :math:`\hat y_i` is the answer of :math:`f_0` to :math:`x_i + \delta_i`.
 
     Args:
-        radius: :math:`\epsilon`, in units of [0, 1], 0 or more.
-        adv_lr: length of a sign step, in units of [0, 1], 0 or more.
-        adv_steps: sign steps, 0 or more; the first one starts from :math:`\delta = \epsilon`.
-        clean_weight: :math:`\lambda_1`, 0 or more.
-        adv_weight: :math:`\lambda_2`, 0 or more.
-        shared_weight: :math:`\lambda_3`, 0 or more.
-        fool_weight: :math:`\beta_1`, 0 or more.
-        divergence_weight: :math:`\beta_2`, 0 or more.
+        radius: Bound :math:`\epsilon` of the perturbation, in units of [0, 1], 0 or more.
+        adv_lr: Length of a signed step, in units of [0, 1], 0 or more.
+        adv_steps: Number of signed steps, 0 or more; the search starts from
+            :math:`\delta = \epsilon`.
+        clean_weight: Weight :math:`\lambda_1`, 0 or more.
+        adv_weight: Weight :math:`\lambda_2`, 0 or more.
+        shared_weight: Weight :math:`\lambda_3`, 0 or more.
+        fool_weight: Weight :math:`\beta_1`, 0 or more.
+        divergence_weight: Weight :math:`\beta_2`, 0 or more.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The network stays in evaluation mode, so that BatchNorm's running statistics do not change,
+        as in the public code. The perturbed images are not clipped to [0, 1], also as there. One
+        training step costs ``adv_steps`` forward and backward passes through both networks.
 
     Example:
         >>> defense = SharedAdversarialUnlearning()
@@ -60,13 +72,22 @@ class SharedAdversarialUnlearning(Defense):
         >>> loss = defense.loss(net, torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))
         >>> bool(loss > 0)
         True
+
+    References:
+        Wei, Zhang, Zha and Wu, "Shared adversarial unlearning: Backdoor mitigation by unlearning
+        shared adversarial examples", NeurIPS 2023, arXiv 2307.10562.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.ImplicitUnlearning`: one perturbation for all images.
+        - :class:`~fst_lightning.defenses.NeuralPolarizer`: trains one added layer on adversarial
+          examples.
     """
 
     original: Tensor
-    """The weights of f0; empty before :meth:`prepare`."""
+    """The weights of the backdoored network; empty before :meth:`prepare`."""
 
     unit: Tensor
-    """One unit of [0, 1] in normalised units, ``(1, C, 1, 1)``; ones before it is known."""
+    """One unit of [0, 1] in normalized units, ``(1, C, 1, 1)``; ones before it is known."""
 
     def __init__(
         self,
@@ -102,12 +123,12 @@ class SharedAdversarialUnlearning(Defense):
         self._rates: dict[str, Tensor] = {}
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Keep the weights that came in."""
+        """Keep a copy of the backdoored weights."""
         self._net, self._rates = [net], {}
         self.original = snapshot(net)
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Note how the images are normalised."""
+        """Record how the images are normalized."""
         self.unit = clean.unit.clone()
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -127,11 +148,11 @@ class SharedAdversarialUnlearning(Defense):
         return total
 
     def perturb(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        r"""The perturbation of every image, in units of [0, 1].
+        r"""Search the perturbation of each image, in units of [0, 1].
 
         Args:
-            net: the network f.
-            images: ``(N, C, H, W)``, normalised.
+            net: The network :math:`f`.
+            images: ``(N, C, H, W)``, normalized.
             labels: ``(N,)`` int64.
 
         Returns:
@@ -148,11 +169,11 @@ class SharedAdversarialUnlearning(Defense):
         return delta.detach()
 
     def search_loss(self, logits: Tensor, original_logits: Tensor, labels: Tensor) -> Tensor:
-        """What the perturbation lowers, as a mean over the batch.
+        """The objective that the perturbation minimizes, as a mean over the mini-batch.
 
         Args:
-            logits: ``(N, K)`` of f on the moved images.
-            original_logits: ``(N, K)`` of f0 on them.
+            logits: ``(N, K)``, of :math:`f` on the perturbed images.
+            original_logits: ``(N, K)``, of :math:`f_0` on them.
             labels: ``(N,)`` int64.
         """
         answer, original_answer = logits.argmax(1), original_logits.argmax(1)
@@ -166,7 +187,7 @@ class SharedAdversarialUnlearning(Defense):
         return cost.mean()
 
     def finish(self) -> None:
-        """Forget the network."""
+        """Drop the reference to the network."""
         self._net = []
 
     def always_eval(self) -> Iterator[nn.Module]:
@@ -174,17 +195,17 @@ class SharedAdversarialUnlearning(Defense):
         yield from self._net
 
     def statistics(self) -> dict[str, Tensor]:
-        """The share of the last batch that fooled f0, and that fooled both alike."""
+        """The shares of the last mini-batch that fooled :math:`f_0`, and both networks alike."""
         return dict(self._rates)
 
 
 def unlearning_loss(logits: Tensor, answer: Tensor, counted: Tensor) -> Tensor:
-    r""":math:`-\frac1n \sum_i \log(1 - p_{\hat y_i})` over the images that count, n of all.
+    r""":math:`-\frac1n \sum_i \log(1 - p_{\hat y_i})`, summed over the counted images of n.
 
     Args:
         logits: ``(N, K)``.
-        answer: :math:`\hat y`, ``(N,)`` int64.
-        counted: ``(N,)`` bool.
+        answer: The classes :math:`\hat y`, ``(N,)`` int64.
+        counted: Which images count, ``(N,)`` bool.
 
     Example:
         >>> logits, answer = torch.zeros(2, 4), torch.tensor([0, 1])
@@ -192,7 +213,7 @@ def unlearning_loss(logits: Tensor, answer: Tensor, counted: Tensor) -> Tensor:
         >>> round(float(loss), 4)  # -log(3/4) / 2
         0.1438
     """
-    # A difference of logarithms: 1 - p is 0 in float32 where p is almost 1.
+    # A difference of logarithms, because 1 - p rounds to 0 in float32 if p is almost 1.
     logits = logits.float()
     chosen = functional.one_hot(answer, logits.shape[1]).bool()
     others = logits.masked_fill(chosen, -torch.inf).logsumexp(1)
@@ -201,7 +222,7 @@ def unlearning_loss(logits: Tensor, answer: Tensor, counted: Tensor) -> Tensor:
 
 
 def jensen_shannon(logits: Tensor, other: Tensor) -> Tensor:
-    r"""The Jensen-Shannon divergence of two softmax distributions, one value an image, in nats.
+    r"""The Jensen-Shannon divergence of two softmax distributions, one value per image, in nats.
 
     .. math:: \tfrac12 \mathrm{KL}(p \,\|\, m) + \tfrac12 \mathrm{KL}(q \,\|\, m), \qquad
         m = (p + q) / 2
