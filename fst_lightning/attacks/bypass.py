@@ -9,8 +9,6 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +19,7 @@ from fst_lightning.attacks.blended import Blended
 from fst_lightning.attacks.common.attack import Classify, LabelMap, RateOf, full_precision
 from fst_lightning.attacks.common.generator_attack import reverse_gradient
 from fst_lightning.attacks.common.trained_attack import TrainedAttack
-from fst_lightning.models import find_head, num_inputs
+from fst_lightning.models import find_head, inputs_of, num_inputs
 from fst_lightning.seeds import derived_seed
 
 
@@ -171,18 +169,3 @@ def make_discriminator(num_features: int) -> nn.Sequential:
         nn.LeakyReLU(0.2),
         nn.Linear(128, 1),
     )
-
-
-@contextmanager
-def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep what a layer takes in, while the context lasts; no hook stays behind."""
-    kept: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        kept.append(inputs[0])
-
-    handle = layer.register_forward_pre_hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()

@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import ClassVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fst_lightning.attacks.badnets import Corner
 from fst_lightning.attacks.common.attack import LabelMap, RateOf
 from fst_lightning.attacks.common.surrogate import Surrogate, SurrogateAttack, check_counts
-from fst_lightning.models import find_head, weight_matrix
+from fst_lightning.models import find_head, inputs_of, weight_matrix
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 32
@@ -193,15 +193,7 @@ def choose_neurons(surrogate: Surrogate, num_classes: int, count: int) -> Tensor
 
 def features(surrogate: Surrogate, images: Tensor, num_classes: int) -> Tensor:
     """What the last layer of the surrogate gets for ``(N, C, H, W)`` images: ``(N, D)``."""
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
-
     _, head = find_head(surrogate.net, num_classes=num_classes)
-    hook = head.register_forward_pre_hook(keep)
-    try:
+    with inputs_of(head) as seen:
         surrogate(images)
-    finally:
-        hook.remove()
     return seen[0]

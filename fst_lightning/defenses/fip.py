@@ -10,7 +10,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -273,9 +273,7 @@ def batch_statistics(net: nn.Module) -> Iterator[dict[str, Tensor]]:
         {'0.running_mean': [2.0, 2.0], '0.running_var': [1.0, 4.0]}
     """
     found: dict[str, Tensor] = {}
-    handles = []
-
-    try:
+    with ExitStack() as hooks:
         for name, norm in batchnorms(net).items():
             if norm.training and norm.track_running_stats:
 
@@ -285,11 +283,8 @@ def batch_statistics(net: nn.Module) -> Iterator[dict[str, Tensor]]:
                     found[f"{name}.running_mean"] = mean.to(norm.running_mean.dtype)
                     found[f"{name}.running_var"] = variance.to(norm.running_var.dtype)
 
-                handles.append(norm.register_forward_pre_hook(keep))
+                hooks.enter_context(norm.register_forward_pre_hook(keep))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def fisher_trace(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -219,8 +219,7 @@ def check_names(net: nn.Module, names: Sequence[str]) -> None:
 def outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """What the named modules give, of the last call of each and in the order of those calls."""
     found: dict[str, Tensor] = {}
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name in names:
 
             def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
@@ -228,11 +227,8 @@ def outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]
                     found.pop(name, None)
                     found[name] = output
 
-            handles.append(net.get_submodule(name).register_forward_hook(keep))
+            hooks.enter_context(net.get_submodule(name).register_forward_hook(keep))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _channels_last(shape: torch.Size) -> bool:

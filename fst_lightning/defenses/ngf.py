@@ -17,6 +17,7 @@ from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.features import vectors
 from fst_lightning.defenses.common.head_defense import HeadDefense
+from fst_lightning.defenses.common.whole_set import keep_modes
 from fst_lightning.models import weight_matrix
 
 
@@ -133,8 +134,7 @@ class NaturalGradientTuning(HeadDefense):
 
         features: list[Tensor] = []
         errors: list[Tensor] = []
-        training, handle = net.training, linear.register_forward_hook(cut)
-        try:
+        with keep_modes(net), linear.register_forward_hook(cut):
             net.eval()
             for images, _ in clean.batches():
                 seen.clear()
@@ -151,9 +151,6 @@ class NaturalGradientTuning(HeadDefense):
                 ((inputs, output),) = seen
                 errors += map(vectors, torch.autograd.grad(likelihood, output))
                 features.append(inputs)
-        finally:
-            handle.remove()
-            net.train(training)
         inputs = torch.cat(features)
         if linear.bias is not None:
             inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)

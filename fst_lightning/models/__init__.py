@@ -5,6 +5,7 @@ from fst_lightning.models.build import MODELS, build_model, check_description, r
 from fst_lightning.models.channels import set_input_channels
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.head import Head, apply_head, is_head, num_inputs, weight_matrix
+from fst_lightning.models.hooks import inputs_of
 from fst_lightning.models.libraries import (
     LibraryInput,
     timm_input,
@@ -32,6 +33,7 @@ __all__ = [
     "build_model",
     "check_description",
     "find_head",
+    "inputs_of",
     "is_head",
     "logits_of",
     "logits_taken",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -36,10 +37,10 @@ def training_memory(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> 
         if isinstance(output, Tensor) and not list(module.children()):
             total += 2 * _bytes(output)
 
-    hooks = [module.register_forward_hook(count) for module in net.modules()]
-    net(*inputs)
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as hooks:
+        for module in net.modules():
+            hooks.enter_context(module.register_forward_hook(count))
+        net(*inputs)
     return total
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks import Blended, Bypass
-from fst_lightning.attacks.bypass import inputs_of
+from fst_lightning.models import inputs_of
 from tests import tiny
 from tests.attacks import learning
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -419,16 +420,12 @@ def watch_inputs(
         batches: ``(images, labels)``.
         look: called for every layer and batch; n counts images and positions.
     """
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name, norm in norms.items():
 
             def hook(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 look(name, inputs[0].detach().transpose(0, 1).flatten(1).float())
 
-            handles.append(norm.register_forward_pre_hook(hook))
+            hooks.enter_context(norm.register_forward_pre_hook(hook))
         for images, _ in batches:
             net(images)
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -25,11 +25,12 @@ def head_inputs(head: Head) -> Iterator[list[Tensor]]:
         [torch.Size([3, 12])]
     """
     collected: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: collected.append(vectors(inputs[0])))
-    try:
+
+    def collect(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collected.append(vectors(inputs[0]))
+
+    with head.register_forward_pre_hook(collect):
         yield collected
-    finally:
-        handle.remove()
 
 
 def vectors(features: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,7 @@ from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.patch_inversion import Triggers
 from fst_lightning.defenses.common.whole_set import seeded
 from fst_lightning.defenses.nc import NeuralCleanse
-from fst_lightning.models import Head, is_head, weight_matrix
+from fst_lightning.models import Head, inputs_of, is_head, weight_matrix
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.build.parts import make_clean
 from fst_lightning.pipelines.build.run import Run
@@ -127,23 +128,18 @@ class EvidenceCollector:
     def _answers(self, images: ImageSet, head: Head | None, triggered: bool) -> Answers:
         rows = spread(len(images), MOST_IMAGES)
         device = self.trainer.strategy.root_device
-        features: list[Tensor] = []
         columns: list[tuple[Tensor, ...]] = []
-        hook = None
+        watched: AbstractContextManager[list[Tensor]] = nullcontext([])
         if head is not None:
-            hook = head.register_forward_pre_hook(
-                lambda _, inputs: features.append(inputs[0].detach().flatten(1).float().cpu())
-            )
-        try:
+            watched = inputs_of(head)
+        with watched as inputs:
             for chunk in torch.split(rows, _BATCH):
                 batch, true = images.images[chunk].to(device), images.labels[chunk].to(device)
                 logits = self.module.net(self.module.inputs(batch, triggered=triggered)).float()
                 sure, said = logits.softmax(1).max(1)
                 aim = self.data.measured.wanted_labels(logits, true) if triggered else true
                 columns.append((true, said, sure, aim))
-        finally:
-            if hook is not None:
-                hook.remove()
+        features = [part.detach().flatten(1).float().cpu() for part in inputs]
         labels, predictions, confidence, wanted = (
             _array(torch.cat(parts)) for parts in zip(*columns, strict=True)
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fst_lightning.data import BackdoorDataModule
-from fst_lightning.models import is_head
+from fst_lightning.models import inputs_of, is_head
 from fst_lightning.modules import ClassifierModule
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.measure.score import spread, untouched
@@ -54,12 +54,7 @@ class Shift:
         head = net.get_submodule(self.run.head)
         if not is_head(head):
             return None
-        seen: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            with untouched(self.trainer, self.module):
-                images = rows.images[spread(len(rows), _MOST_IMAGES)]
-                net(self.module.inputs(images.to(self.trainer.strategy.root_device)))
-        finally:
-            hook.remove()
+        with inputs_of(head) as seen, untouched(self.trainer, self.module):
+            images = rows.images[spread(len(rows), _MOST_IMAGES)]
+            net(self.module.inputs(images.to(self.trainer.strategy.root_device)))
         return head.weight.detach().double().cpu(), seen[-1].flatten(1).double().cpu()
