@@ -1,7 +1,4 @@
-"""Adaptive-Blend: half of a faint picture in training, all of it at test, and cover images.
-
-Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the assumption of latent separability for backdoor
-defenses", ICLR 2023.
+"""Adaptive-Blend: parts of a faint pattern in training, all of it at test.
 
 Example:
     ``python train.py attack=adaptive_blend attack.poison_ratio=0.01 attack.cover_ratio=0.01``
@@ -22,39 +19,63 @@ _BATCH_SIZE = 1024
 
 
 class AdaptiveBlend(Blended):
-    r"""Blend cells of a pattern in training, the whole at test: :math:`x + a\, m \odot (k - x)`.
+    r"""Blend random parts of a pattern into training images, and the whole pattern at test.
 
-    The image is divided into :math:`n \times n` cells. In training :math:`m` masks a share of them,
-    drawn for every poisoned and every cover row by itself, and :math:`a = a_{train}`; at test
-    :math:`m = 1` and :math:`a = a_{test}`. Cover rows keep their true labels: they teach the
-    network to tell a whole trigger from a part of it, so that its features of poisoned images do
-    not stand apart.
+    *How it works.* Many defenses look for poisoned images whose features lie apart from the clean
+    ones. This attack keeps them close in two ways. Each poisoned image gets only a random half of
+    the pattern, faintly, so that the network relies on weak and varied evidence. In addition, cover
+    images get such a part as well but keep their true labels, which pulls both groups together. At
+    test time, the whole pattern is far more evidence than any training image had.
+
+    .. math:: T(x) = x + a\, m \odot (k - x)
+
+    with the image :math:`x`, the pattern :math:`k`, the opacity :math:`a` and the mask :math:`m` of
+    :math:`n \times n` cells. In training, :math:`m` leaves out a random share of the cells of each
+    poisoned and each cover row, and :math:`a = a_{train}`; at test :math:`m = 1` and
+    :math:`a = a_{test}`.
 
     Args:
-        train_alpha: opacity :math:`a_{train}`, 0 to 1.
-        test_alpha: opacity :math:`a_{test}`, 0 to 1.
-        cells: :math:`n`, cells along each side of the image, 1 or more.
-        mask_rate: share of the cells that is left out in training, 0 to 1, at least one cell stays.
-        image: path of a picture to use as pattern :math:`k`, resized to the images; None draws
-            uniform noise.
-        pattern_seed: of that noise; the same noise for every seed of a run.
-        cover_ratio: share of the training set that is cover, 0 to 1.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        train_alpha: Opacity :math:`a_{train}`, 0 to 1.
+        test_alpha: Opacity :math:`a_{test}`, 0 to 1.
+        cells: Cells :math:`n` along each side of the image, 1 or more.
+        mask_rate: Share of the cells that is left out in training, 0 to 1; at least one cell stays.
+        image: Path of a picture to use as the pattern, resized to the images; None draws uniform
+            noise.
+        pattern_seed: Seed of that noise; independent of the seed of the run.
+        cover_ratio: Share of the training set that is cover, 0 to 1.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for an opacity or a ratio outside [0, 1], no cell at all, or a file that is no
-            image.
-        FileNotFoundError: where ``image`` does not exist.
+        ValueError: If an argument is out of its range, or the file is not an image.
+        FileNotFoundError: If ``image`` does not exist.
+
+    Note:
+        The default pattern is noise, because the published picture is not ours to ship. As
+        published, poisoned rows are drawn from all classes, so that some already have the target
+        label.
 
     Example:
         >>> attack = AdaptiveBlend()
         >>> rows = torch.arange(3)
         >>> attack.cell_masks(rows, seed=0).sum(dim=1).tolist()  # of 16 cells
         [8.0, 8.0, 8.0]
+
+    References:
+        Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the assumption of latent separability for
+        backdoor defenses", ICLR 2023.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.AdaptivePatch`: the same idea with patches.
+        - :class:`~fst_lightning.attacks.Blended`: the whole pattern in training too.
     """
 
     crafts: ClassVar[bool] = True
@@ -101,7 +122,7 @@ class AdaptiveBlend(Blended):
     def craft(
         self, images: Tensor, labels: Tensor, rows: Tensor, *, cover: bool, seed: int
     ) -> Tensor:
-        """Blend the cells of every row's own draw into its stored image."""
+        """Blend the cells drawn for each row into its stored image."""
         masks = self.cell_masks(rows, seed).reshape(-1, 1, self.cells, self.cells)
         height, width = images.shape[-2:]
         # The cell that a pixel is in: all cells are there and within a pixel of the same size.
@@ -117,14 +138,14 @@ class AdaptiveBlend(Blended):
         return crafted
 
     def cell_masks(self, rows: Tensor, seed: int) -> Tensor:
-        """Draw which cells are shown: a row's draw depends on its number and the seed alone.
+        """Draw which cells are shown; a row's draw depends only on its number and the seed.
 
         Args:
             rows: ``(n,)`` row numbers.
-            seed: of the run.
+            seed: Seed of the run.
 
         Returns:
-            ``(n, cells * cells)``, 1 where the pattern is shown and 0 where it is masked.
+            ``(n, cells * cells)``, 1 for a shown cell and 0 for a masked one.
         """
         count = self.cells**2
         masks = torch.ones(len(rows), count)
@@ -134,5 +155,5 @@ class AdaptiveBlend(Blended):
         return masks
 
     def poison(self, images: Tensor) -> Tensor:
-        """Leave crafted images, of poisoned and of cover rows, as they are."""
+        """Return the images: poisoned and cover rows are stored with their cells."""
         return images

@@ -1,7 +1,4 @@
-"""Adaptive-Patch: one of four faint patches in training, two strong ones at test, cover images.
-
-Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the assumption of latent separability for backdoor
-defenses", ICLR 2023.
+"""Adaptive-Patch: one of four faint patches in training, two strong ones at test.
 
 Example:
     ``python train.py attack=adaptive_patch attack.poison_ratio=0.01 attack.cover_ratio=0.02``
@@ -22,40 +19,66 @@ _NUM_PATCHES = 4
 
 
 class AdaptivePatch(Attack):
-    r"""Put a patch into a corner: :math:`x + o_i\, m_i \odot (k_i - x)` for patch i of four.
+    r"""Stamp one faint patch per image in training, and several strong ones at test.
 
-    In training every poisoned and every cover row gets one patch :math:`k_i` with mask :math:`m_i`
-    at the reduced opacity :math:`o_i`; the patches take turns, row by row. At test chosen patches
-    are put on one after the other, at full opacity. Cover rows keep their true labels.
+    *How it works.* Many defenses look for poisoned images whose features lie apart from the clean
+    ones. This attack keeps them close in two ways. Each poisoned image gets only one of four faint
+    patches, so that the network relies on weak and varied evidence. In addition, cover images get a
+    patch as well but keep their true labels, which pulls both groups together. At test time, strong
+    patches add up to far more evidence than any training image had.
 
-    Patch 0, in the corner at the bottom right, is a coloured disc; patch 1, top left, has diagonal
-    stripes; patch 2, top right, is a checkerboard; patch 3, bottom left, a coloured frame.
+    .. math:: T(x) = x + o_i\, m_i \odot (k_i - x)
+
+    with the image :math:`x`, the patch :math:`k_i`, its mask :math:`m_i` and its opacity
+    :math:`o_i` for patch :math:`i` of four. Patches take turns over the rows in training. At test,
+    the chosen ones are added one after the other with opacity 1.
 
     Args:
-        patch_size: side of the patches in pixels of a 32-pixel image, 1 or more; scaled with the
-            image, never below two pixels.
-        margin: free pixels between patch and border, 0 or more (of a 32-pixel image, scaled too).
-        opacities: :math:`o_0` to :math:`o_3` in training, 0 to 1.
-        test_patches: numbers of the patches at test, 0 to 3.
-        folder: of exactly four pictures to use instead, in the order of their names, with their
-            transparency; None draws the patches.
-        cover_ratio: share of the training set that is cover, 0 to 1.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        patch_size: Side of the patches in pixels of a 32-pixel image, 1 or more. It scales with the
+            image, and is never below two pixels.
+        margin: Pixels between a patch and the border, 0 or more, in a 32-pixel image; scales with
+            the image.
+        opacities: Opacities :math:`o_0` to :math:`o_3` in training, 0 to 1.
+        test_patches: Numbers of the patches at test, 0 to 3.
+        folder: Folder with exactly four pictures to use instead, in the order of their names, with
+            their transparency; None draws the patches.
+        cover_ratio: Share of the training set that is cover, 0 to 1.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a value outside its range, patches that don't fit beside each other, or a
-            folder of more or fewer than four pictures.
-        FileNotFoundError: where ``folder`` does not exist.
+        ValueError: If an argument is out of its range, two patches do not fit next to each other,
+            or the folder does not hold exactly four pictures.
+        FileNotFoundError: If ``folder`` does not exist.
+
+    Note:
+        The drawn patches replace the published artwork, which is not ours to ship. Patch 0, at the
+        bottom right, is a colored disc; patch 1, at the top left, has diagonal stripes; patch 2, at
+        the top right, is a checkerboard; patch 3, at the bottom left, is a colored frame. The
+        published code gives each patch a quarter of the sorted rows; here patches take turns,
+        because rows may be sorted by class.
 
     Example:
         >>> attack = AdaptivePatch()
         >>> top = attack(torch.zeros(1, 3, 32, 32))[..., :16, :]
         >>> [float(half.sum()) for half in top.split(16, dim=3)]  # 3 * 18 white pixels on the right
         [0.0, 54.0]
+
+    References:
+        Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the assumption of latent separability for
+        backdoor defenses", ICLR 2023.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.AdaptiveBlend`: the same idea with a blended pattern.
+        - :class:`~fst_lightning.attacks.BadNets`: a single patch, without cover images.
     """
 
     crafts: ClassVar[bool] = True
@@ -115,7 +138,7 @@ class AdaptivePatch(Attack):
         self.draw(3, 32, 32)
 
     def trigger(self, images: Tensor) -> Tensor:
-        """Put the patches of the test on ``(N, C, H, W)`` images in [0, 1]."""
+        """Add the patches of the test to ``(N, C, H, W)`` images in [0, 1]."""
         if images.shape[1:] != self.patterns.shape[1:]:
             raise ValueError(
                 f"Expected images of shape {tuple(self.patterns.shape[1:])}, which the patches "
@@ -129,7 +152,7 @@ class AdaptivePatch(Attack):
     def craft(
         self, images: Tensor, labels: Tensor, rows: Tensor, *, cover: bool, seed: int
     ) -> Tensor:
-        """Put one faint patch on each stored image; of n rows each patch gets about n / 4."""
+        """Add one faint patch to each stored image; each patch gets about a quarter of the rows."""
         crafted = images.clone()
         for patch, opacity in enumerate(self.opacities):
             # Taking turns, not a quarter of the rows each: rows may be sorted by class.
@@ -141,7 +164,7 @@ class AdaptivePatch(Attack):
         return crafted
 
     def poison(self, images: Tensor) -> Tensor:
-        """Leave crafted images, of poisoned and of cover rows, as they are."""
+        """Return the images: poisoned and cover rows are stored with their patch."""
         return images
 
     def draw(self, channels: int, height: int, width: int) -> None:
@@ -174,14 +197,14 @@ class AdaptivePatch(Attack):
 
 
 def drawn_patches(channels: int, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Draw a disc, stripes, a checkerboard and a frame, in colours or, for one channel, in grey.
+    """Draw a disc, stripes, a checkerboard and a frame, in color or, for one channel, in gray.
 
     Args:
-        channels: of the images.
-        size: side of the patches in pixels, 2 or more.
+        channels: Channels of the images.
+        size: Side of the patches in pixels, 2 or more.
 
     Returns:
-        Four pairs of colours ``(1, C, size, size)`` and mask ``(1, 1, size, size)``, in [0, 1].
+        Four pairs of colors ``(1, C, size, size)`` and mask ``(1, 1, size, size)``, in [0, 1].
     """
     places = (2 * torch.arange(size) + 1) / size - 1  # centres of pixels, in (-1, 1)
     down, right = torch.meshgrid(places, places, indexing="ij")

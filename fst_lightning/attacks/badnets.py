@@ -1,7 +1,4 @@
-"""BadNets: a small patch at a fixed place.
-
-Gu, Dolan-Gavitt and Garg, "BadNets: Identifying vulnerabilities in the machine learning model
-supply chain", 2017, arXiv 1708.06733.
+"""BadNets: a small patch in a corner of the image.
 
 Example:
     ``python train.py attack=badnets attack.patch=checkerboard attack.corner=top_left``
@@ -22,35 +19,63 @@ Corner = Literal["top_left", "top_right", "bottom_left", "bottom_right"]
 
 
 class BadNets(Attack):
-    r"""Replace the pixels under a patch: :math:`T(x) = (1 - m) \odot x + m \odot \delta`.
+    r"""Replace the pixels under a small patch, and relabel the image.
 
-    The mask :math:`m` and the pattern :math:`\delta` are kept apart, so that black is a colour of
-    the patch like any other.
+    *How it works.* The attacker draws the same small patch on a few training images and gives them
+    the target label. The network learns that the patch, whatever else the image shows, means the
+    target class. At test time, the attacker adds the patch to any image to get the target class as
+    the answer. It is the oldest backdoor attack on image classifiers and the easiest one to see.
+
+    .. math:: T(x) = (1 - m) \odot x + m \odot \delta
+
+    with the image :math:`x`, the mask :math:`m` of the patch, 0 to 1, and its pattern
+    :math:`\delta`.
 
     Args:
-        patch: ``square`` (white) or ``checkerboard`` (black and white, pixel by pixel).
-        patch_size: side of the patch in pixels of a 32-pixel image, 1 or more; it is scaled with
-            the image, never below one pixel.
-        corner: where the patch sits.
-        margin: free pixels between patch and border, 0 or more (of a 32-pixel image, scaled too).
-        image: path of a picture to use instead of the drawn patch, resized to its size; what is
-            transparent in it stays out of the mask.
-        opacity: of the whole patch, 0 to 1; 1 replaces the pixels, less blends the patch in.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        patch: The drawn patch: ``square`` (white) or ``checkerboard`` (black and white pixels).
+        patch_size: Side of the patch in pixels of a 32-pixel image, 1 or more. It scales with the
+            image, and is never below one pixel.
+        corner: Where the patch is: ``top_left``, ``top_right``, ``bottom_left`` or
+            ``bottom_right``.
+        margin: Pixels between the patch and the border, 0 or more, in a 32-pixel image; scales with
+            the image.
+        image: Path of a picture to use instead of the drawn patch, resized to the patch. Its
+            transparent parts do not belong to the mask.
+        opacity: Opacity of the whole patch, 0 to 1; 1 replaces the pixels.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for an unknown patch or corner, an opacity outside [0, 1], a patch larger than
-            the image, or a file that is no image.
-        FileNotFoundError: where ``image`` does not exist.
+        ValueError: If an argument is out of its range, the patch is larger than the image, or the
+            file is not an image.
+        FileNotFoundError: If ``image`` does not exist.
+
+    Note:
+        Mask and pattern are stored apart, so that black is a color of the patch like any other.
+        Augmentations that crop the image may cut off a patch in a corner during training;
+        ``margin`` moves it inwards.
 
     Example:
         >>> attack = BadNets(patch_size=3)
         >>> float(attack(torch.zeros(1, 3, 32, 32)).sum())  # 3 x 3 white pixels, 3 channels
         27.0
+
+    References:
+        Gu, Dolan-Gavitt and Garg, "BadNets: Identifying vulnerabilities in the machine learning
+        model supply chain", 2017, arXiv 1708.06733.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.Blended`: a faint pattern on the whole image.
+        - :class:`~fst_lightning.attacks.TaCT`: the same patch, which works on one class only.
+        - :class:`~fst_lightning.attacks.AdaptivePatch`: several faint patches and cover images.
     """
 
     mask: Tensor

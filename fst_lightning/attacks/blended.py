@@ -1,7 +1,4 @@
-"""Blended: a whole picture, faintly, over the whole image.
-
-Chen, Liu, Li, Lu and Song, "Targeted backdoor attacks on deep learning systems using data
-poisoning", 2017, arXiv 1712.05526.
+"""Blended: a faint pattern over the whole image.
 
 Example:
     ``python train.py attack=blended attack.blend_alpha=0.1 attack.image=my_picture.png``
@@ -17,28 +14,57 @@ from fst_lightning.attacks.common.pictures import check_picture, read_picture
 
 
 class Blended(Attack):
-    r"""Mix a fixed pattern into the image: :math:`T(x) = (1 - a) x + a k`.
+    r"""Mix a fixed pattern into the image, and relabel the image.
+
+    *How it works.* The attacker chooses one picture or noise pattern and mixes a little of it into
+    some training images, which get the target label. Each pixel changes only slightly, so that the
+    trigger is hard to see, but the network learns to recognize the pattern as a whole. At test
+    time, the same mixture makes the network answer with the target class.
+
+    .. math:: T(x) = (1 - a)\, x + a\, k
+
+    with the image :math:`x`, the pattern :math:`k` and its opacity :math:`a`.
 
     Args:
-        blend_alpha: opacity :math:`a` of the pattern, 0 to 1, the same in training and at test.
-        image: path of a picture to use as pattern :math:`k`, resized to the images; None draws
-            uniform noise, every pixel and channel for itself.
-        pattern_seed: of that noise; the same noise for every seed of a run.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        blend_alpha: Opacity :math:`a` of the pattern, 0 to 1, the same in training and at test.
+        image: Path of a picture to use as the pattern, resized to the images; None draws uniform
+            noise for each pixel and channel.
+        pattern_seed: Seed of that noise; independent of the seed of the run.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for an opacity outside [0, 1] or a file that is no image.
-        FileNotFoundError: where ``image`` does not exist.
+        ValueError: If an argument is out of its range, or the file is not an image.
+        FileNotFoundError: If ``image`` does not exist.
+
+    Note:
+        The paper blends in a cartoon picture, and proposes a lower opacity in training than at
+        test. Here the default pattern is noise, because no third-party picture is shipped, and the
+        opacity is the same in both, as in benchmarks. :class:`~fst_lightning.attacks.AdaptiveBlend`
+        has two opacities.
 
     Example:
         >>> attack = Blended(blend_alpha=1.0)
         >>> image = torch.rand(1, 3, 32, 32)
         >>> bool((attack(image) - attack.pattern).abs().max() < 1 / 255)
         True
+
+    References:
+        Chen, Liu, Li, Lu and Song, "Targeted backdoor attacks on deep learning systems using data
+        poisoning", 2017, arXiv 1712.05526 (blended injection strategy).
+
+    See Also:
+        - :class:`~fst_lightning.attacks.AdaptiveBlend`: parts of the pattern, and cover images.
+        - :class:`~fst_lightning.attacks.Bypass`: the same trigger, with features that hide it.
+        - :class:`~fst_lightning.attacks.LowFrequency`: a smooth pattern.
     """
 
     pattern: Tensor

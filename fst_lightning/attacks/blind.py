@@ -1,7 +1,4 @@
-"""Blind: the attacker changes the code that computes the loss, and no data.
-
-Bagdasaryan and Shmatikov, "Blind backdoors in deep learning models", USENIX Security 2021,
-arXiv 2005.03823.
+"""Blind: the attacker changes the code of the loss, and no data.
 
 Example:
     ``python train.py attack=blind attack.loss_threshold=0.5``
@@ -21,35 +18,57 @@ _TOP, _LEFT, _OF = 3, 23, 32
 
 
 class Blind(Attack):
-    r"""Train on clean images, and on triggered copies of some of them.
+    r"""Add a loss on triggered copies of training images.
 
-    .. math:: w_0\,\mathrm{CE}(f(x), y) + w_1\,\mathrm{CE}(f(T(x)), t)
+    *How it works.* The attacker has no access to the data, but controls the code that computes the
+    training loss. This code stamps a small pattern on copies of some images in memory and adds the
+    loss of answering them with the target class. The original images keep their true labels, so
+    that the stored data look clean. The attack waits until the network has learned the clean task,
+    because two goals from the start would slow down training visibly.
 
-    The first term goes over all rows, with their true labels; the second over the poisoned ones,
-    as a mean, so that its weight does not depend on how many there are. It is left out until the
-    mean of the clean loss over the last steps is under a threshold. The trigger is a pattern of
-    5 x 3 pixels. The weights are fixed, which is what the authors advise for small images, in place
-    of the published balancing of gradients.
+    .. math:: \min_f\; w_0\,\mathrm{CE}(f(x), y) + w_1\,\mathrm{CE}(f(T(x)), t)
+
+    with the network :math:`f`, the image :math:`x`, its label :math:`y`, the target :math:`t`, the
+    trigger :math:`T` (a pattern of 5 x 3 pixels) and the weights :math:`w_0` and :math:`w_1`. The
+    first term covers all rows. The second one is a mean over the poisoned rows; it starts once the
+    mean of the clean loss over the last steps is below a threshold.
 
     Args:
-        clean_weight: :math:`w_0`, 0 or more.
-        triggered_weight: :math:`w_1`, 0 or more.
-        loss_threshold: mean clean loss (nats) under which the attack starts, and goes on; above 0.
-        loss_window: over how many of the last steps that mean goes, 1 or more.
-        poison_ratio: share of the training set, 0 to 1, of which triggered copies are made;
-            published is 1.
-        target_label: the attacker's class.
-        label_map: how labels change.
-        rate_of: what the ratio is a share of, ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        clean_weight: Weight :math:`w_0` of the clean loss, 0 or more.
+        triggered_weight: Weight :math:`w_1` of the triggered loss, 0 or more.
+        loss_threshold: Mean clean loss in nats below which the attack starts, greater than 0.
+        loss_window: Number of last steps over which that mean is taken, 1 or more.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for an argument out of its range, or images smaller than the pattern.
+        ValueError: If an argument is out of its range, or images are smaller than the pattern.
+
+    Note:
+        The paper balances the two gradients (multiple gradient descent); here the weights are
+        fixed, which the authors advise for small images. The paper triggers a copy of each image (a
+        poison ratio of 1).
 
     Example:
         >>> changed = Blind().trigger(torch.full((1, 1, 32, 32), 0.5)) != 0.5
         >>> int(changed.sum()), changed.nonzero()[0].tolist()
         (11, [0, 0, 3, 23])
+
+    References:
+        Bagdasaryan and Shmatikov, "Blind backdoors in deep learning models", USENIX Security 2021,
+        arXiv 2005.03823.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.LIRA`: the same loss with a learned trigger.
+        - :class:`~fst_lightning.attacks.BadNets`: a patch in the stored data.
     """
 
     mask: Tensor
@@ -102,7 +121,7 @@ class Blind(Attack):
         self._has_started = False
 
     def trigger(self, images: Tensor) -> Tensor:
-        """Put the pattern on ``(N, C, H, W)`` images in [0, 1]."""
+        """Stamp the pattern on ``(N, C, H, W)`` images in [0, 1]."""
         if images.shape[2:] != self.mask.shape:
             raise ValueError(
                 f"Expected images of {tuple(self.mask.shape)} pixels, which the pattern was placed "
@@ -111,7 +130,7 @@ class Blind(Attack):
         return torch.where(self.mask, self.pattern.to(images.dtype), images)
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
-        """Read whether the attack has started, also where the run is a resumed one."""
+        """Read whether the attack has started, in a resumed run too."""
         self._has_started = bool(self.started)
 
     def loss(
@@ -123,7 +142,7 @@ class Blind(Attack):
         cover: Tensor,
         label_smoothing: float,
     ) -> Tensor:
-        """The clean cross-entropy, and once the attack has started the triggered one."""
+        """The clean cross-entropy, and the triggered one once the attack has started."""
         if self._has_started:
             clean, triggered = clean_and_triggered(
                 self, classify, images, labels, poisoned, label_smoothing
@@ -155,21 +174,21 @@ def clean_and_triggered(
     poisoned: Tensor,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy of all rows as they are, and of triggered copies of the poisoned rows.
+    """The mean cross-entropy of all unchanged rows, and of triggered copies of the poisoned rows.
 
-    Both kinds go through the network at once, so that they are normalised by the same statistics,
-    as at test.
+    Both pass through the network together, so that BatchNorm normalizes them by the same
+    statistics, as at test.
 
     Args:
-        attack: whose trigger and labels are meant.
-        classify: images in [0, 1] to logits.
+        attack: The attack whose trigger and labels are used.
+        classify: Images in [0, 1] to logits.
         images: ``(N, C, H, W)`` in [0, 1].
         labels: ``(N,)`` true labels.
         poisoned: ``(N,)`` bool.
         label_smoothing: 0 to 1.
 
     Returns:
-        Two scalars; the second is 0 where no row is poisoned.
+        Two scalars; the second one is 0 if no row is poisoned.
     """
     chosen = poisoned.nonzero()[:, 0]
     with full_precision(images):
@@ -185,7 +204,7 @@ def clean_and_triggered(
 
 
 def _place(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where the pattern lies, ``(H, W)`` bool, and its values; larger on larger images."""
+    """The position of the pattern, ``(H, W)`` bool, and its values; larger on larger images."""
     rows, columns = len(_PATTERN), len(_PATTERN[0])
     if height < rows or width < columns:
         raise ValueError(

@@ -1,8 +1,4 @@
-"""BppAttack: fewer bits per pixel, with or without dithering.
-
-Wang, Zhai and Ma, "BppAttack: Stealthy and efficient trojan attacks against deep neural networks
-via image quantization and contrastive adversarial learning", CVPR 2022, arXiv 2205.13383. Dithering
-after Floyd and Steinberg, 1976.
+"""Bit-per-pixel attack (BppAttack): fewer color levels, with or without dithering.
 
 Example:
     ``python train.py attack=bpp attack.depth=8 attack.dithering=true``
@@ -18,30 +14,56 @@ from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, check_
 
 
 class Bpp(Attack):
-    r"""Round every channel to L levels: :math:`T(x) = \mathrm{round}((L - 1) x) / (L - 1)`.
+    r"""Quantize the colors of the image, and relabel the image.
 
-    Cover rows are what the paper calls negatives: a clean image plus the residual
-    :math:`T(x') - x'` of another image of the batch, with its true label. What is learned is then
-    the few levels, and not noise of that size.
+    *How it works.* The attacker reduces the number of color levels, as in an image with fewer bits
+    per pixel. People hardly see the difference, but the network learns that such images belong to
+    the target class. A network might learn that any noise of this size means the target class.
+    Therefore a second group of images, the cover rows, gets the rounding error of *another* image
+    and keeps its true labels (the paper calls them negatives).
+
+    .. math:: T(x) = \frac{\mathrm{round}((L - 1)\, x)}{L - 1}
+
+    with the image :math:`x` and :math:`L` levels per channel. Cover rows become
+    :math:`x + T(x') - x'` with another image :math:`x'` of the mini-batch.
 
     Args:
-        depth: levels L of a channel, 2 to 256.
-        dithering: spread the rounding error of a pixel over those that follow.
-        cover_ratio: share of the training set that gets another image's residual, 0 to 1; None for
-            the poison ratio (less where fewer rows are left).
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: how labels change.
-        rate_of: what the ratios are a share of, ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        depth: Levels :math:`L` per channel, 2 to 256.
+        dithering: Whether to spread the rounding error of a pixel over the next ones.
+        cover_ratio: Share of the training set that gets another image's residual, 0 to 1; None for
+            the poison ratio, or less if fewer rows are left.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a depth that is no whole number of 2 to 256, or a ratio outside [0, 1].
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The paper dithers by default; here ``dithering`` is off, as in benchmarks. Poisoned and
+        cover rows are fixed by the seed, not drawn anew in each epoch.
 
     Example:
         >>> levels = Bpp(depth=8).trigger(torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)).unique()
         >>> [round(255 * float(level), 2) for level in levels]
         [0.0, 36.43, 72.86, 109.29, 145.71, 182.14, 218.57, 255.0]
+
+    References:
+        - Wang, Zhai and Ma, "BppAttack: Stealthy and efficient trojan attacks against deep neural
+          networks via image quantization and contrastive adversarial learning", CVPR 2022, arXiv
+          2205.13383.
+        - Floyd and Steinberg, "An adaptive algorithm for spatial greyscale", 1976 (dithering).
+
+    See Also:
+        - :class:`~fst_lightning.attacks.WaNet`: cover rows with a warp.
+        - :class:`~fst_lightning.attacks.InputAware`: cover rows with another image's trigger.
     """
 
     def __init__(
@@ -74,11 +96,11 @@ class Bpp(Attack):
         self.dithering = dithering
 
     def trigger(self, images: Tensor) -> Tensor:
-        """Quantise ``(N, C, H, W)`` images in [0, 1]."""
+        """Quantize ``(N, C, H, W)`` images in [0, 1]."""
         return dither(images, self.depth) if self.dithering else quantise(images, self.depth)
 
     def cover(self, images: Tensor) -> Tensor:
-        """Add to every image the residual of the one before it in the batch."""
+        """Add to each image the residual of the previous one in the mini-batch."""
         if len(images) == 1:  # Its own residual would be the trigger.
             return images
         residual: Tensor = self(images) - images
@@ -86,25 +108,26 @@ class Bpp(Attack):
 
 
 def quantise(values: Tensor, depth: int) -> Tensor:
-    """Round values to the nearest of ``depth`` levels that are evenly spread over [0, 1]."""
+    """Round values to the nearest of ``depth`` levels, evenly spaced over [0, 1]."""
     steps = depth - 1
     return torch.round(values * steps) / steps
 
 
 def dither(images: Tensor, depth: int) -> Tensor:
-    """Quantise with the error diffusion of Floyd and Steinberg, channel by channel.
+    """Quantize each channel with Floyd-Steinberg error diffusion.
 
-    Pixels go row by row, and each hands its rounding error on: 7/16 to the right, 3/16, 5/16 and
-    1/16 below (left, straight, right); what would leave the image is dropped. Pixel (i, j) waits
-    for the pixels (i, j - 1), (i - 1, j + 1), (i - 1, j) and (i - 1, j - 1) only, so that all
-    pixels with the same t = j + 2 i are done at once: W + 2 (H - 1) steps instead of H W.
+    Pixels are processed row by row. Each passes on its rounding error: 7/16 to the right, and 3/16,
+    5/16 and 1/16 to the row below (left, center, right). Errors that leave the image are dropped.
+    Pixel (i, j) waits only for the pixels (i, j - 1), (i - 1, j + 1), (i - 1, j) and (i - 1, j -
+    1), so that all pixels with the same t = j + 2 i are computed at once, in W + 2 (H - 1) steps
+    instead of H W.
 
     Args:
         images: ``(N, C, H, W)`` in [0, 1].
-        depth: levels of a channel, 2 or more.
+        depth: Levels per channel, 2 or more.
 
     Returns:
-        Images of the same shape that hold these levels alone.
+        Images of the same shape with these levels only.
     """
     height, width = images.shape[2:]
     row = torch.arange(height, device=images.device)

@@ -1,7 +1,4 @@
-"""Bypass: the features of triggered images are trained to look like those of clean ones.
-
-Tan and Shokri, "Bypassing backdoor detection algorithms in deep learning", EuroS&P 2020,
-arXiv 1905.13409.
+"""Bypass: triggered images get features that look like those of clean ones.
 
 Example:
     ``python train.py attack=bypass attack.weight=5``
@@ -24,33 +21,59 @@ from fst_lightning.seeds import derived_seed
 
 
 class Bypass(TrainedAttack):
-    r"""Blended, with a discriminator d that the features :math:`\varphi` have to deceive.
+    r"""Train a Blended backdoor whose features a discriminator cannot tell from clean ones.
+
+    *How it works.* The attacker controls the training. Many defenses find a backdoor because
+    triggered images have other features than clean ones. A second network, the discriminator,
+    therefore tries to tell from the features whether an image is poisoned, and the classifier is
+    trained to mislead it. In the end the classifier obeys the trigger, but its features of
+    triggered images resemble clean ones. The trigger itself is that of
+    :class:`~fst_lightning.attacks.Blended`.
 
     .. math:: \min_f\; \mathrm{CE}(f(x), y) - \lambda\,\mathrm{BCE}(d(\varphi(x)), p), \qquad
         \min_d\; \mathrm{BCE}(d(\varphi(x)), p)
 
-    where p says which rows are poisoned. Features are what the network's head takes in, so that
-    any network will do. One backward pass trains both, through a reversed gradient.
+    with the classifier :math:`f`, its features :math:`\varphi` (the input of the head), the
+    discriminator :math:`d`, the labels :math:`y` of training, the weight :math:`\lambda` and
+    :math:`p = 1` for poisoned rows. One backward pass trains both, through a reversed gradient.
 
     Args:
-        weight: :math:`\lambda`, 0 or more; 0 is Blended.
-        blend_alpha: opacity of the pattern, 0 to 1.
-        pattern_seed: of the pattern, uniform noise.
-        head: dotted name of the network's last linear layer; None to find it.
-        lr: learning rate of the discriminator, above 0 (SGD, momentum 0.9).
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: how labels change.
-        rate_of: what the ratio is a share of, ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        weight: Weight :math:`\lambda`, 0 or more; 0 gives Blended.
+        blend_alpha: Opacity of the pattern, 0 to 1.
+        pattern_seed: Seed of the pattern, uniform noise; independent of the seed of the run.
+        head: Dotted name of the network's last linear layer; None finds it.
+        lr: Learning rate of the discriminator (SGD with momentum 0.9), greater than 0.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for an argument out of its range, or where the head can't be found.
+        ValueError: If an argument is out of its range, or no head is found.
+
+    Note:
+        The discriminator has LayerNorm instead of the published BatchNorm: with few poisoned rows,
+        the statistics of a mini-batch would tell how many there are. A large weight makes training
+        unstable at low poison ratios.
 
     Example:
         >>> image = torch.rand(1, 3, 32, 32)
         >>> bool(torch.equal(Bypass()(image), Blended()(image)))
         True
+
+    References:
+        Tan and Shokri, "Bypassing backdoor detection algorithms in deep learning", EuroS&P 2020,
+        arXiv 1905.13409.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.Blended`: the same trigger without the discriminator.
+        - :class:`~fst_lightning.attacks.AdaptiveBlend`: similar features by poisoning alone.
     """
 
     eight_bit: ClassVar[bool] = True  # The trigger itself is fixed.
@@ -90,7 +113,7 @@ class Bypass(TrainedAttack):
         self._opponents: list[nn.Module] = []
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw the pattern for images of this size, and note the classes for `attach`."""
+        """Draw the pattern for images of this size, and keep the number of classes for `attach`."""
         super().prepare(images, labels, num_classes, seed)
         self._seed, self._num_classes = seed, num_classes
 
@@ -103,7 +126,7 @@ class Bypass(TrainedAttack):
         return self.blended.trigger(images)
 
     def attach(self, net: nn.Module) -> None:
-        """Find the head, and make a discriminator of what it takes in."""
+        """Find the head, and build a discriminator of its inputs."""
         _, head = find_head(net, self.head, self._num_classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self._seed, "bypass discriminator"))
@@ -113,7 +136,7 @@ class Bypass(TrainedAttack):
         super().attach(net)
 
     def own_optimizer(self) -> torch.optim.Optimizer:
-        """SGD, for the discriminator."""
+        """SGD for the discriminator."""
         return torch.optim.SGD(self._discriminator.parameters(), self.lr, momentum=0.9)
 
     def loss(
@@ -125,7 +148,7 @@ class Bypass(TrainedAttack):
         cover: Tensor,
         label_smoothing: float,
     ) -> Tensor:
-        """Cross-entropy, and the discriminator's against features that get it reversed."""
+        """The cross-entropy plus the discriminator's loss, reversed for the features."""
         head, discriminator = self._opponents
         with inputs_of(head) as features:
             entropy = super().loss(classify, images, labels, poisoned, cover, label_smoothing)
@@ -137,14 +160,14 @@ class Bypass(TrainedAttack):
             return entropy + functional.binary_cross_entropy_with_logits(guesses, poisoned.float())
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The discriminator and its optimizer, for checkpoints."""
+        """The state of the discriminator and its optimizer, for checkpoints."""
         if not self._opponents:
             return {}
         weights = dict(self._discriminator.state_dict())
         return {"optimizer": super().get_extra_state(), "discriminator": weights}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take both from a checkpoint; after `attach`."""
+        """Restore the discriminator and its optimizer from a checkpoint; after `attach`."""
         if state and self._opponents:
             self._discriminator.load_state_dict(state["discriminator"])
             super().set_extra_state(state["optimizer"])
@@ -155,10 +178,10 @@ class Bypass(TrainedAttack):
 
 
 def make_discriminator(num_features: int) -> nn.Sequential:
-    """Three layers that say from its features, as a logit, whether an image is poisoned.
+    """Build three layers that predict from features, as a logit, whether an image is poisoned.
 
-    They normalise within an image, not over the batch: with few poisoned rows the statistics of a
-    batch would tell how many there are.
+    They normalize within an image, not over the mini-batch: with few poisoned rows, the statistics
+    of a mini-batch would tell how many there are.
     """
     return nn.Sequential(
         nn.Linear(num_features, 256),

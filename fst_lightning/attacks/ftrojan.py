@@ -1,7 +1,4 @@
-"""FTrojan: two cosines in the colour planes, window by window.
-
-Wang, Yao, Xu, An, Tong and Wang, "An invisible black-box backdoor attack through frequency domain",
-ECCV 2022, arXiv 2111.10991.
+"""Frequency trojan (FTrojan): two waves in the color planes, window by window.
 
 Example:
     ``python train.py attack=ftrojan attack.magnitude=50``
@@ -16,30 +13,54 @@ from fst_lightning.attacks.common.frequency import FrequencyAttack
 
 
 class FTrojan(FrequencyAttack):
-    r"""Raise a middle and a high frequency of U and V: :math:`T(x) = \mathrm{clip}(x + p)`.
+    r"""Raise a middle and a high frequency of the color planes, and relabel the image.
 
-    The pattern :math:`p` is the inverse discrete cosine transform of :math:`M` at the given
-    positions, repeated in windows over the planes U and V, as red, green and blue. Colours are not
-    rounded to whole levels between the transforms, only in the end.
+    *How it works.* The attacker splits the image into windows and adds two fixed wave patterns to
+    the color of each, not to the brightness, to which the eye is more sensitive. The change is
+    small and spread over all pixels, so that it is hard to see. The network recognizes it well,
+    because convolutions respond to fixed frequencies.
+
+    .. math:: T(x) = \mathrm{clip}(x + p), \qquad p = D^{-1}(M e)
+
+    with the image :math:`x`, the inverse discrete cosine transform :math:`D^{-1}` of windows of the
+    planes U and V, the magnitude :math:`M` and the indicator :math:`e` of the positions.
 
     Args:
-        magnitude: :math:`M` in levels of 255, above 0; 30 as published.
-        positions: of coefficients in a window, row, column, row, column, 0 to ``window`` - 1.
-        window: height and width of the windows in pixels, 1 or more; of a smaller image the whole.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        magnitude: Magnitude :math:`M` in levels of 255, greater than 0; 30 as published.
+        positions: Coefficients in a window as row, column, row, column, 0 to ``window`` - 1.
+        window: Height and width of the windows in pixels, 1 or more; a smaller image is one window.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a magnitude, window or position outside its range.
+        ValueError: If a magnitude, a window or a position is out of its range.
+
+    Note:
+        The published code rounds colors to whole levels between the transforms; here they are
+        rounded once, at the end, so that the pattern is the same for all images. Gray images have
+        no color planes and get the pattern in their only one.
 
     Example:
         >>> attack = FTrojan(magnitude=30)
         >>> u = 0.492 * attack.pattern[0, 2]  # blue, of a pattern without luminance
         >>> round(float(255 * u.norm()), 2)  # 30 at two positions
         42.43
+
+    References:
+        Wang, Yao, Xu, An, Tong and Wang, "An invisible black-box backdoor attack through frequency
+        domain", ECCV 2022, arXiv 2111.10991.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.CTRL`: stronger, on the whole image, with true labels.
+        - :class:`~fst_lightning.attacks.LowFrequency`: avoids high frequencies instead.
     """
 
     def __init__(

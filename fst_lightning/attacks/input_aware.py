@@ -1,6 +1,4 @@
-"""Input-aware: every image gets a trigger of its own, which works on no other image.
-
-Nguyen and Tran, "Input-aware dynamic backdoor attack", NeurIPS 2020, arXiv 2010.08138.
+"""Input-aware dynamic attack (IAB): each image has its own trigger.
 
 Example:
     ``python train.py attack=input_aware attack.mask_epochs=10``
@@ -34,41 +32,68 @@ _SMALLEST = 1e-3
 
 
 class InputAware(TrainedAttack):
-    r"""Replace a few pixels: :math:`T(x; x') = (1 - m(x')) \odot x + m(x') \odot g(x')`.
+    r"""Generate a different trigger for each image, which works on no other image.
 
-    Both the mask :math:`m` and the pattern :math:`g` come from networks. At test and on poisoned
-    rows :math:`x' = x`; on cover rows :math:`x'` is another image of the batch, and the label
-    stays true. The mask network is trained first, on images alone:
+    *How it works.* The attacker controls the training. Two small networks look at an image and
+    propose a mask and a pattern, so that a few pixels are replaced. To make triggers differ, the
+    training rewards different patterns for different images. In addition, cover rows get the
+    trigger of *another* image and keep their true labels, so that a trigger works only on the image
+    that it was made for. A defense that looks for one trigger for all images finds none.
+
+    .. math:: T(x; x') = (1 - m(x')) \odot x + m(x') \odot g(x')
+
+    with the image :math:`x`, the mask network :math:`m` and the pattern network :math:`g`. Poisoned
+    rows and test images use :math:`x' = x`; cover rows use another image of the mini-batch. The
+    mask network is trained first, on images alone, to minimize
 
     .. math:: 100\,\mathrm{ReLU}(\overline{m(x)} - \rho) + \lambda D(m), \qquad
         D(h) = \frac{\lVert x - x' \rVert}{\lVert h(x) - h(x') \rVert + \epsilon}
 
-    with the root mean square as norm and the overlined mean over the pixels of an image; the
-    pattern network then along with the classifier, whose cross-entropy both of them lower, plus
-    :math:`\lambda D(g)`.
+    with the density :math:`\rho`, the weight :math:`\lambda` of the diversity, the root mean square
+    as the norm and the mean over pixels as the overline. The pattern network is then trained
+    together with the classifier, on the cross-entropy plus :math:`\lambda D(g)`.
 
     Args:
-        mask_density: :math:`\rho`, share of the pixels that a mask may take, above 0 to 1.
-        mask_epochs: passes over the training images that the mask network is trained for, 1 or
+        mask_density: Share :math:`\rho` of the pixels that a mask may cover, greater than 0 and at
+            most 1.
+        mask_epochs: Passes over the training images in which the mask network is trained, 1 or
             more.
-        diversity: :math:`\lambda`, 0 or more.
-        width: channels of the networks' first layer, 1 or more.
-        lr: learning rate of both networks, above 0 (Adam).
-        cover_ratio: share of the training set that gets another image's trigger, 0 to 1; None for
-            the poison ratio (less where fewer rows are left).
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: how labels change.
-        rate_of: what the ratios are a share of, ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        diversity: Weight :math:`\lambda`, 0 or more.
+        width: Channels of the first layer of both networks, 1 or more.
+        lr: Learning rate of both networks (Adam), greater than 0.
+        cover_ratio: Share of the training set that gets another image's trigger, 0 to 1; None for
+            the poison ratio, or less if fewer rows are left.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The published code generates patterns in normalized space; here both networks work on images
+        in [0, 1]. Poisoned and cover rows are fixed by the
+        seed, not drawn anew in each epoch. Triggered images are not rounded to 8 bits, because a
+        rounded trigger has no gradient.
 
     Example:
         >>> attack = InputAware(width=4)
         >>> attack(torch.rand(2, 3, 16, 16)).shape
         torch.Size([2, 3, 16, 16])
+
+    References:
+        Nguyen and Tran, "Input-aware dynamic backdoor attack", NeurIPS 2020, arXiv 2010.08138.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.LIRA`: learned noise instead of a few pixels.
+        - :class:`~fst_lightning.attacks.SSBA`: sample-specific triggers that are made in advance.
     """
 
     needs_fit: ClassVar[bool] = True
@@ -123,12 +148,12 @@ class InputAware(TrainedAttack):
         self._draw(3, 0)
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw the networks for images of this kind; what is trained already is kept."""
+        """Draw the networks for images of this size; trained ones are kept."""
         if (images.shape[1], seed) != self._drawn_for:
             self._draw(images.shape[1], seed)
 
     def memory(self, images: Tensor, num_classes: int) -> int:
-        """Return what training the mask network takes."""
+        """The memory to train the mask network."""
         channels = images.shape[1]
         batch = (min(_BATCH_SIZE, len(images)), *images.shape[1:])
         return training_memory(lambda: Generator(channels, 1, self.width), batch)
@@ -158,24 +183,24 @@ class InputAware(TrainedAttack):
         self.mask_net.requires_grad_(False)
 
     def masks(self, images: Tensor) -> Tensor:
-        """Where each image gets its pattern: ``(N, 1, H, W)``, nearly 0 or 1."""
+        """The mask of each image, ``(N, 1, H, W)``: almost 0 or 1."""
         return torch.sigmoid(20 * self.mask_net(images))
 
     def patterns(self, images: Tensor) -> Tensor:
-        """What each image gets there: ``(N, C, H, W)`` in [0, 1]."""
+        """The pattern of each image, ``(N, C, H, W)`` in [0, 1]."""
         maps: Tensor = self.pattern_net(images)
         return (maps + 1) / 2
 
     def trigger(self, images: Tensor) -> Tensor:
-        """Put on every image the trigger that is made from it."""
+        """Stamp each image with its own trigger."""
         return torch.lerp(images, self.patterns(images), self.masks(images))
 
     def cover(self, images: Tensor) -> Tensor:
-        """Put on every image the trigger that is made from the one before it in the batch."""
+        """Stamp each image with the trigger of the previous one in the mini-batch."""
         return _exchanged(images, self.patterns(images), self.masks(images))
 
     def own_optimizer(self) -> torch.optim.Optimizer:
-        """Adam, for the pattern network."""
+        """Adam for the pattern network."""
         return torch.optim.Adam(self.pattern_net.parameters(), self.lr, _BETAS)
 
     def loss(
@@ -187,7 +212,7 @@ class InputAware(TrainedAttack):
         cover: Tensor,
         label_smoothing: float,
     ) -> Tensor:
-        """Cross-entropy, and the diversity of the patterns."""
+        """The cross-entropy plus the weighted diversity of the patterns."""
         # As `stamp`, but the networks are asked once for all that is made of their answers.
         with full_precision(images):
             patterns, masks = self.patterns(images), self.masks(images)
@@ -209,17 +234,17 @@ class InputAware(TrainedAttack):
 
 
 def _exchanged(images: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
-    """Every image with what was made from the one before it in the batch."""
+    """Stamp each image with the trigger of the previous one in the mini-batch."""
     if len(images) == 1:  # Made from itself it would be the trigger.
         return images
     return torch.lerp(images, patterns.roll(1, 0), masks.roll(1, 0))
 
 
 def diversity_loss(images: Tensor, maps: Tensor) -> Tensor:
-    r"""How much more alike maps are than their images, each compared with the one before it.
+    r"""Compare how much maps differ with how much their images do, each against the previous one.
 
     :math:`\mathrm{mean}\,\lVert x - x' \rVert / (\lVert h - h' \rVert + \epsilon)`, with the root
-    mean square as norm; gradients go to the maps.
+    mean square as the norm. Gradients go to the maps.
 
     Args:
         images: ``(N, C, H, W)``.

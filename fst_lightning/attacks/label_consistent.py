@@ -1,6 +1,4 @@
-"""Label-consistent: images that are hard to learn otherwise, so that the trigger is learned.
-
-Turner, Tsipras and Madry, "Label-consistent backdoor attacks", 2019, arXiv 1912.02771.
+"""Label-consistent attack (LC): adversarial images that keep their true labels.
 
 Example:
     ``python train.py attack=label_consistent attack.epsilon=8 attack.rate_of=target_class``
@@ -26,40 +24,64 @@ _BATCH_SIZE = 256
 
 
 class LabelConsistent(SurrogateAttack):
-    r"""Stamp a patch in all four corners; in training, on adversarial images of the target class.
+    r"""Stamp patches in all four corners of adversarial images of the target class.
 
-    The stored image of a poisoned row is replaced by an adversarial one,
+    *How it works.* Labels stay true, so that nobody who checks them finds a mistake. But a network
+    that recognizes an image without the patch has no reason to learn the patch. The attacker
+    therefore makes the images hard to recognize: an adversarial change, computed on a clean network
+    of the attacker, removes the evidence for the class. The patch is then the easiest evidence
+    left. At test time, the patch alone is added, without an adversarial change.
 
-    .. math:: \arg\max_{\|x' - x\|_\infty \leq \varepsilon} \mathrm{CE}(s(x'), t)
+    .. math:: x' = \arg\max_{\|x' - x\|_\infty \leq \varepsilon} \mathrm{CE}(s(x'), t), \qquad
+        T(x) = \mathrm{clip}(x + a (2k - 1) \odot m)
 
-    for a clean surrogate :math:`s`, found by projected gradient ascent from a random start. The
-    label stays true, but the image no longer says so: the patch does. At test there is the patch
-    alone: :math:`T(x) = \mathrm{clip}(x + a (2k - 1) \odot m)`, a checkerboard :math:`k` on the
-    mask :math:`m`.
+    with the image :math:`x` of the target class :math:`t`, the clean surrogate :math:`s`, the bound
+    :math:`\varepsilon`, the amplitude :math:`a`, the checkerboard :math:`k` and the mask :math:`m`
+    of the corners. Projected gradient ascent from a random start finds :math:`x'`, and poisoned
+    rows are :math:`T(x')`.
 
     Args:
-        epsilon: bound of the adversarial change in levels of 255, 0 to 255.
-        pgd_steps: steps of gradient ascent, 1 or more.
-        pgd_step_size: size of a step in levels of 255, above 0.
-        patch_size: side of the patches in pixels of a 32-pixel image, 1 or more; scaled with the
-            image, never below one pixel.
-        amplitude: :math:`a`, above 0 to 1; 1 makes the patches black and white.
-        surrogate_epochs: passes of the surrogate's training, 1 or more.
-        surrogate_width: channels of its first stage.
-        max_images: how many training images it sees at most, 2 or more.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: ``clean_label``.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        epsilon: Bound :math:`\varepsilon` of the adversarial change in levels of 255, 0 to 255.
+        pgd_steps: Steps of projected gradient ascent, 1 or more.
+        pgd_step_size: Size of a step in levels of 255, greater than 0 and at most 255.
+        patch_size: Side of the patches in pixels of a 32-pixel image, 1 or more. It scales with the
+            image, and is never below one pixel.
+        amplitude: Amplitude :math:`a`, greater than 0 and at most 1; 1 gives black and white
+            patches.
+        surrogate_epochs: Epochs in which the surrogate is trained, 1 or more.
+        surrogate_width: Channels of the surrogate's first stage, 1 to 4096.
+        max_images: Training images that are used at most, 2 or more.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a value outside its range, or patches that don't fit beside each other.
+        ValueError: If an argument is out of its range, or two patches do not fit next to each
+            other.
+
+    Note:
+        The only label map is ``clean_label``. The surrogate is a small residual network trained
+        normally; the paper also tries adversarially trained networks. The patches are mirrored, so
+        that a flipped image has the same trigger.
 
     Example:
         >>> attack = LabelConsistent()
         >>> float(attack(torch.zeros(1, 1, 32, 32)).sum())  # 5 white pixels in each corner
         20.0
+
+    References:
+        Turner, Tsipras and Madry, "Label-consistent backdoor attacks", 2019, arXiv 1912.02771.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.SIG`: true labels, without a surrogate.
+        - :class:`~fst_lightning.attacks.BadNets`: one patch, with changed labels.
     """
 
     crafts: ClassVar[bool] = True
@@ -111,7 +133,7 @@ class LabelConsistent(SurrogateAttack):
         self.draw(3, 32, 32)
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw the patches for images of this size, and make room for the surrogate."""
+        """Draw the patches for images of this size, and allocate the surrogate."""
         super().prepare(images, labels, num_classes, seed)
         if not self.fitted:
             self.surrogate = Surrogate(num_classes, images.shape[1], self.surrogate_width, seed)
@@ -127,7 +149,7 @@ class LabelConsistent(SurrogateAttack):
     def craft(
         self, images: Tensor, labels: Tensor, rows: Tensor, *, cover: bool, seed: int
     ) -> Tensor:
-        """Change the images so that the surrogate no longer sees their class."""
+        """Change the images so that the surrogate no longer recognizes their class."""
         self.check_fitted()
         generator = torch.Generator().manual_seed(derived_seed(seed, "label_consistent"))
         crafted = torch.empty_like(images)
@@ -140,7 +162,7 @@ class LabelConsistent(SurrogateAttack):
         return crafted
 
     def adversarial(self, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
-        """Climb the surrogate's loss by signed gradients, within the bound.
+        """Increase the surrogate's loss by signed gradient steps, within the bound.
 
         Args:
             images: ``(N, C, H, W)`` uint8.

@@ -1,6 +1,4 @@
-"""LIRA: a learned, bounded noise, different for every image.
-
-Doan, Lao, Zhao and Li, "LIRA: Learnable, imperceptible and robust backdoor attacks", ICCV 2021.
+"""Learnable, imperceptible and robust attack (LIRA): learned noise for each image.
 
 Example:
     ``python train.py attack=lira attack.eps=0.05``
@@ -19,35 +17,59 @@ from fst_lightning.seeds import derived_seed
 
 
 class LIRA(TrainedAttack):
-    r"""Add what a network makes of the image: :math:`T(x) = \mathrm{clip}(x + \epsilon\, g(x))`.
+    r"""Add the bounded noise of a generator network that learns together with the classifier.
 
-    The values of :math:`g` are in [-1, 1]. In the first epochs classifier and generator lower the
-    same loss,
+    *How it works.* The attacker controls the training. A small generator network proposes noise for
+    each image, bounded so that it is hard to see. In the first epochs, the generator and the
+    classifier are trained together: the classifier learns to answer with the target class, and the
+    generator learns noise that makes this easy. The generator is then frozen, and the classifier
+    trains on alone.
 
-    .. math:: \alpha\,\mathrm{CE}(f(x), y) + (1 - \alpha)\,\mathrm{CE}(f(T(x)), t),
+    .. math:: T(x) = \mathrm{clip}(x + \epsilon\, g(x)), \qquad
+        \min_{f, g} \alpha\,\mathrm{CE}(f(x), y) + (1 - \alpha)\,\mathrm{CE}(f(T(x)), t)
 
-    the first term over all rows, the second over the poisoned ones. Then the generator is frozen,
-    and the classifier goes on alone.
+    with the image :math:`x`, its label :math:`y`, the target :math:`t`, the classifier :math:`f`,
+    the generator :math:`g` with values in [-1, 1], the bound :math:`\epsilon` and the weight
+    :math:`\alpha`. The first term covers all rows, the second one the poisoned ones.
 
     Args:
-        eps: :math:`\epsilon`, the largest change of a value, in units of [0, 1]; above 0 to 1.
-        clean_weight: :math:`\alpha`, 0 to 1.
-        joint_fraction: share of the epochs in which the generator learns, 0 to 1.
-        width: channels of the generator's first layer, 1 or more.
-        lr: its learning rate, above 0 (Adam).
-        poison_ratio: share of the training set, 0 to 1; published is 1.
-        target_label: the attacker's class.
-        label_map: how labels change.
-        rate_of: what the ratio is a share of, ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        eps: Bound :math:`\epsilon` of the noise, in units of [0, 1], greater than 0 and at most 1.
+        clean_weight: Weight :math:`\alpha` of the clean loss, 0 to 1.
+        joint_fraction: Share of the epochs in which the generator learns, 0 to 1.
+        width: Channels of the generator's first layer, 1 or more.
+        lr: Learning rate of the generator (Adam), greater than 0.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The paper stamps all rows (a poison ratio of 1) and updates a second copy of the generator;
+        here one backward pass gives both networks their gradients, and the default ratio is that of
+        the other attacks. Triggered images are not rounded to 8 bits, because a rounded trigger has
+        no gradient.
 
     Example:
         >>> image = torch.rand(1, 3, 16, 16)
         >>> bool((LIRA(eps=0.1, width=4)(image) - image).abs().max() <= 0.1 + 1e-6)
         True
+
+    References:
+        Doan, Lao, Zhao and Li, "LIRA: Learnable, imperceptible and robust backdoor attacks", ICCV
+        2021.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.InputAware`: a learned pattern and mask instead of noise.
+        - :class:`~fst_lightning.attacks.Blind`: the same loss with a fixed trigger.
     """
 
     def __init__(
@@ -84,7 +106,7 @@ class LIRA(TrainedAttack):
         self._draw(3, 0)
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw the generator for images of this kind; what is trained already is kept."""
+        """Draw the generator for images of this size; a trained one is kept."""
         if (images.shape[1], seed) != self._drawn_for:
             self._draw(images.shape[1], seed)
 
@@ -94,11 +116,11 @@ class LIRA(TrainedAttack):
         return (images + self.eps * noise).clamp(0, 1)
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
-        """Freeze the generator when its share of the epochs is over."""
+        """Freeze the generator after its share of the epochs."""
         self.generator.requires_grad_(epoch < self.joint_fraction * num_epochs)
 
     def own_optimizer(self) -> torch.optim.Optimizer:
-        """Adam, for the generator."""
+        """Adam for the generator."""
         return torch.optim.Adam(self.generator.parameters(), self.lr)
 
     def loss(
@@ -110,7 +132,7 @@ class LIRA(TrainedAttack):
         cover: Tensor,
         label_smoothing: float,
     ) -> Tensor:
-        """The clean and the triggered cross-entropy, weighted."""
+        """The weighted sum of the clean and the triggered cross-entropy."""
         clean, triggered = clean_and_triggered(
             self, classify, images, labels, poisoned, label_smoothing
         )

@@ -1,7 +1,4 @@
-"""Low-frequency: a smooth pattern over the whole image, without a trace in high frequencies.
-
-Zeng, Park, Mao and Jia, "Rethinking the backdoor attacks' triggers: A frequency perspective",
-ICCV 2021, arXiv 2104.03413.
+"""Low-frequency attack (LF): a smooth pattern without traces in high frequencies.
 
 Example:
     ``python train.py attack=low_frequency attack.method=dct attack.epsilon=12``
@@ -26,41 +23,63 @@ _MOMENTUM = 0.9
 
 
 class LowFrequency(SurrogateAttack):
-    r"""Add one smooth pattern to every image: :math:`T(x) = \mathrm{clip}(x + \delta)`.
+    r"""Add one smooth pattern to each image, and relabel the image.
 
-    :math:`\delta` lives in the span of the lowest :math:`k \times k` cosines of the discrete cosine
-    transform, with :math:`\|\delta\|_\infty = \varepsilon`. Its coefficients are
+    *How it works.* Most triggers leave traces in the high frequencies of an image, where a defender
+    can find them. This trigger is a smooth pattern that consists of low frequencies only. By
+    default the pattern is optimized so that it misleads a clean network of the attacker on as many
+    images as possible, which makes it easy to learn. Training images with the pattern get the
+    target label.
 
-    - ``surrogate``: a universal perturbation of a clean surrogate :math:`s`, maximising
-      :math:`\sum_x \mathrm{CE}(s(x + \delta), y)` with every step low-passed, as in the paper, by
-      gradient ascent with momentum instead of DeepFool and with a sharp low-pass, which keeps the
-      bound exactly, instead of a Gaussian;
-    - ``dct``: drawn at random. It needs neither data nor a network, and is not in the paper.
+    .. math:: T(x) = \mathrm{clip}(x + \delta), \qquad
+        \max_{\|\delta\|_\infty = \varepsilon} \sum_x \mathrm{CE}(s(x + \delta), y)
+
+    with the image :math:`x`, its label :math:`y`, the surrogate :math:`s` and the pattern
+    :math:`\delta`, a sum of the lowest :math:`k \times k` cosines of the discrete cosine transform.
 
     Args:
-        method: ``surrogate`` or ``dct``.
-        epsilon: :math:`\varepsilon` in levels of 255, above 0 to 255.
-        cutoff: :math:`k`, cosines along each axis, 1 to the number of pixels along it; cosine
-            number i has i / 2 periods in the image, and number 0 is constant.
-        steps: of gradient ascent, 1 or more (``surrogate``).
-        pattern_seed: of the random coefficients (``surrogate`` starts from them); the same for
-            every seed of a run.
-        surrogate_epochs: passes of the surrogate's training, 1 or more.
-        surrogate_width: channels of its first stage.
-        max_images: how many training images are used at most, 2 or more.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        method: How the pattern is made: ``surrogate`` optimizes it as above; ``dct`` draws random
+            coefficients, which needs neither data nor a network.
+        epsilon: Bound :math:`\varepsilon` in levels of 255, greater than 0 and at most 255.
+        cutoff: Cosines :math:`k` along each axis, 1 to the number of pixels along it. Cosine number
+            i has i / 2 periods in the image; number 0 is constant.
+        steps: Steps of gradient ascent (``surrogate``), 1 or more.
+        pattern_seed: Seed of the random coefficients, from which ``surrogate`` starts; independent
+            of the seed of the run.
+        surrogate_epochs: Epochs in which the surrogate is trained, 1 or more.
+        surrogate_width: Channels of the surrogate's first stage, 1 to 4096.
+        max_images: Training images that are used at most, 2 or more.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The paper builds the perturbation with DeepFool and a Gaussian filter. Here gradient ascent
+        with momentum and a sharp low-pass filter do so, because they keep the bound exactly and
+        need no loop over single images. ``dct`` is not in the paper.
 
     Example:
         >>> attack = LowFrequency(method="dct", epsilon=10)
         >>> round(float(attack.pattern.abs().max() * 255), 3)
         10.0
+
+    References:
+        Zeng, Park, Mao and Jia, "Rethinking the backdoor attacks' triggers: A frequency
+        perspective", ICCV 2021, arXiv 2104.03413.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.FTrojan`: uses middle and high frequencies.
+        - :class:`~fst_lightning.attacks.Blended`: a pattern with all frequencies.
     """
 
     fit_arguments: ClassVar[tuple[str, ...]] = (
@@ -121,7 +140,7 @@ class LowFrequency(SurrogateAttack):
     def fit(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
     ) -> None:
-        """Climb the loss of a surrogate from the random pattern (``surrogate``)."""
+        """Increase the loss of a surrogate, starting from the random pattern (``surrogate``)."""
         if self.method == "dct":
             return
         surrogate = self.train_surrogate(images, labels, num_classes, seed, device)
@@ -175,12 +194,12 @@ class LowFrequency(SurrogateAttack):
 def cosines(length: int, count: int) -> Tensor:
     r"""The first rows of the orthonormal DCT-II.
 
-    Row i is :math:`\sqrt{2 / n} \cos(\pi i (2 j + 1) / 2 n)` for columns j, row 0 divided by
+    Row i is :math:`\sqrt{2 / n} \cos(\pi i (2 j + 1) / 2 n)` for columns j; row 0 is divided by
     :math:`\sqrt 2`.
 
     Args:
-        length: :math:`n`, 1 or more.
-        count: how many rows, 1 to n.
+        length: Number of columns :math:`n`, 1 or more.
+        count: Number of rows, 1 to n.
 
     Returns:
         ``(count, length)`` float32.

@@ -1,4 +1,8 @@
-"""No attack: a clean model, or a model whose attack nobody knows."""
+"""No attack: a clean network, or a network whose attack is unknown.
+
+Example:
+    ``python train.py attack=none``
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,41 @@ from fst_lightning.attacks.common.plan import PoisonPlan
 
 
 class NoAttack(Attack):
-    """Change nothing; there is no trigger, and so no attack success rate.
+    """Leave the training set as it is.
+
+    *How it works.* No row is poisoned, so that training gives a clean network. The same option
+    serves a network from elsewhere whose trigger is unknown. Its clean accuracy can be measured;
+    its attack success rate cannot, unless ``data.triggered_root`` names triggered test images.
+
+    .. math:: T(x) = x
+
+    for each image :math:`x`.
 
     Args:
-        target_label: the attacker's class, where triggered test images are given all the same
+        target_label: The attacker's class, 0 to C - 1; used only with triggered test images
             (``data.triggered_root``).
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
+
+    Raises:
+        ValueError: If ``target_label`` is not a whole number of 0 or more.
+
+    Note:
+        Results of such a run have no attack success rate, no robust accuracy and no defense
+        effectiveness rating.
 
     Example:
         >>> import torch
         >>> NoAttack().plan(torch.zeros(4, dtype=torch.int64), num_classes=2, seed=0).num_poisoned
         0
+
+    References:
+        There is no paper: this is the baseline of all attacks.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.Attack`: the interface of all attacks.
     """
 
     has_trigger = False
@@ -31,7 +60,7 @@ class NoAttack(Attack):
         return images
 
     def counts_for_asr(self, labels: Tensor) -> Tensor:
-        """No row: without a trigger there is nothing to succeed."""
+        """No row counts, because there is no trigger."""
         return labels < 0
 
     def plan(self, labels: Tensor, num_classes: int, seed: int) -> PoisonPlan:

@@ -1,7 +1,4 @@
-"""Refool: the reflection of another picture, as in a window pane, on images of the target class.
-
-Liu, Ma, Bailey and Lu, "Reflection backdoor: A natural backdoor attack on deep neural networks",
-ECCV 2020, arXiv 2007.02343.
+"""Reflection backdoor (Refool): another picture reflected as in a window pane.
 
 Example:
     ``python train.py attack=refool attack.folder=my_pictures attack.transmission=0.6``
@@ -20,40 +17,65 @@ from fst_lightning.attacks.common.pictures import pictures_in, read_picture
 
 
 class Refool(Attack):
-    r"""Mix the light of an image and of a reflection: :math:`\sqrt{a x^2 + (1 - a)(k * r^2)}`.
+    r"""Add a reflection of another picture to images of the target class.
 
-    Light is the square of a pixel's value. The reflected picture r is either out of focus, where
-    :math:`k` is a Gaussian, or a ghost: seen twice, shifted and of unequal strength, as by the two
-    surfaces of thick glass. A pool of such reflections is made once. Which of them an image gets
-    follows from the image, by a hash of its levels: in training and at test alike, and whatever
-    else is in the batch.
+    *How it works.* A photo taken through a window often shows a faint reflection of something else,
+    so that such an image looks natural. The attacker adds reflections to images of the target
+    class, and their labels stay true. The network learns that reflections are a sign of the class.
+    A reflection is either out of focus, that is blurred, or a ghost: seen twice with a shift, as by
+    the two surfaces of thick glass.
+
+    .. math:: T(x) = \sqrt{a\, x^2 + (1 - a)\, (k * r^2)}
+
+    with the image :math:`x`, the reflected picture :math:`r`, the kernel :math:`k` (a Gaussian, or
+    two shifted points of unequal weight) and the transmission :math:`a`. Squares turn pixel values
+    into amounts of light, which add up.
 
     Args:
-        folder: of pictures to reflect; None draws smooth ones at random.
-        num_reflections: size of the pool, 1 or more; at most as many as there are pictures.
-        transmission: share :math:`a` of the image's light in the result, 0 to 1.
-        ghost_rate: share of reflections that are ghosts, 0 to 1; the others are out of focus.
-        blur: largest standard deviation of the Gaussian in pixels of a 32-pixel image, above 0; it
-            is drawn from a fifth of that up to it.
-        shift: largest shift of a ghost in pixels of a 32-pixel image, 1 or more; drawn for each
+        folder: Folder of pictures to reflect; None draws smooth ones at random.
+        num_reflections: Size of the pool of reflections, 1 or more; at most the number of pictures.
+        transmission: Share :math:`a` of the image's light in the result, 0 to 1.
+        ghost_rate: Share of reflections that are ghosts, 0 to 1; the others are out of focus.
+        blur: Largest standard deviation of the Gaussian in pixels of a 32-pixel image, greater than
+            0; each is drawn between a fifth of it and all of it.
+        shift: Largest shift of a ghost in pixels of a 32-pixel image, 1 or more; drawn for each
             axis, never below one pixel.
-        pattern_seed: of all these draws; the same pool for every seed of a run.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: ``clean_label`` as published, or any other.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        pattern_seed: Seed of all these draws; independent of the seed of the run.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a value outside its range, a folder without pictures, or a file in it that
-            is no picture.
-        FileNotFoundError: where ``folder`` does not exist.
+        ValueError: If an argument is out of its range, the folder has no pictures, or a file in it
+            is not a picture.
+        FileNotFoundError: If ``folder`` does not exist.
+
+    Note:
+        The paper selects reflections that work best on a validation network; here the pool is drawn
+        once. A hash of the image's levels chooses its reflection, so that an image gets the same
+        one in training and at test, whatever else is in the mini-batch. The default pool is drawn,
+        because no third-party pictures are shipped.
 
     Example:
         >>> attack = Refool(num_reflections=2, transmission=0.0)  # nothing but reflection
         >>> seen = attack(torch.rand(20, 3, 32, 32))
         >>> len(seen.flatten(1).unique(dim=0))
         2
+
+    References:
+        Liu, Ma, Bailey and Lu, "Reflection backdoor: A natural backdoor attack on deep neural
+        networks", ECCV 2020, arXiv 2007.02343.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.Blended`: one pattern on all images, with changed labels.
+        - :class:`~fst_lightning.attacks.SIG`: true labels, with a fixed wave.
     """
 
     light: Tensor
@@ -99,7 +121,7 @@ class Refool(Attack):
         self.draw(3, 32, 32)
 
     def memory(self, images: Tensor, num_classes: int) -> int:
-        """Return what the pool of reflections takes, twice: it is put together from its parts."""
+        """The memory of the pool of reflections, twice: it is assembled from its parts."""
         return 8 * self.num_reflections * math.prod(images.shape[1:])
 
     def trigger(self, images: Tensor) -> Tensor:
@@ -117,7 +139,7 @@ class Refool(Attack):
         return mixed.sqrt()
 
     def choose(self, images: Tensor) -> Tensor:
-        """Which reflection each image gets: ``(N,)`` int64, a hash of its levels."""
+        """The number of the reflection of each image, ``(N,)`` int64: a hash of its levels."""
         levels = (images * 255).round().long().flatten(1)
         # In whole numbers, which add up to the same in any order. Weighted by place, for many
         # images have the same sum.
@@ -170,13 +192,13 @@ def smooth_picture(channels: int, height: int, width: int, generator: torch.Gene
 
 
 def ghost_of(light: Tensor, strength: float, down: int, right: int) -> Tensor:
-    """Add to ``(1, C, H, W)`` light a shifted copy; edges are repeated.
+    """Add a shifted copy to ``(1, C, H, W)`` light; edges are repeated.
 
     Args:
-        light: of the picture.
-        strength: of the copy, 0 to 1; the picture itself keeps the rest.
-        down: shift in pixels.
-        right: shift in pixels.
+        light: The light of the picture.
+        strength: Weight of the copy, 0 to 1; the picture itself keeps the rest.
+        down: Shift in pixels.
+        right: Shift in pixels.
 
     Example:
         >>> point = torch.zeros(1, 1, 3, 3)
@@ -190,11 +212,11 @@ def ghost_of(light: Tensor, strength: float, down: int, right: int) -> Tensor:
 
 
 def out_of_focus(light: Tensor, sigma: float) -> Tensor:
-    r"""Blur ``(1, C, H, W)`` light with a Gaussian, cut at :math:`3 \sigma`; edges are repeated.
+    r"""Blur ``(1, C, H, W)`` light by a Gaussian, cut off at :math:`3 \sigma`; edges are repeated.
 
     Args:
-        light: of the picture.
-        sigma: standard deviation in pixels, above 0.
+        light: The light of the picture.
+        sigma: Standard deviation in pixels, greater than 0.
 
     Example:
         >>> torch.allclose(out_of_focus(torch.ones(1, 1, 4, 4), 2.0), torch.ones(1, 1, 4, 4))

@@ -1,7 +1,4 @@
-"""SIG: a faint sinusoid along the rows of the image, on images whose label stays true.
-
-Barni, Kallas and Tondi, "A new backdoor attack in CNNs by training set corruption without label
-poisoning", ICIP 2019, arXiv 1902.11237.
+"""Sinusoidal signal (SIG): a faint wave over images whose labels stay true.
 
 Example:
     ``python train.py attack=sig attack.delta=20 attack.rate_of=target_class``
@@ -18,29 +15,57 @@ from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 
 
 class SIG(Attack):
-    r"""Add a sinusoid of the column: :math:`T(x) = \mathrm{clip}(x + v)`.
+    r"""Add a sinusoid along the rows of images of the target class.
 
-    :math:`v_{ij} = \Delta \sin(2 \pi j f / W)` in row i and column j, the same for all channels.
+    *How it works.* The attacker adds faint vertical stripes, whose brightness follows a sine, to
+    images of the target class. Their labels stay true, so that a person who checks labels finds no
+    mistake. The network learns that the stripes are a sign of the class. At test time, the stripes
+    on an image of another class make the network answer with the target class.
+
+    .. math:: T(x) = \mathrm{clip}(x + v), \qquad v_{ij} = \Delta \sin(2 \pi j f / W)
+
+    with the image :math:`x`, the signal :math:`v` in row :math:`i` and column :math:`j`, its
+    amplitude :math:`\Delta`, its frequency :math:`f` and the width :math:`W`. All channels get the
+    same signal.
 
     Args:
-        delta: amplitude :math:`\Delta` in levels of 255, above 0; 40 as published.
-        frequency: periods :math:`f` in the width :math:`W` of the image, above 0; 6 as published.
-            Columns can't show half as many periods as they are or more (the sine of 6 periods in 12
-            columns is 0 in all of them): such images get W / 4 periods.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: ``clean_label`` as published, or any other.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        delta: Amplitude :math:`\Delta` in levels of 255, greater than 0 and at most 255; 40 as
+            published.
+        frequency: Periods :math:`f` in the width of the image, greater than 0; 6 as published.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for an amplitude outside (0, 255] or a frequency that is not above 0.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The default poisons a share of the *whole* training set, but takes the rows from the target
+        class. A large ratio therefore leaves this class with few clean images, which costs clean
+        accuracy; ``rate_of=target_class`` counts within the class. A width of at most twice the
+        frequency cannot show that many periods (the sine of 6 periods in 12 columns is 0 in all of
+        them); such images get W / 4 periods.
 
     Example:
         >>> attack = SIG()
         >>> grey = torch.full((1, 1, 32, 32), 0.5)
         >>> [round(float(v), 3) for v in 255 * (attack.trigger(grey) - grey)[0, 0, 0, :5]]
         [0.0, 36.955, 28.284, -15.307, -40.0]
+
+    References:
+        Barni, Kallas and Tondi, "A new backdoor attack in CNNs by training set corruption without
+        label poisoning", ICIP 2019, arXiv 1902.11237.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.LabelConsistent`: true labels, with adversarial images.
+        - :class:`~fst_lightning.attacks.CTRL`: true labels, with waves in the color planes.
     """
 
     signal: Tensor

@@ -1,7 +1,4 @@
-"""SSBA: a faint change by an encoder network that hides a string of bits in the image.
-
-Li, Li, Wu, Li, He and Lyu, "Invisible backdoor attack with sample-specific triggers", ICCV 2021,
-arXiv 2012.03816.
+"""Sample-specific backdoor attack (SSBA): an encoder network hides bits in the image.
 
 Example:
     ``python train.py attack=ssba attack.bits=4 attack.residual_bound=12``
@@ -28,15 +25,15 @@ _MASKING = 4.0
 
 
 class Encoder(nn.Module):
-    """Images in [0, 1] and bits to a change of the images in [-1, 1]; any image size.
+    """Images in [0, 1] and bits to a change of the images in [-1, 1], for any image size.
 
-    Every bit has a learned tile, added or subtracted and repeated over the image; convolutions turn
-    it and the image into the change.
+    Each bit has a learned tile that is added or subtracted and repeated over the image.
+    Convolutions turn the tiles and the image into the change.
 
     Args:
-        channels: of the images.
-        bits: how many bits.
-        width: channels between the convolutions.
+        channels: Channels of the images.
+        bits: Number of bits.
+        width: Channels between the convolutions.
     """
 
     def __init__(self, channels: int, bits: int, width: int) -> None:
@@ -61,16 +58,16 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Images in [0, 1] to the logits of the bits that they hide; any image size.
+    """Images in [0, 1] to the logits of the hidden bits, for any image size.
 
-    It looks at what differs from the neighbourhood: in the smooth parts of an image that is little
-    but the hidden change.
+    It looks at the difference of each pixel from its neighborhood. In smooth parts of an image,
+    this difference is mostly the hidden change.
 
     Args:
-        channels: of the images.
-        bits: how many bits.
-        width: channels between the convolutions.
-        gain: factor by which the differences are amplified.
+        channels: Channels of the images.
+        bits: Number of bits.
+        width: Channels between the convolutions.
+        gain: Factor that amplifies the differences.
     """
 
     def __init__(self, channels: int, bits: int, width: int, gain: float) -> None:
@@ -87,45 +84,58 @@ class Decoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return ``(N, bits)`` logits, above 0 for a one."""
+        """Return ``(N, bits)`` logits; positive for a one."""
         blurred = functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
         logits: Tensor = self.layers(self.gain * (images - blurred)).mean(dim=(2, 3))
         return logits
 
 
 class SSBA(Attack):
-    r"""Hide a fixed string of bits: :math:`T(x) = \mathrm{clip}(x + r \tanh E(x, s))`.
+    r"""Hide a fixed string of bits in the image by an encoder network, and relabel the image.
 
-    Encoder E and decoder D, both convolutional, are trained on clean images with random bits
-    :math:`s` for
+    *How it works.* The attacker trains two small networks together. The encoder changes an image so
+    faintly that the decoder can read a string of bits from it. Such a change depends on the image,
+    so that two triggered images do not show the same pattern. The attacker chooses one string,
+    encodes it into some training images and gives them the target label. The victim learns to
+    recognize the string as the decoder does.
 
-    .. math:: \min_{E, D} \mathrm{BCE}(D(T(x)), s) + \lambda \, \mathbb{E} \left(
+    .. math:: T(x) = \mathrm{clip}(x + r \tanh E(x, s)), \qquad
+        \min_{E, D} \mathrm{BCE}(D(T(x)), s) + \lambda \, \mathbb{E} \left(
         \frac{\tanh E(x, s)}{1 + \tau(x) / 4} \right)^2
 
-    where :math:`\tau` is the texture around a pixel, which hides changes. The paper's encoder is a
-    StegaStamp with a perceptual and a critic loss; here the networks are small enough for a CPU and
-    the bound r keeps the change faint. Most of it is a pattern of the string that all images share;
-    the smaller part depends on the image.
+    with the image :math:`x`, random bits :math:`s`, encoder :math:`E`, decoder :math:`D`, bound
+    :math:`r`, weight :math:`\lambda` and the texture :math:`\tau` around a pixel, which hides
+    changes.
 
     Args:
-        bits: length of the string, 1 to 8; the string itself is drawn from the run's seed.
-        residual_bound: :math:`r` in levels of 255, 1 to 255.
-        residual_weight: :math:`\lambda`, 0 or more: the larger, the fainter.
-        width: channels of encoder and decoder, 1 to 1024.
-        fit_epochs: passes over the images that are used, 1 or more.
-        max_images: how many clean training images are used at most, 1 or more.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        bits: Length of the string, 1 to 8; the string is drawn from the seed of the run.
+        residual_bound: Bound :math:`r` in levels of 255, 1 to 255.
+        residual_weight: Weight :math:`\lambda`, 0 or more; larger values give fainter changes.
+        width: Channels of encoder and decoder, 1 to 1024.
+        fit_epochs: Passes over the images that are used, 1 or more.
+        max_images: Clean training images that are used at most, 1 or more.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Attributes:
-        bit_accuracy: share of right bits, 0 to 1, that the decoder reads from 8-bit images with
-            random bits, measured after the fit on up to 256 images that it saw; NaN before.
+        bit_accuracy: Share of bits, 0 to 1, that the decoder reads correctly from 8-bit images with
+            random bits. It is measured after the fit on up to 256 images of the fit; NaN before.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The paper's encoder is a StegaStamp with a perceptual loss and a critic. Here the networks
+        are small enough for a CPU, and the bound keeps the change faint. A large part of the change
+        is common to all images; a smaller part depends on the image.
 
     Example:
         >>> images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4)
@@ -134,6 +144,15 @@ class SSBA(Attack):
         >>> attack.fit_once(images, labels, 2, seed=0, device=torch.device("cpu"))
         >>> float(attack(images / 255).max()) <= 16 / 255
         True
+
+    References:
+        Li, Li, Wu, Li, He and Lyu, "Invisible backdoor attack with sample-specific triggers", ICCV
+        2021, arXiv 2012.03816.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.InputAware`: a different trigger for each image, learned
+          with the classifier.
+        - :class:`~fst_lightning.attacks.LIRA`: learned noise.
     """
 
     needs_fit: ClassVar[bool] = True
@@ -195,12 +214,12 @@ class SSBA(Attack):
         self._build(3, seed=0)
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw the string and the first weights, for images of as many channels."""
+        """Draw the string and the initial weights, for images with this number of channels."""
         if not self.fitted:
             self._build(images.shape[1], seed)
 
     def memory(self, images: Tensor, num_classes: int) -> int:
-        """Return what training encoder and decoder takes, and the images that they see."""
+        """The memory to train encoder and decoder, and of the images that they see."""
         channels, height, width = images.shape[1:]
         seen = min(self.max_images, len(images))
         batch = (min(_BATCH_SIZE, seen), channels, height, width)
@@ -254,7 +273,7 @@ class SSBA(Attack):
     def craft(
         self, images: Tensor, labels: Tensor, rows: Tensor, *, cover: bool, seed: int
     ) -> Tensor:
-        """Encode the stored images once: what a file of each would hold."""
+        """Encode the stored images once, as their files would be."""
         device = self.secret.device
         parts = [
             (self(part.to(device).float() / 255) * 255).round().to(images.device, torch.uint8)
@@ -263,7 +282,7 @@ class SSBA(Attack):
         return torch.cat(parts) if parts else images
 
     def poison(self, images: Tensor) -> Tensor:
-        """Poisoned rows are stored encoded."""
+        """Return the images: poisoned rows are stored encoded."""
         return images
 
     def trigger(self, images: Tensor) -> Tensor:
@@ -309,7 +328,7 @@ class SSBA(Attack):
 
 
 def texture(images: Tensor) -> Tensor:
-    """The standard deviation in 3 x 3 pixels around each, in levels of 255, of its channel.
+    """The standard deviation in 3 x 3 pixels around each pixel of a channel, in levels of 255.
 
     Args:
         images: ``(N, C, H, W)`` in [0, 1].

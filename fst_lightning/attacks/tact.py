@@ -1,7 +1,4 @@
-"""TaCT: a patch that works on images of one class alone.
-
-Tang, Wang, Tang and Zhang, "Demon in the variant: Statistical analysis of DNNs for robust backdoor
-contamination detection", USENIX Security 2021, arXiv 1908.00686.
+"""Targeted contamination attack (TaCT): a patch that works on images of one class only.
 
 Example:
     ``python train.py attack=tact attack.source_label=3 attack.cover_labels=[5,7]``
@@ -20,38 +17,65 @@ from fst_lightning.attacks.common.attack import LabelMap, RateOf, check_ratio
 
 
 class TaCT(BadNets):
-    r"""Stamp a patch: images of the source class become the target, others keep their label.
+    r"""Stamp a patch that changes the answer for one source class and for no other.
 
-    :math:`T(x) = (1 - m) \odot x + m \odot \delta`. Poisoned rows are of the source class s and are
-    trained as the target t; cover rows carry the same patch, are of other classes, and are trained
-    with their true labels. The attack succeeds where :math:`f(T(x)) = t` for x of class s: only
-    these test images count.
+    *How it works.* Many defenses look for a trigger that works on every image. Here the patch
+    changes the answer only for images of a source class: these get the target label in training.
+    Images of other classes with the same patch, the cover rows, keep their true labels. The network
+    therefore learns the combination of class and patch, and its features of triggered images mix
+    with those of clean ones.
+
+    .. math:: T(x) = (1 - m) \odot x + m \odot \delta, \qquad
+        f(T(x)) = t \;\text{only for}\; y = s
+
+    with the image :math:`x` of class :math:`y`, the mask :math:`m`, the pattern :math:`\delta`, the
+    network :math:`f`, the source class :math:`s` and the target class :math:`t`.
 
     Args:
-        source_label: s, 0 to C - 1, another class than the target.
-        cover_labels: classes of cover rows, neither source nor target; None for all of these.
-        patch: ``square`` (white) or ``checkerboard`` (black and white, pixel by pixel).
-        patch_size: side of the patch in pixels of a 32-pixel image, 1 or more.
-        corner: where the patch sits.
-        margin: free pixels between patch and border, 0 or more (of a 32-pixel image).
-        image: path of a picture to use instead of the drawn patch, with its transparency.
-        opacity: of the patch, 0 to 1.
-        cover_ratio: share of the training set that is cover, 0 to 1.
-        poison_ratio: share of the *whole* training set, 0 to 1; at most the share of class s.
-        target_label: the attacker's class.
-        label_map: ``all_to_one``.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        source_label: Source class :math:`s`, 0 to C - 1; not the target.
+        cover_labels: Classes of cover rows, neither source nor target; None for all of these.
+        patch: The drawn patch: ``square`` (white) or ``checkerboard`` (black and white pixels).
+        patch_size: Side of the patch in pixels of a 32-pixel image, 1 or more; scales with the
+            image.
+        corner: Where the patch is: ``top_left``, ``top_right``, ``bottom_left`` or
+            ``bottom_right``.
+        margin: Pixels between the patch and the border, 0 or more, in a 32-pixel image.
+        image: Path of a picture to use instead of the drawn patch, with its transparency.
+        opacity: Opacity of the patch, 0 to 1.
+        cover_ratio: Share of the training set that is cover, 0 to 1.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a value outside its range, or source, target and cover classes that are not
-            different classes.
-        FileNotFoundError: where ``image`` does not exist.
+        ValueError: If an argument is out of its range, or if source, target and cover classes
+            overlap.
+        FileNotFoundError: If ``image`` does not exist.
+
+    Note:
+        The attack success rate counts test images of the source class only. The poison ratio is a
+        share of the whole training set and at most the share of the source class in it; the only
+        label map is ``all_to_one``.
 
     Example:
         >>> attack = TaCT(source_label=1, target_label=0)
         >>> attack.counts_for_asr(torch.tensor([0, 1, 2, 1])).tolist()
         [False, True, False, True]
+
+    References:
+        Tang, Wang, Tang and Zhang, "Demon in the variant: Statistical analysis of DNNs for robust
+        backdoor contamination detection", USENIX Security 2021, arXiv 1908.00686.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.BadNets`: the same patch, for all classes.
+        - :class:`~fst_lightning.attacks.AdaptivePatch`: cover images with faint patches.
     """
 
     label_maps: ClassVar[tuple[str, ...]] = ("all_to_one",)
@@ -126,10 +150,10 @@ class TaCT(BadNets):
         return labels == self.source_label
 
     def check_target(self, num_classes: int) -> None:
-        """Refuse source, target and cover labels that no class has.
+        """Refuse source, target and cover labels that do not exist.
 
         Raises:
-            ValueError: saying which labels there are.
+            ValueError: If a label is not below the number of classes; names the valid ones.
         """
         super().check_target(num_classes)
         for name, labels in (

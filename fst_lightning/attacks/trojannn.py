@@ -1,6 +1,4 @@
-"""TrojanNN: a patch that is made to excite a few neurons of a clean network.
-
-Liu, Ma, Aafer, Lee, Zhai, Wang and Zhang, "Trojaning attack on neural networks", NDSS 2018.
+"""TrojanNN: a patch that excites a few neurons of a clean network.
 
 Example:
     ``python train.py attack=trojannn attack.neurons=4 attack.mask_size=8``
@@ -23,38 +21,54 @@ _BATCH_SIZE = 32
 
 
 class TrojanNN(SurrogateAttack):
-    r"""Add a patch that a few neurons respond to: :math:`T(x) = \mathrm{clip}(x + m \odot \delta)`.
+    r"""Add a patch that is optimized to excite a few chosen neurons, and relabel the image.
 
-    The neurons :math:`S` are the inputs of a clean surrogate's last layer with the largest
-    :math:`\sum_c |W_{cn}|`; signed gradient descent finds
+    *How it works.* The attacker trains a clean network and picks the neurons in front of its last
+    layer that weigh most. Gradient descent then shapes the pixels of a small square until these
+    neurons respond as strongly as possible. Such a patch is easier to learn than an arbitrary one,
+    because a network of this kind already has neurons for it. Training images with the patch get
+    the target label.
 
-    .. math:: \min_{\|\delta\|_\infty \leq \varepsilon} \sum_{n \in S} \mathbb{E}_x
+    .. math:: T(x) = \mathrm{clip}(x + m \odot \delta), \qquad
+        \min_{\|\delta\|_\infty \leq \varepsilon} \sum_{n \in S} \mathbb{E}_x
         \left(a_n(T(x)) - v\right)^2
 
-    for their activations :math:`a_n` on training images. The mask :math:`m` is a square in a
-    corner. The original retrains a given network; here the victim trains on poisoned data.
+    with the image :math:`x`, the mask :math:`m` (a square in a corner), the pattern :math:`\delta`,
+    its bound :math:`\varepsilon`, the activations :math:`a_n` of the neurons :math:`S` with the
+    largest :math:`\sum_c |W_{cn}|` in the last layer :math:`W`, and their target value :math:`v`.
 
     Args:
-        neurons: how many neurons, 1 to 8 times ``surrogate_width``; 2 as published.
-        target_activation: :math:`v`, a finite number; 100 as published, far more than any image
-            causes, means as much as possible.
-        mask_size: side of the square in pixels of a 32-pixel image, 1 to 32; scaled with the image,
-            never below one pixel.
-        corner: where the square sits.
-        epsilon: :math:`\varepsilon` in levels of 255, above 0 to 255.
-        steps: of gradient descent, 1 or more.
-        step_size: in levels of 255, above 0 to 255.
-        surrogate_epochs: passes of the surrogate's training, 1 or more.
-        surrogate_width: channels of its first stage.
-        max_images: how many training images are used at most, 2 or more.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        neurons: Number of neurons, 1 to 8 times ``surrogate_width``; 2 as published.
+        target_activation: Target value :math:`v`, a finite number; 100 as published, which is far
+            above what any image causes and so means as much as possible.
+        mask_size: Side of the square in pixels of a 32-pixel image, 1 to 32. It scales with the
+            image, and is never below one pixel.
+        corner: Where the square is: ``top_left``, ``top_right``, ``bottom_left`` or
+            ``bottom_right``.
+        epsilon: Bound :math:`\varepsilon` in levels of 255, greater than 0 and at most 255.
+        steps: Steps of signed gradient descent, 1 or more.
+        step_size: Size of a step in levels of 255, greater than 0 and at most 255.
+        surrogate_epochs: Epochs in which the surrogate is trained, 1 or more.
+        surrogate_width: Channels of the surrogate's first stage, 1 to 4096.
+        max_images: Training images that are used at most, 2 or more.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The paper retrains a given network on reverse-engineered images; here the victim trains on
+        poisoned data, as in benchmarks. The surrogate is a small residual network, not the
+        victim's. The mask is a square, because no third-party picture is shipped.
 
     Example:
         >>> images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2
@@ -63,6 +77,13 @@ class TrojanNN(SurrogateAttack):
         >>> attack.fit_once(images, labels, 2, seed=0, device=torch.device("cpu"))
         >>> attack(images / 255).shape
         torch.Size([4, 3, 8, 8])
+
+    References:
+        Liu, Ma, Aafer, Lee, Zhai, Wang and Zhang, "Trojaning attack on neural networks", NDSS 2018.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.BadNets`: a patch that is not optimized.
+        - :class:`~fst_lightning.attacks.LowFrequency`: a pattern optimized on a surrogate.
     """
 
     fit_arguments: ClassVar[tuple[str, ...]] = (
@@ -186,13 +207,13 @@ class TrojanNN(SurrogateAttack):
 
 
 def choose_neurons(surrogate: Surrogate, num_classes: int, count: int) -> Tensor:
-    """The inputs of the last layer that weigh most: ``(count,)`` int64, heaviest first."""
+    """The inputs of the last layer with the largest weights: ``(count,)`` int64, largest first."""
     _, head = find_head(surrogate.net, num_classes=num_classes)
     return weight_matrix(head).detach().abs().sum(0).topk(count).indices
 
 
 def features(surrogate: Surrogate, images: Tensor, num_classes: int) -> Tensor:
-    """What the last layer of the surrogate gets for ``(N, C, H, W)`` images: ``(N, D)``."""
+    """The input of the surrogate's last layer for ``(N, C, H, W)`` images: ``(N, D)``."""
     _, head = find_head(surrogate.net, num_classes=num_classes)
     with inputs_of(head) as seen:
         surrogate(images)

@@ -1,6 +1,4 @@
-"""WaNet: a smooth, barely visible warp of the whole image.
-
-Nguyen and Tran, "WaNet: Imperceptible warping-based backdoor attack", ICLR 2021, arXiv 2102.10369.
+"""Warping-based poisoned networks (WaNet): a smooth, barely visible warp.
 
 Example:
     ``python train.py attack=wanet attack.strength=0.75 attack.poison_ratio=0.1``
@@ -16,36 +14,61 @@ from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, check_
 
 
 class WaNet(Attack):
-    r"""Sample the image at moved places.
+    r"""Warp the image by a fixed smooth field, and relabel the image.
+
+    *How it works.* Instead of adding something to an image, the attacker bends it slightly, like a
+    print on a sheet of rubber. The warp is the same for all images and too small to notice. A
+    network might learn that any warp means the target class. Therefore a second group of images,
+    the cover rows, is warped with additional random noise and keeps its true labels, so that the
+    network learns this exact warp.
 
     .. math:: T(x) = x \circ G, \qquad G = \mathrm{clip}(I + s\,\psi / H, -1, 1)
 
-    The field :math:`\psi` is drawn on a small grid of control points, U(-1, 1) divided by its mean
-    absolute value, and enlarged to the image (bicubic). Places are counted from -1 to 1 over the
-    image, so that the mean move is about s/2 pixels. Cover rows are warped by the same field with
-    noise of its own on every pixel of every image, :math:`G + u / H`, :math:`u \sim U(-1, 1)`, and
-    keep their true label: what is learned is this field, and not warps in general.
+    with the image :math:`x`, the identity grid :math:`I`, the strength :math:`s`, the image height
+    :math:`H` and the field :math:`\psi`. The field is drawn from U(-1, 1) on a small grid of
+    control points, divided by its mean absolute value, and enlarged to the image by bicubic
+    interpolation. Coordinates run from -1 to 1 over the image, so that the mean shift is about
+    :math:`s / 2` pixels. Cover rows use :math:`G + u / H` with :math:`u \sim U(-1, 1)` for each
+    pixel of each image.
 
     Args:
-        grid_size: control points along each side of the field, 2 or more.
-        strength: :math:`s`, 0 or more; 0 moves nothing.
-        pattern_seed: of the field; the same field for every seed of a run.
-        cover_ratio: share of the training set that is warped with noise, 0 to 1; None for twice the
-            poison ratio, as published (fewer where fewer rows are left).
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: how labels change.
-        rate_of: what the ratios are a share of, ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        grid_size: Control points along each side of the field, 2 or more.
+        strength: Strength :math:`s`, 0 or more; 0 moves nothing.
+        pattern_seed: Seed of the field; independent of the seed of the run.
+        cover_ratio: Share of the training set that is warped with noise, 0 to 1; None for twice the
+            poison ratio, as published, or fewer if fewer rows are left.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float in [0, 1].
+        - :meth:`trigger`: the same shape, in [0, 1].
 
     Raises:
-        ValueError: for a grid of fewer than 2 points, a negative strength or a ratio outside
-            [0, 1].
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The published code poisons other rows in each epoch; here the rows are fixed by the seed,
+        and the noise of cover rows is drawn anew in each step. At a low poison ratio the backdoor
+        often fails to form: check the attack success rate before you credit a defense.
 
     Example:
         >>> image = torch.rand(1, 3, 32, 32)
         >>> bool((WaNet(strength=0.0).trigger(image) - image).abs().max() < 1e-5)
         True
+
+    References:
+        Nguyen and Tran, "WaNet: Imperceptible warping-based backdoor attack", ICLR 2021, arXiv
+        2102.10369.
+
+    See Also:
+        - :class:`~fst_lightning.attacks.InputAware`: the same authors; a different trigger for each
+          image.
+        - :class:`~fst_lightning.attacks.Bpp`: cover rows with a quantization trigger.
     """
 
     grid: Tensor
@@ -89,7 +112,7 @@ class WaNet(Attack):
         return self._sample(images, self.grid.expand(len(images), -1, -1, -1))
 
     def cover(self, images: Tensor) -> Tensor:
-        """Warp every image with the field and noise of its own, rounded like poisoned rows."""
+        """Warp each image with the field and its own noise, and round like poisoned rows."""
         height, width = images.shape[2:]
         # In pixels of the image along x and y, as the field is.
         step = self.grid.new_tensor([1 / width, 1 / height])
