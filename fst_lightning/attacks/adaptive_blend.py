@@ -125,7 +125,7 @@ class AdaptiveBlend(Blended):
         """Blend the cells drawn for each row into its stored image."""
         masks = self.cell_masks(rows, seed).reshape(-1, 1, self.cells, self.cells)
         height, width = images.shape[-2:]
-        # The cell that a pixel is in: all cells are there and within a pixel of the same size.
+        # The cell of each pixel: every cell is present, and sizes differ by one pixel at most.
         down = torch.arange(height) * self.cells // height
         right = torch.arange(width) * self.cells // width
         crafted = torch.empty_like(images)

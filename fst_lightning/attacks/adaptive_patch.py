@@ -139,12 +139,7 @@ class AdaptivePatch(Attack):
 
     def trigger(self, images: Tensor) -> Tensor:
         """Add the patches of the test to ``(N, C, H, W)`` images in [0, 1]."""
-        if images.shape[1:] != self.patterns.shape[1:]:
-            raise ValueError(
-                f"Expected images of shape {tuple(self.patterns.shape[1:])}, which the patches "
-                f"were drawn for, but got {tuple(images.shape[1:])}; call `prepare` with such "
-                "images."
-            )
+        self.check_shape(images, *self.patterns.shape[1:])
         for patch in self.test_patches:
             images = images * (1 - self.masks[patch]) + self.patterns[patch] * self.masks[patch]
         return images
@@ -155,7 +150,7 @@ class AdaptivePatch(Attack):
         """Add one faint patch to each stored image; each patch gets about a quarter of the rows."""
         crafted = images.clone()
         for patch, opacity in enumerate(self.opacities):
-            # Taking turns, not a quarter of the rows each: rows may be sorted by class.
+            # Patches take turns instead of a quarter of the rows each, because rows may be sorted.
             turns = slice(patch, None, _NUM_PATCHES)
             mask = opacity * self.masks[patch].to(images.device)
             pattern = self.patterns[patch].to(images.device)
@@ -187,11 +182,11 @@ class AdaptivePatch(Attack):
             if self.pictures
             else drawn_patches(channels, size)
         )
-        for number, ((down, across), (colours, covered)) in enumerate(
+        for number, ((down, across), (colors, covered)) in enumerate(
             zip(corners, patches, strict=True)
         ):
             masks[number, :, down, across] = covered
-            patterns[number, :, down, across] = colours
+            patterns[number, :, down, across] = colors
         self.register_buffer("masks", masks)
         self.register_buffer("patterns", patterns)
 
@@ -206,7 +201,7 @@ def drawn_patches(channels: int, size: int) -> list[tuple[Tensor, Tensor]]:
     Returns:
         Four pairs of colors ``(1, C, size, size)`` and mask ``(1, 1, size, size)``, in [0, 1].
     """
-    places = (2 * torch.arange(size) + 1) / size - 1  # centres of pixels, in (-1, 1)
+    places = (2 * torch.arange(size) + 1) / size - 1  # centers of pixels, in (-1, 1)
     down, right = torch.meshgrid(places, places, indexing="ij")
     cells = torch.arange(size)[:, None], torch.arange(size)
     radius = (down**2 + right**2).sqrt()
@@ -221,8 +216,8 @@ def drawn_patches(channels: int, size: int) -> list[tuple[Tensor, Tensor]]:
         (torch.stack([half, 0.2 * whole, 1 - half]), torch.maximum(down.abs(), right.abs()) > 0.4),
     ]
     if channels != 3:
-        drawn = [(colours.mean(dim=0, keepdim=True), mask) for colours, mask in drawn]
+        drawn = [(colors.mean(dim=0, keepdim=True), mask) for colors, mask in drawn]
     return [
-        (colours.expand(1, channels, size, size), mask.float().expand(1, 1, size, size))
-        for colours, mask in drawn
+        (colors.expand(1, channels, size, size), mask.float().expand(1, 1, size, size))
+        for colors, mask in drawn
     ]

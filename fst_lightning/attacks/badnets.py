@@ -127,13 +127,7 @@ class BadNets(Attack):
     def trigger(self, images: Tensor) -> Tensor:
         """Stamp the patch on ``(N, C, H, W)`` images in [0, 1]."""
         channels, height, width = self.pattern.shape[1:]
-        if images.shape[-2:] != (height, width) or channels not in (1, images.shape[1]):
-            colours = f" in {channels} channels" if channels > 1 else ""
-            raise ValueError(
-                f"Expected images of {height} x {width} pixels{colours}, which the patch was drawn "
-                f"for, but got {images.shape[-2]} x {images.shape[-1]} in {images.shape[1]}; call "
-                "`prepare` with such images."
-            )
+        self.check_shape(images, channels if channels > 1 else None, height, width)
         return images * (1 - self.mask) + self.pattern * self.mask
 
     def draw(self, channels: int, height: int, width: int) -> None:

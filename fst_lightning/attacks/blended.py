@@ -97,11 +97,7 @@ class Blended(Attack):
 
     def trigger(self, images: Tensor) -> Tensor:
         """Mix the pattern into ``(N, C, H, W)`` images in [0, 1]."""
-        if images.shape[1:] != self.pattern.shape[1:]:
-            raise ValueError(
-                f"Expected images of shape {tuple(self.pattern.shape[1:])}, which the pattern was "
-                f"drawn for, but got {tuple(images.shape[1:])}; call `prepare` with such images."
-            )
+        self.check_shape(images, *self.pattern.shape[1:])
         return torch.lerp(images, self.pattern.to(images.dtype), self.blend_alpha)
 
     def draw(self, channels: int, height: int, width: int) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fst_lightning.attacks.common.attack import Attack, Classify, LabelMap, RateOf, full_precision
 
-# 1 is white, 0 is black, a dot leaves the image as it is.
+# 1 is white, 0 is black, and a dot leaves the pixel unchanged.
 _PATTERN = ("101", ".1.", "010", ".1.", "101")
 _TOP, _LEFT, _OF = 3, 23, 32
 
@@ -113,20 +113,16 @@ class Blind(Attack):
         self.loss_threshold = loss_threshold
         self.loss_window = loss_window
         self.draw(3, 32, 32)
-        # Buffers, so that a resumed run knows them.
+        # Buffers, so that a resumed run restores them.
         self.register_buffer("losses", torch.zeros(loss_window))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        # The same on the host, which then need not wait for the device in every step.
+        # A copy on the host, so that a step does not wait for the device.
         self._has_started = False
 
     def trigger(self, images: Tensor) -> Tensor:
         """Stamp the pattern on ``(N, C, H, W)`` images in [0, 1]."""
-        if images.shape[2:] != self.mask.shape:
-            raise ValueError(
-                f"Expected images of {tuple(self.mask.shape)} pixels, which the pattern was placed "
-                f"for, but got {tuple(images.shape[2:])}; call `prepare` with such images."
-            )
+        self.check_shape(images, None, *self.mask.shape)
         return torch.where(self.mask, self.pattern.to(images.dtype), images)
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:

@@ -97,17 +97,17 @@ class Bpp(Attack):
 
     def trigger(self, images: Tensor) -> Tensor:
         """Quantize ``(N, C, H, W)`` images in [0, 1]."""
-        return dither(images, self.depth) if self.dithering else quantise(images, self.depth)
+        return dither(images, self.depth) if self.dithering else quantize(images, self.depth)
 
     def cover(self, images: Tensor) -> Tensor:
         """Add to each image the residual of the previous one in the mini-batch."""
-        if len(images) == 1:  # Its own residual would be the trigger.
+        if len(images) == 1:  # The image's own residual would be the trigger.
             return images
         residual: Tensor = self(images) - images
         return (images + residual.roll(1, 0)).clamp(0, 1)
 
 
-def quantise(values: Tensor, depth: int) -> Tensor:
+def quantize(values: Tensor, depth: int) -> Tensor:
     """Round values to the nearest of ``depth`` levels, evenly spaced over [0, 1]."""
     steps = depth - 1
     return torch.round(values * steps) / steps
@@ -132,16 +132,16 @@ def dither(images: Tensor, depth: int) -> Tensor:
     height, width = images.shape[2:]
     row = torch.arange(height, device=images.device)
     result = torch.zeros_like(images)
-    # Errors of the last three steps, by row; the row above is one place further in this layout.
+    # Errors of the last three steps, by row, shifted by one: the row above is at index - 1.
     one, two, three = (images.new_zeros(*images.shape[:2], height + 1) for _ in range(3))
     for time in range(width + 2 * (height - 1)):
         column = time - 2 * row
         inside = (column >= 0) & (column < width)
         place = column.clamp(0, width - 1)
-        # The row itself stands at 1..H, the row above it at 0..H-1.
+        # The row itself is at 1..H, the row above it at 0..H-1.
         received = 7 * one[..., 1:] + 3 * one[..., :-1] + 5 * two[..., :-1] + three[..., :-1]
         value = images[:, :, row, place] + received / 16
-        level = quantise(value, depth)
+        level = quantize(value, depth)
         result[:, :, row, place] = torch.where(inside, level, result[:, :, row, place])
         error = torch.where(inside, value - level, 0.0)
         one, two, three = functional.pad(error, (1, 0)), one, two

@@ -108,8 +108,8 @@ class Bypass(TrainedAttack):
         self.lr = lr
         self._seed = 0
         self._num_classes: int | None = None
-        # In a list, for neither belongs to the trigger: the one is the victim's, and who puts the
-        # trigger on later has no features to discriminate.
+        # Kept in a list so that `nn.Module` does not register them: the head belongs to the victim,
+        # and a loaded trigger needs no discriminator.
         self._opponents: list[nn.Module] = []
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
@@ -152,7 +152,7 @@ class Bypass(TrainedAttack):
         head, discriminator = self._opponents
         with inputs_of(head) as features:
             entropy = super().loss(classify, images, labels, poisoned, cover, label_smoothing)
-        # A head that looks at several places of an image has as many features.
+        # A convolutional head has a feature vector per position, which are averaged.
         maps = features[-1].movedim(1, -1) if isinstance(head, nn.Conv2d) else features[-1]
         pooled = maps.reshape(len(images), -1, maps.shape[-1]).float().mean(1)
         with full_precision(images):

@@ -27,7 +27,7 @@ from fst_lightning.seeds import derived_seed
 _BATCH_SIZE = 128
 _BETAS = (0.5, 0.9)
 _SPARSITY = 100.0
-# Keeps the quotient of the diversity finite where two maps are equal.
+# Keeps the quotient of the diversity finite if two maps are equal.
 _SMALLEST = 1e-3
 
 
@@ -213,7 +213,7 @@ class InputAware(TrainedAttack):
         label_smoothing: float,
     ) -> Tensor:
         """The cross-entropy plus the weighted diversity of the patterns."""
-        # As `stamp`, but the networks are asked once for all that is made of their answers.
+        # Like `stamp`, but each network runs only once.
         with full_precision(images):
             patterns, masks = self.patterns(images), self.masks(images)
             diversity = diversity_loss(images, patterns)
@@ -235,7 +235,7 @@ class InputAware(TrainedAttack):
 
 def _exchanged(images: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
     """Stamp each image with the trigger of the previous one in the mini-batch."""
-    if len(images) == 1:  # Made from itself it would be the trigger.
+    if len(images) == 1:  # The image's own trigger would be the attack.
         return images
     return torch.lerp(images, patterns.roll(1, 0), masks.roll(1, 0))
 
@@ -260,5 +260,5 @@ def diversity_loss(images: Tensor, maps: Tensor) -> Tensor:
 
 def _change(maps: Tensor) -> Tensor:
     squares = functional.mse_loss(maps, maps.roll(1, 0), reduction="none").mean(dim=(1, 2, 3))
-    # The root of 0 has no gradient.
+    # The square root has no gradient at 0.
     return (squares + 1e-12).sqrt()

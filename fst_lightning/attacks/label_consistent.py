@@ -157,7 +157,7 @@ class LabelConsistent(SurrogateAttack):
             start = torch.rand(images[part].shape, generator=generator) * 2 - 1
             adversarial = self.adversarial(images[part], labels[part], start)
             crafted[part] = adversarial.to(images.device, torch.uint8)
-        # A training that finds parts in evaluation mode takes that for a mistake.
+        # Lightning warns about modules that are in evaluation mode when training starts.
         self.surrogate.train(self.training)
         return crafted
 
@@ -180,17 +180,12 @@ class LabelConsistent(SurrogateAttack):
         for _ in range(self.pgd_steps):
             uphill = input_gradient(surrogate, changed / 255, labels).sign()
             changed = (changed + self.pgd_step_size * uphill).clamp(lowest, highest)
-        # Towards the clean image: rounding to the nearest could leave the ball.
+        # Round towards the clean image: rounding to the nearest could leave the ball.
         return clean + (changed - clean).trunc()
 
     def trigger(self, images: Tensor) -> Tensor:
         """Stamp the patches on ``(N, C, H, W)`` images in [0, 1]."""
-        if images.shape[-2:] != self.stamped.shape[-2:]:
-            height, width = self.stamped.shape[-2:]
-            raise ValueError(
-                f"Expected images of {height} x {width} pixels, which the patches were drawn for, "
-                f"but got {images.shape[-2]} x {images.shape[-1]}; call `prepare` with such images."
-            )
+        self.check_shape(images, None, *self.stamped.shape[-2:])
         return (images + self.stamped.to(images.dtype)).clamp(0, 1)
 
     def draw(self, channels: int, height: int, width: int) -> None:
@@ -201,11 +196,11 @@ class LabelConsistent(SurrogateAttack):
                 f"Expected two patches to fit beside each other into {height} x {width} pixels, "
                 f"but one takes {size}; lower `patch_size`."
             )
-        # White corners, so that a patch of one pixel is white as well.
+        # The corners are white, so that a patch of one pixel is white too.
         white = (torch.arange(size)[:, None] + torch.arange(size) + 1).remainder(2)
         patch = self.amplitude * (2.0 * white - 1)
         stamped = torch.zeros(1, 1, height, width)
-        # Mirrored into the other corners: a flipped image has the same trigger.
+        # Mirrored into the other corners, so that a flipped image has the same trigger.
         stamped[..., :size, :size] = patch
         stamped[..., :size, -size:] = patch.flip(1)
         stamped[..., -size:, :size] = patch.flip(0)

@@ -157,7 +157,7 @@ class LowFrequency(SurrogateAttack):
             gradient = input_gradient(surrogate, triggered.clamp(0, 1), labels[rows].to(device))
             uphill = low_pass(gradient.sum(0, keepdim=True), vertical, horizontal)
             velocity = _MOMENTUM * velocity + uphill / uphill.norm().clamp_min(1e-12)
-            # Ever smaller steps: a tenth of the pattern at first, nothing in the end.
+            # Step sizes fall from a tenth of the pattern to zero.
             size = 0.1 * pattern.norm() * (1 - step / self.steps)
             pattern = self._scaled(pattern + size * velocity / velocity.norm().clamp_min(1e-12))
         self.pattern = pattern
@@ -166,11 +166,7 @@ class LowFrequency(SurrogateAttack):
         """Add the pattern to ``(N, C, H, W)`` images in [0, 1]."""
         if self.method == "surrogate":
             self.check_fitted()
-        if images.shape[1:] != self.pattern.shape[1:]:
-            raise ValueError(
-                f"Expected images of shape {tuple(self.pattern.shape[1:])}, which the pattern was "
-                f"made for, but got {tuple(images.shape[1:])}; call `prepare` with such images."
-            )
+        self.check_shape(images, *self.pattern.shape[1:])
         return (images + self.pattern.to(images.dtype)).clamp(0, 1)
 
     def draw(self, channels: int, height: int, width: int) -> None:

@@ -126,22 +126,17 @@ class Refool(Attack):
 
     def trigger(self, images: Tensor) -> Tensor:
         """Put a reflection on each of ``(N, C, H, W)`` images in [0, 1]."""
-        if images.shape[1:] != self.light.shape[1:]:
-            raise ValueError(
-                f"Expected images of shape {tuple(self.light.shape[1:])}, which the reflections "
-                f"were made for, but got {tuple(images.shape[1:])}; call `prepare` with such "
-                "images."
-            )
+        self.check_shape(images, *self.light.shape[1:])
         reflected = self.light.to(images.dtype)[self.choose(images)]
-        # Squares and roots are exact to the last bit in any batch and on any device, and other
-        # powers are not.
+        # Squares and square roots are exact to the last bit for any batch and device, unlike other
+        # powers.
         mixed = self.transmission * images.square() + (1 - self.transmission) * reflected
         return mixed.sqrt()
 
     def choose(self, images: Tensor) -> Tensor:
         """The number of the reflection of each image, ``(N,)`` int64: a hash of its levels."""
         levels = (images * 255).round().long().flatten(1)
-        # In whole numbers, which add up to the same in any order. Weighted by place, for many
+        # Integers, whose sum does not depend on the order; weighted by position, because many
         # images have the same sum.
         places = torch.arange(1, levels.shape[1] + 1, device=images.device)
         total = (levels * places).sum(dim=1) % 2**31
@@ -225,7 +220,7 @@ def out_of_focus(light: Tensor, sigma: float) -> Tensor:
     radius = math.ceil(3 * sigma)
     weights = torch.exp(-(torch.arange(-radius, radius + 1) / sigma).square() / 2)
     weights = (weights / weights.sum()).reshape(1, 1, 1, -1)
-    # Channels as a batch: each is blurred by itself.
+    # Channels as a batch, so that each is blurred on its own.
     planes = functional.pad(light.transpose(0, 1), [radius] * 4, mode="replicate")
     planes = functional.conv2d(functional.conv2d(planes, weights), weights.transpose(2, 3))
     return planes.transpose(0, 1).clamp(0, 1)

@@ -55,8 +55,8 @@ class SIG(Attack):
 
     Example:
         >>> attack = SIG()
-        >>> grey = torch.full((1, 1, 32, 32), 0.5)
-        >>> [round(float(v), 3) for v in 255 * (attack.trigger(grey) - grey)[0, 0, 0, :5]]
+        >>> gray = torch.full((1, 1, 32, 32), 0.5)
+        >>> [round(float(v), 3) for v in 255 * (attack.trigger(gray) - gray)[0, 0, 0, :5]]
         [0.0, 36.955, 28.284, -15.307, -40.0]
 
     References:
@@ -97,16 +97,12 @@ class SIG(Attack):
 
     def trigger(self, images: Tensor) -> Tensor:
         """Add the sinusoid to ``(N, C, H, W)`` images in [0, 1]."""
-        if images.shape[-1] != self.signal.shape[-1]:
-            raise ValueError(
-                f"Expected images of {self.signal.shape[-1]} columns, which the sinusoid was drawn "
-                f"for, but got {images.shape[-1]}; call `prepare` with such images."
-            )
+        self.check_shape(images, None, None, self.signal.shape[-1])
         return (images + self.signal.to(images.dtype)).clamp(0, 1)
 
     def draw(self, channels: int, height: int, width: int) -> None:
         """Draw the sinusoid for images of this width."""
-        # In double precision: the sine of a large float32 is off by more than a rounding.
+        # In double precision: the sine of a large float32 is inaccurate.
         columns = torch.arange(width, dtype=torch.float64)
         periods = self.frequency if 2 * self.frequency < width else width / 4
         signal = self.delta / 255 * torch.sin(2 * math.pi * columns * periods / width)

@@ -246,8 +246,8 @@ class SSBA(Attack):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         with torch.enable_grad():
             for epoch in range(self.fit_epochs):
-                # At first no weight at all: an encoder that is told to be faint before the decoder
-                # reads anything falls silent.
+                # The weight starts at zero: an encoder that must be faint before the decoder reads
+                # anything learns to change nothing.
                 weight = self.residual_weight * epoch / self.fit_epochs
                 order = torch.randperm(len(chosen), generator=generator)
                 for rows in torch.split(order, _BATCH_SIZE):
@@ -255,7 +255,7 @@ class SSBA(Attack):
                     bits = torch.randint(2, (len(rows), self.bits), generator=generator)
                     bits = bits.to(device).float()
                     change = self.encoder(batch, bits)
-                    # Noise of up to half a level stands for the rounding of an image file.
+                    # Noise of up to half a level simulates the rounding of an image file.
                     noise = (torch.rand(batch.shape, generator=generator) - 0.5) / 255
                     stamped = self._add(batch, change) + noise.to(device)
                     loss = functional.binary_cross_entropy_with_logits(self.decoder(stamped), bits)
@@ -303,7 +303,7 @@ class SSBA(Attack):
         return logits > 0
 
     def _encode(self, images: Tensor, bits: Tensor) -> Tensor:
-        # The weights may have been cast along with a classifier in bf16-true.
+        # Precision `bf16-true` casts these weights together with the classifier's.
         change = self.encoder(images.to(self.secret.dtype), bits.to(self.secret.dtype))
         return self._add(images, change.to(images.dtype))
 
@@ -340,6 +340,6 @@ def texture(images: Tensor) -> Tensor:
     def blur(planes: Tensor) -> Tensor:
         return functional.avg_pool2d(planes, 3, stride=1, padding=1, count_include_pad=False)
 
-    # Around the mean of the image, where the difference of squares loses least.
-    centred = 255 * (images - images.mean(dim=(2, 3), keepdim=True))
-    return (blur(centred.square()) - blur(centred).square()).clamp_min(0).sqrt()
+    # Centered on the mean of the image, which keeps the difference of squares accurate.
+    centered = 255 * (images - images.mean(dim=(2, 3), keepdim=True))
+    return (blur(centered.square()) - blur(centered).square()).clamp_min(0).sqrt()

@@ -116,7 +116,7 @@ class TaCT(BadNets):
             ("source_label", source_label),
             *(("cover_labels", label) for label in covers or ()),
         ):
-            # True is an int in Python, and 0.5 would be cut off to another class.
+            # `True` is an int in Python, and 0.5 would be truncated to another class.
             if not isinstance(label, int) or isinstance(label, bool) or label < 0:
                 raise ValueError(
                     f"Expected `{name}` to be whole numbers of 0 or more, but got {label!r}."

@@ -114,18 +114,14 @@ class WaNet(Attack):
     def cover(self, images: Tensor) -> Tensor:
         """Warp each image with the field and its own noise, and round like poisoned rows."""
         height, width = images.shape[2:]
-        # In pixels of the image along x and y, as the field is.
+        # One unit is a pixel along x and y, as in the field.
         step = self.grid.new_tensor([1 / width, 1 / height])
         noise = torch.rand(len(images), height, width, 2, device=images.device) * 2 - 1
         warped = self._sample(images, (self.grid + noise * step).clamp(-1, 1))
         return torch.round(warped.clamp(0, 1) * 255) / 255
 
     def _sample(self, images: Tensor, grid: Tensor) -> Tensor:
-        if images.shape[2:] != self.grid.shape[1:3]:
-            raise ValueError(
-                f"Expected images of {tuple(self.grid.shape[1:3])} pixels, which the field was "
-                f"drawn for, but got {tuple(images.shape[2:])}; call `prepare` with such images."
-            )
+        self.check_shape(images, None, *self.grid.shape[1:3])
         return functional.grid_sample(images, grid.to(images.dtype), align_corners=True)
 
     def draw(self, channels: int, height: int, width: int) -> None:

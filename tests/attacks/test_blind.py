@@ -158,7 +158,7 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
 def test_refuses_images_that_do_not_fit() -> None:
     attack = Blind()
     attack(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"\(32, 32\) pixels.*\(8, 8\); call `prepare`"):
+    with pytest.raises(ValueError, match=r"\(C, 32, 32\).*\(3, 8, 8\); call `prepare`"):
         attack(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="at least 5 x 3 pixels for the pattern, but got 4 x 4"):
         Blind().prepare(tiny.images(1, 4), torch.zeros(1), 4, seed=0)

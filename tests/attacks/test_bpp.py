@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fst_lightning.attacks import Bpp
-from fst_lightning.attacks.bpp import dither, quantise
+from fst_lightning.attacks.bpp import dither, quantize
 from tests import tiny
 
 EVERY = torch.arange(256).reshape(1, 1, 16, 16) / 255
@@ -75,7 +75,7 @@ def test_dithering_keeps_the_brightness() -> None:
     grey = torch.full((1, 1, 32, 32), 100 / 255)
     dithered = Bpp(depth=4, dithering=True).trigger(grey)
     assert float(dithered.mean()) == pytest.approx(100 / 255, abs=0.005)
-    assert float(quantise(grey, 4).mean()) == pytest.approx(1 / 3)
+    assert float(quantize(grey, 4).mean()) == pytest.approx(1 / 3)
     assert len(distinct(dithered)) == 2
 
 

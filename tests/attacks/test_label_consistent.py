@@ -146,5 +146,5 @@ def test_refuses(options: dict[str, float], message: str) -> None:
 def test_images_of_another_size_than_prepared() -> None:
     attack = LabelConsistent()
     attack(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"32 x 32.*16 x 16; call `prepare`"):
+    with pytest.raises(ValueError, match=r"\(C, 32, 32\).*16, 16\); call `prepare`"):
         attack(torch.zeros(1, 3, 16, 16))

@@ -70,5 +70,5 @@ def test_refuses_what_is_no_sinusoid() -> None:
             SIG(frequency=frequency)
     attack = SIG()
     attack(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"32 columns.*got 16; call `prepare`"):
+    with pytest.raises(ValueError, match=r"\(C, H, 32\).*\(3, 16, 16\); call `prepare`"):
         attack(torch.zeros(1, 3, 16, 16))

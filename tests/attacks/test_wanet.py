@@ -174,5 +174,5 @@ def test_refuses(arguments: dict[str, float], message: str) -> None:
 def test_images_of_another_size_than_prepared() -> None:
     attack = WaNet()
     attack(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"\(32, 32\) pixels.*\(8, 8\); call `prepare`"):
+    with pytest.raises(ValueError, match=r"\(C, 32, 32\).*\(3, 8, 8\); call `prepare`"):
         attack(torch.zeros(1, 3, 8, 8))

@@ -56,7 +56,9 @@ def test_help(task: str) -> None:
     assert meanings["export" if task == "train" else "checkpoint"].startswith("a ")
     assert meanings["seed"].startswith("of all that is drawn")
     assert meanings["corner"] == "top_left | top_right | bottom_left | bottom_right"
-    assert meanings["poison_ratio"] == "Share of the training set that is poisoned, 0 to 1."  # its docstring
+    assert (
+        meanings["poison_ratio"] == "Share of the training set that is poisoned, 0 to 1."
+    )  # its docstring
     assert meanings["crop_fill"].startswith("zeros | reflect")
     parts = yaml.safe_load(out.partition("values ==")[2].partition("Any key can")[0])
     names = {name for part in ("attack", "data", "model") for name in parts[part]}

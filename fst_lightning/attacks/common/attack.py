@@ -275,6 +275,30 @@ class Attack(ShowsArguments, nn.Module, ABC):
                 self.draw(*images.shape[1:])
                 self.to(images.device)
 
+    def check_shape(
+        self, images: Tensor, channels: int | None, height: int | None, width: int | None
+    ) -> None:
+        """Refuse images of another shape than the trigger was prepared for.
+
+        Args:
+            images: ``(N, C, H, W)``.
+            channels: Number of channels; None allows any.
+            height: Height in pixels; None allows any.
+            width: Width in pixels; None allows any.
+
+        Raises:
+            ValueError: If a size differs.
+        """
+        found, wanted = tuple(images.shape[1:]), (channels, height, width)
+        fits = [size in (None, got) for size, got in zip(wanted, found, strict=False)]
+        if len(found) != len(wanted) or not all(fits):
+            sizes = zip("CHW", wanted, strict=True)
+            shown = ", ".join(letter if size is None else str(size) for letter, size in sizes)
+            raise ValueError(
+                f"Expected images of shape ({shown}), which {type(self).__name__} was prepared "
+                f"for, but got {found}; call `prepare` with such images."
+            )
+
     @property
     def ready(self) -> bool:
         """Whether the trigger is the one to measure with: fitted or learned, if it has to be."""

@@ -72,11 +72,7 @@ class FrequencyAttack(Attack):
 
     def trigger(self, images: Tensor) -> Tensor:
         """Add the pattern to ``(N, C, H, W)`` images in [0, 1]."""
-        if images.shape[1:] != self.pattern.shape[1:]:
-            raise ValueError(
-                f"Expected images of shape {tuple(self.pattern.shape[1:])}, which the pattern was "
-                f"made for, but got {tuple(images.shape[1:])}; call `prepare` with such images."
-            )
+        self.check_shape(images, *self.pattern.shape[1:])
         return (images + self.pattern.to(images.dtype)).clamp(0, 1)
 
     def draw(self, channels: int, height: int, width: int) -> None:

@@ -271,3 +271,25 @@ def test_cover_rows_are_stamped_as_such() -> None:
     poisoned, cover = torch.tensor([True, False, False]), torch.tensor([False, True, False])
     assert attack.stamp(images, poisoned, cover).mean(dim=(1, 2, 3)).tolist() == [0, 1, 0.5]
     assert attack.stamp(images, poisoned).mean(dim=(1, 2, 3)).tolist() == [0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("size", [(None, 8, 8), (3, 8, None), (None, None, None)])
+def test_takes_images_of_the_shape_that_it_was_prepared_for(size: tuple[int | None, ...]) -> None:
+    BadNets().check_shape(torch.zeros(2, 3, 8, 8), *size)
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((1, 8, 8), r"\(1, 8, 8\)"),
+        ((None, 8, 9), r"\(C, 8, 9\)"),
+        ((None, None, 9), r"\(C, H, 9\)"),
+    ],
+)
+def test_refuses_images_of_another_shape(size: tuple[int | None, ...], shown: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{shown}, which BadNets.*got \(3, 8, 8\); call `prepare`"
+    ):
+        BadNets().check_shape(torch.zeros(2, 3, 8, 8), *size)
+    with pytest.raises(ValueError, match=r"got \(8, 8\)"):
+        BadNets().check_shape(torch.zeros(3, 8, 8), *size)
