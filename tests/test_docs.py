@@ -13,14 +13,44 @@ from fst_lightning.configuration import groups
 from website.pages import generated_pages
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("group", ["attack", "defense", "data", "model", "trainer", "logger"])
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize(
+    "group", ["attack", "defense", "detector", "data", "model", "trainer", "logger"]
+)
 def test_readme_lists_every_option(group: str) -> None:
     row = re.search(rf"^\| `{group}` \|(.*)\|$", README, re.MULTILINE)
     assert row is not None
     assert set(re.findall(r"`(\w+)`", row[1])) == set(groups()[group])
+
+
+def _python_block(page: str, mark: str) -> str:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks: list[str] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return next(code for code in blocks if mark in code)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [page for page in PAGES if page.name not in ("CHANGELOG.md", "architecture.md")],
+    ids=_name,
+)
+def test_pages_are_short(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    long = [line for line in prose.splitlines() if len(line) > 120 and "|" not in line]
+    assert not long, long[0]
+    assert len(text.splitlines()) <= 250
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
 
 
 def test_readme_opens_with_the_two_commands() -> None:
@@ -29,9 +59,7 @@ def test_readme_opens_with_the_two_commands() -> None:
     assert blocks[1].strip() == "pip install -e '.[dev]' && pytest"
 
 
-@pytest.mark.parametrize(
-    "document", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("document", PAGES, ids=_name)
 def test_links_lead_somewhere(document: Path) -> None:
     generated = {ROOT / "docs" / page for page in generated_pages()}
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
@@ -40,19 +68,14 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert file.exists() or file in generated, target
 
 
-def test_readme_examples_of_a_defense_and_a_callback_run() -> None:
-    """What the README shows of a defense of one's own is run, in both drivers."""
+def test_example_of_an_own_defense_runs() -> None:
     import torch
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
     from fst_lightning import purify
 
-    code = next(
-        block
-        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-        if "class Shrink" in block
-    )
+    code = _python_block("extend.md", "class Shrink")
     scope: dict[str, type] = {}
     exec(code, scope)
     torch.manual_seed(0)
@@ -67,16 +90,12 @@ def test_readme_examples_of_a_defense_and_a_callback_run() -> None:
     assert norms[10.0] < norms[0.0]
 
 
-def test_readme_example_of_a_script_runs() -> None:
+def test_example_of_a_script_runs() -> None:
     import torch
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
-    code = next(
-        block
-        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-        if "return_result=True" in block
-    )
+    code = _python_block("python.md", "return_result=True")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
     data = TensorDataset(torch.rand(8, 3, 2, 2), torch.randint(3, (8,)))

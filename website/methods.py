@@ -31,7 +31,7 @@ _COMMANDS: Mapping[Group, str] = {
 }
 _GUIDES: Mapping[Group, str] = {
     "attack": "[Attacks](../../attacks.md) compares all attacks.",
-    "defense": "[Defenses](../../defenses.md) compares all defenses.",
+    "defense": "[Choosing a defense](../../choosing.md) compares all defenses.",
     "detector": "[Is this network backdoored?](../../detection.md) compares all detectors.",
 }
 _SHOWN_ELSEWHERE = ("Args", "Raises", "Example", "Examples", "References", "See Also")
