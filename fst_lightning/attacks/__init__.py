@@ -1,4 +1,4 @@
-"""How an image and its label are poisoned; plain PyTorch, one attack a file."""
+"""Poison images and labels: one attack per file, plain PyTorch."""
 
 from fst_lightning.attacks.adaptive_blend import AdaptiveBlend
 from fst_lightning.attacks.adaptive_patch import AdaptivePatch

@@ -1,4 +1,4 @@
-"""Reading anybody's weights safely, and keeping backdoored models."""
+"""Read anybody's weights safely; keep backdoored models in a store."""
 
 from fst_lightning.checkpoints.card import CARD_KEY, ModelCard, ModelChoice, Plain
 from fst_lightning.checkpoints.errors import CheckpointError

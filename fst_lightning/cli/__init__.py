@@ -1,4 +1,4 @@
-"""The commands; composing and checking a configuration imports no torch."""
+"""The commands: compose and check a configuration without importing torch, then run it."""
 
 from fst_lightning.cli.main import detect, purify, train
 

@@ -1,4 +1,4 @@
-"""Where images come from, and how they reach a training run."""
+"""Sources of images, and the data modules that feed them to a run."""
 
 from fst_lightning.data.datamodule import BackdoorDataModule
 from fst_lightning.data.defender_images import clean_rows, reserve, with_training_images

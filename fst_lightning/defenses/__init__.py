@@ -1,4 +1,4 @@
-"""How a network is purified; plain PyTorch, one defense a file."""
+"""Purify networks and training sets: one defense per file, plain PyTorch."""
 
 from fst_lightning.defenses.abl import AntiBackdoorLearning
 from fst_lightning.defenses.ac import ActivationClustering

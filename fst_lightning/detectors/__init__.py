@@ -1,4 +1,4 @@
-"""Detectors: is a network backdoored? Plain PyTorch, one detector per file."""
+"""Decide whether a network is backdoored: one detector per file, plain PyTorch."""
 
 from fst_lightning.detectors.bti_dbf import InvertedGenerator
 from fst_lightning.detectors.detector import Detector, Evidence, Scan

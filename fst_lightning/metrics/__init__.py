@@ -1,4 +1,4 @@
-"""How well a network classifies, how well the attack works, and what a defense is worth."""
+"""Clean accuracy, attack success rate, robust accuracy, DER, intervals, paired tests."""
 
 from fst_lightning.metrics.backdoor import BackdoorMetrics
 from fst_lightning.metrics.interval import rate_difference_interval, wilson_interval

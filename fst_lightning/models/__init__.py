@@ -1,4 +1,4 @@
-"""Networks, and where their last linear layer is."""
+"""Networks for small images, library networks, and the search for the head."""
 
 from fst_lightning.models.airbench import Airbench, airbench
 from fst_lightning.models.build import MODELS, build_model, check_description, rebuild_model

@@ -1,4 +1,4 @@
-"""The LightningModules: one trains backdoored classifiers, one runs defenses."""
+"""LightningModules: one trains backdoored classifiers, one runs any defense."""
 
 from fst_lightning.attacks.common.random_triggers import random_triggers
 from fst_lightning.modules.backdoor import BackdoorModule

@@ -1,4 +1,4 @@
-"""The order of a run, readable top to bottom."""
+"""The sequence of a run, readable top to bottom: train, purify, detect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees after a run: results.json, the final table, the table over many runs."""
+"""Show results: results.json, tables, charts, HTML pages and leaderboards."""
 
 from fst_lightning.reports.html.leaderboard import render_leaderboard, write_leaderboard
 from fst_lightning.reports.html.run_page import render_page

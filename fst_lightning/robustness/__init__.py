@@ -1,4 +1,4 @@
-"""What becomes of a purified network that somebody works on; plain PyTorch, one check a file."""
+"""Attack a purified network to test whether it stays clean: one check per file."""
 
 from fst_lightning.robustness.check import Rates, RobustnessCheck, Subject, rates_of
 from fst_lightning.robustness.connectivity import LinearConnectivity
