@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fst_lightning.annotations import source_file
 
-SCHEMA = source_file("fst_lightning.reports").with_name("results.schema.json")
+SCHEMA = source_file("fst_lightning.reports.results").with_name("results.schema.json")
 PAGE = "reference/results_json.md"
 
 
