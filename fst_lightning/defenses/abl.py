@@ -1,7 +1,4 @@
-"""Anti-backdoor learning (ABL): what is learned first is isolated, and unlearned at the end.
-
-Li et al., "Anti-backdoor learning: training clean models on poisoned data", NeurIPS 2021, arXiv
-2110.11571.
+"""Anti-backdoor learning (ABL): isolate what is learned first, and unlearn it at the end.
 
 Example:
     ``python purify.py attack=blended defense=abl``
@@ -25,41 +22,58 @@ _MAX_GRADIENT_NORM = 1.0
 
 
 class AntiBackdoorLearning(DatasetDefense):
-    r"""Isolate the rows of least loss early in a training, train on the others, unlearn them.
+    r"""Isolate the rows with the lowest early loss, train on the others, and unlearn them.
 
-    1. *Isolation*: a fresh network is trained while the loss of a batch is held at
-       :math:`\gamma`,
+    *How it works.* A trigger is easier to learn than the classes, so that poisoned rows soon have
+    the lowest loss. The defense trains a fresh network for a few epochs while it holds the loss of
+    each mini-batch at a constant, which keeps clean rows from catching up. The rows with the lowest
+    loss are isolated as suspects. A second network is trained on all other rows. Finally, it
+    unlearns the isolated rows, because some poisoned rows remain among the others.
 
-       .. math:: \min_\theta |\mathcal{L}_B(\theta) - \gamma| + \gamma,
+    .. math:: \min_\theta |\mathcal{L}_B(\theta) - \gamma| + \gamma, \qquad
+        \min_\theta \mathbb{E}_{\text{others}}[\ell] - \mathbb{E}_{\text{isolated}}[\ell]
 
-       whose gradient is that of the paper's local gradient ascent
-       :math:`\operatorname{sgn}(\mathcal{L}_B - \gamma)\,\mathcal{L}_B`. A trigger is learned
-       before anything else, so that the rows of least loss are poisoned.
-    2. *Training* anew on the other rows, by the recipe of the network that came in. The published
-       scripts go on from the first network.
-    3. *Unlearning*: :math:`\min_\theta \mathbb{E}_{\text{others}}[\ell] -
-       \mathbb{E}_{\text{isolated}}[\ell]`, gradients clipped to norm 1, until none of the isolated
-       rows gets its label any more: the second term has no lower bound, and further steps would
-       cost clean accuracy alone.
-
-    The isolated rows are those that are suspected: with an isolation ratio below the poison ratio
-    most poisoned rows stay in the training, and only the third step makes up for it.
+    with the mean loss :math:`\mathcal{L}_B` of a mini-batch, the held loss :math:`\gamma` and the
+    cross-entropy :math:`\ell`: the first objective isolates, the second one unlearns. The gradient
+    of the first one is that of the paper's local gradient ascent,
+    :math:`\operatorname{sgn}(\mathcal{L}_B - \gamma)\,\mathcal{L}_B`.
 
     Args:
-        gamma: the loss that is held, 0 or more.
-        isolation_ratio: share of the rows that are isolated, above 0, below 1.
-        isolation_epochs: passes of the first step, 1 or more.
-        isolation_lr: of SGD with momentum 0.9 and a cosine, above 0.
-        unlearn_epochs: passes over the isolated rows of the third step, 0 or more, at most.
-        unlearn_lr: of SGD with momentum 0.9, above 0.
-        batch_size: images a step of the first and third step, 2 or more.
+        gamma: Loss :math:`\gamma` that is held, 0 or more.
+        isolation_ratio: Share of the rows that is isolated, greater than 0 and less than 1.
+        isolation_epochs: Epochs of the isolation, 1 or more.
+        isolation_lr: Learning rate of the isolation (SGD with momentum 0.9 and a cosine schedule),
+            greater than 0.
+        unlearn_epochs: Passes over the isolated rows in unlearning at most, 0 or more.
+        unlearn_lr: Learning rate of unlearning (SGD with momentum 0.9), greater than 0.
+        batch_size: Images per step of isolation and unlearning, 2 or more.
+
+    Shape:
+        - images: ``(N, C, H, W)``, the training set as it was delivered.
+        - labels: ``(N,)`` int64, as delivered.
+        - :meth:`suspects`: ``(N,)`` bool.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The published scripts continue training the first network; here a fresh one is trained by
+        the recipe of the backdoored network. Gradients of unlearning are clipped to norm 1, and it
+        stops once no isolated row gets its label: its loss has no lower bound, and further steps
+        would only cost clean accuracy. If the isolation ratio is below the poison ratio, most
+        poisoned rows stay in the training, and only unlearning makes up for it.
 
     Example:
         >>> AntiBackdoorLearning(isolation_ratio=0.05).isolation_ratio
         0.05
+
+    References:
+        Li, Lyu, Koren, Lyu, Li and Ma, "Anti-backdoor learning: Training clean models on poisoned
+        data", NeurIPS 2021, arXiv 2110.11571.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.DecouplingDefense`: trains without labels first.
+        - :class:`~fst_lightning.defenses.SpectralSignatures`: finds rows by their features.
     """
 
     losses: Tensor
@@ -99,7 +113,7 @@ class AntiBackdoorLearning(DatasetDefense):
     def suspects(
         self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
     ) -> Tensor:
-        """The rows of least loss after the first step, ``(N,)`` bool."""
+        """The rows with the lowest loss after the isolation, ``(N,)`` bool."""
         fresh = fresh_copy(net, generator)
         fresh.requires_grad_(True)
 
@@ -130,7 +144,7 @@ class AntiBackdoorLearning(DatasetDefense):
         generator: torch.Generator,
         fit: Fit,
     ) -> nn.Module | None:
-        """Train a fresh network on the others, and let it unlearn the isolated rows."""
+        """Train a fresh network on the other rows, and unlearn the isolated ones."""
         net = super().retrain(make_net, poisoned, suspects, generator, fit)
         if net is None:
             return None
@@ -151,7 +165,7 @@ class AntiBackdoorLearning(DatasetDefense):
         weights = [parameter for parameter in net.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(weights, lr=self.unlearn_lr, momentum=0.9)
         with keep_modes(net):
-            # Batches of isolated rows alone would pull BatchNorm's statistics to the trigger.
+            # Mini-batches of isolated rows alone would move BatchNorm's statistics to the trigger.
             net.eval()
             for _ in range(self.unlearn_epochs):
                 right = 0
@@ -173,7 +187,7 @@ class AntiBackdoorLearning(DatasetDefense):
         optimizer.zero_grad()
 
     def findings(self) -> dict[str, Any]:
-        """How many rows were isolated, by what loss, and how far they were unlearned."""
+        """The number of isolated rows, their loss, and their accuracy around unlearning."""
         found = super().findings()
         if self.losses.numel():
             chosen = self.losses[self.suspected.to(self.losses.device)]
@@ -186,7 +200,7 @@ class AntiBackdoorLearning(DatasetDefense):
 
 @torch.no_grad()
 def losses_of(net: nn.Module, images: LabelledImages, batch_size: int = 500) -> Tensor:
-    """The cross-entropy of every image, ``(N,)``, with the network in the mode that it is in."""
+    """The cross-entropy of each image, ``(N,)``, with the network in its current mode."""
     return torch.cat(
         [
             functional.cross_entropy(net(batch).float(), labels, reduction="none")

@@ -1,7 +1,4 @@
-"""Activation clustering (AC): the poisoned rows of a class are a small cluster of their own.
-
-Chen et al., "Detecting backdoor attacks on deep neural networks by activation clustering", 2018,
-arXiv 1811.03728.
+"""Activation clustering (AC): the poisoned rows of a class form a cluster.
 
 Example:
     ``python purify.py attack=blended defense=ac``
@@ -22,29 +19,46 @@ from fst_lightning.defenses.common.features import all_features
 from fst_lightning.models import find_head
 
 Rule = Literal["smaller", "relative_size", "silhouette"]
-_FEWEST = 3  # Two clusters of fewer rows say nothing.
+_FEWEST = 3  # Smaller clusters say nothing.
 
 
 class ActivationClustering(DatasetDefense):
-    r"""Split every class in two by what the head gets, and suspect one of the two clusters.
+    r"""Split each class into two clusters of features, and suspect one of them.
 
-    The rows of a delivered label are projected to their first principal components and split by
-    2-means. Which cluster is suspected says the rule:
+    *How it works.* Poisoned rows have the target label, but their features differ from those of
+    real images of the target class. The defense takes the features in front of the head for all
+    rows with the same label, reduces their dimension, and splits them into two clusters. A clean
+    class is cut in two similar halves; a poisoned one has a small separate cluster. Rows of
+    suspected clusters are removed, and a fresh network is trained on the rest.
 
-    - ``smaller``: the smaller one, of every class: clean classes lose up to half of their rows;
-    - ``relative_size``: where it holds less than ``threshold`` of the class (the paper: 0.35);
-    - ``silhouette``: where the mean silhouette of the split is above ``threshold`` (0.1 to 0.15 in
-      the paper): two clusters that are no single one cut in half.
+    .. math:: \min_{C_1, C_2} \sum_{k=1}^{2} \sum_{i \in C_k} \|z_i - \bar z_k\|^2
+
+    with the first principal components :math:`z_i` of the features of row :math:`i`, the two
+    clusters :math:`C_k` of a class and their means :math:`\bar z_k`. The rule decides whether the
+    smaller cluster is suspected.
 
     Args:
-        rule: ``smaller``, ``relative_size`` or ``silhouette``.
-        threshold: of the rule, 0 to 1; ``smaller`` has none.
-        components: principal components, 1 or more; no more than there are features and rows.
-        head: dotted name of the linear head; None finds it.
+        rule: The rule. ``smaller`` always suspects the smaller cluster, so that clean classes lose
+            up to half of their rows. ``relative_size`` suspects it if it holds less than
+            ``threshold`` of the class (0.35 in the paper). ``silhouette`` suspects it if the mean
+            silhouette of the split is above ``threshold`` (0.1 to 0.15 in the paper).
+        threshold: Threshold of the rule, 0 to 1; ``smaller`` has none.
+        components: Principal components, 1 or more; at most the number of features and of rows.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)``, the training set as it was delivered.
+        - labels: ``(N,)`` int64, as delivered.
+        - :meth:`suspects`: ``(N,)`` bool.
 
     Raises:
-        ValueError: for an argument out of its range; where the head gets more than one row an
-            image.
+        ValueError: If an argument is out of its range, no linear head is found, or the head takes
+            more than one feature vector per image.
+
+    Note:
+        The paper reduces the dimension by independent component analysis; here principal component
+        analysis does so, which needs no iterations. Attacks that poison many classes
+        leave few rows per class to cluster.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -55,6 +69,14 @@ class ActivationClustering(DatasetDefense):
         ... )
         >>> found.nonzero().flatten().tolist()
         [0, 1, 2]
+
+    References:
+        Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy and Srivastava, "Detecting backdoor
+        attacks on deep neural networks by activation clustering", 2018, arXiv 1811.03728.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.SpectralSignatures`: one direction instead of clusters.
+        - :class:`~fst_lightning.defenses.FLARE`: clusters scores of all layers, without labels.
     """
 
     def __init__(
@@ -85,7 +107,7 @@ class ActivationClustering(DatasetDefense):
 
     @property
     def needs_head(self) -> bool:
-        """Always: it looks at the features in front of the head."""
+        """True: it clusters the features in front of the head."""
         return True
 
     def suspects(
@@ -118,7 +140,7 @@ class ActivationClustering(DatasetDefense):
         return float(self.silhouettes[label]) > self.threshold
 
     def findings(self) -> dict[str, Any]:
-        """How every class was split."""
+        """The split of each class."""
         return {
             **super().findings(),
             "smaller_cluster": [round(value, 4) for value in self.sizes.tolist()],
@@ -129,18 +151,18 @@ class ActivationClustering(DatasetDefense):
 def split_in_two(
     features: np.ndarray[Any, np.dtype[np.float64]], components: int, seed: int
 ) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], float]:
-    """Split rows in two clusters.
+    """Split rows into two clusters.
 
     Args:
         features: ``(n, d)``.
-        components: principal components to split by.
-        seed: of the clusters' first centres.
+        components: Principal components to split by.
+        seed: Seed of the initial centers.
 
     Returns:
-        ``(n,)`` bool, the smaller cluster; and the mean silhouette of the split, -1 to 1, of more
-        than 2,000 rows estimated on as many. None and 0 where all rows are the same.
+        ``(n,)`` bool, the smaller cluster, and the mean silhouette of the split, -1 to 1, estimated
+        on 2,000 rows if there are more. No row and 0 if all rows are the same.
     """
-    from sklearn.cluster import KMeans  # dear to import
+    from sklearn.cluster import KMeans  # imported here because it is slow
     from sklearn.decomposition import PCA
     from sklearn.metrics import silhouette_score
 

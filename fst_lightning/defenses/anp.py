@@ -1,7 +1,4 @@
-"""Adversarial neuron pruning (ANP): backdoored channels are those that collapse when perturbed.
-
-Wu and Wang, "Adversarial neuron pruning purifies backdoored deep models", NeurIPS 2021,
-arXiv 2110.14430.
+"""Adversarial neuron pruning (ANP): prune channels that collapse when perturbed.
 
 Example:
     ``python purify.py attack=blended defense=anp defense.epsilon=0.4``
@@ -26,48 +23,63 @@ from fst_lightning.defenses.common.clean_data import CleanData
 
 
 class PerturbedMask(ChannelMask):
-    r"""BatchNorm's scale under mask and perturbation: :math:`(m + \delta) \odot \gamma`."""
+    r"""BatchNorm's scale with a mask and a perturbation: :math:`(m + \delta) \odot \gamma`."""
 
     delta: Tensor | None = None
     r""":math:`\delta`, ``(C,)``; None for zero."""
 
     def forward(self, scale: Tensor) -> Tensor:
-        """Scale every channel."""
+        """Scale each channel."""
         factor = self.mask if self.delta is None else self.mask + self.delta
         return factor * scale
 
 
 class PerturbedShift(nn.Module):
-    r"""BatchNorm's shift under perturbation: :math:`(1 + \xi) \odot \beta`."""
+    r"""BatchNorm's shift with a perturbation: :math:`(1 + \xi) \odot \beta`."""
 
     delta: Tensor | None = None
     r""":math:`\xi`, ``(C,)``; None for zero."""
 
     def forward(self, shift: Tensor) -> Tensor:
-        """Scale every shift."""
+        """Scale each shift."""
         return shift if self.delta is None else (1 + self.delta) * shift
 
 
 class AdversarialNeuronPruning(MaskDefense):
-    r"""Learn masks that keep the network accurate while its channels are perturbed adversarially.
+    r"""Learn channel masks that withstand adversarial perturbations, and prune the smallest ones.
+
+    *How it works.* If all channels of a backdoored network are perturbed in the worst way, it
+    answers with the target class even without a trigger, because the channels of the backdoor are
+    easily excited. The defense learns a mask for each channel so that the network stays accurate
+    both with and without such a perturbation. The masks of sensitive channels shrink. After the
+    last step, the channels with the smallest masks are pruned, as many as held-out clean accuracy
+    allows.
 
     .. math:: \min_{m \in [0, 1]} \alpha\,\ell(m \odot \gamma, \beta) + (1 - \alpha)
         \max_{\|\delta\|_\infty, \|\xi\|_\infty \le \epsilon}
         \ell((m + \delta) \odot \gamma, (1 + \xi) \odot \beta)
 
-    The inner maximum is approached by sign steps of :math:`\epsilon / K` from zero; :math:`\gamma,
-    \beta` are the scales and shifts of BatchNorm, which normalises by the batch meanwhile. After
-    the last step channels with a small mask are pruned (:math:`\gamma_c = 0`): as many as held-out
-    clean accuracy allows. The published scripts take that threshold from the test set.
+    with the cross-entropy :math:`\ell`, the masks :math:`m`, scales :math:`\gamma` and shifts
+    :math:`\beta` of BatchNorm, their perturbations :math:`\delta` and :math:`\xi`, the bound
+    :math:`\epsilon` and the weight :math:`\alpha`. Signed steps of :math:`\epsilon / K` from zero
+    approach the inner maximum.
 
     Args:
-        epsilon: bound of the perturbation, relative, 0 or more.
-        alpha: weight of the unperturbed loss, in [0, 1].
-        inner_steps: K, 1 or more.
-        max_pruning_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
+        epsilon: Relative bound :math:`\epsilon` of the perturbation, 0 or more.
+        alpha: Weight :math:`\alpha` of the unperturbed loss, 0 to 1.
+        inner_steps: Number :math:`K` of inner steps, 1 or more.
+        max_pruning_ca_drop: Held-out clean accuracy that pruning may cost, 0 to 1.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for a network without BatchNorm.
+        ValueError: If an argument is out of its range, or the network has no BatchNorm layer.
+
+    Note:
+        The public scripts choose the pruning threshold on the test set; here a held-out fifth of
+        the clean images decides. BatchNorm normalizes by the batch while the masks are learned.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
@@ -75,6 +87,14 @@ class AdversarialNeuronPruning(MaskDefense):
         >>> defense.prepare(net, torch.Generator())
         >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad]
         ['1.parametrizations.weight.0.mask']
+
+    References:
+        Wu and Wang, "Adversarial neuron pruning purifies backdoored deep models", NeurIPS 2021,
+        arXiv 2110.14430.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.ReconstructiveNeuronPruning`: masks that undo unlearning.
+        - :class:`~fst_lightning.defenses.NeuralMaskFineTuning`: masks without pruning.
     """
 
     held_out: ClassVar[float] = 0.2
@@ -98,11 +118,11 @@ class AdversarialNeuronPruning(MaskDefense):
         self._perturbed: list[PerturbedMask | PerturbedShift] = []
 
     def alpha_range(self, net: nn.Module) -> tuple[float, float]:
-        """From 1, where nothing is perturbed, to 0.01."""
+        """From 1, which perturbs nothing, to 0.01."""
         return 1.0, 0.01
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Put masks on the scales, and make scales and shifts ready to be perturbed."""
+        """Put masks on the scales, and make scales and shifts ready for perturbation."""
         super().prepare(net, generator)
         self._perturbed = [m for m in self._masks.values() if isinstance(m, PerturbedMask)]
         for norm in self._norms.values():
@@ -115,7 +135,7 @@ class AdversarialNeuronPruning(MaskDefense):
         return PerturbedMask(scale)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss as it is and as it is under the worst perturbation found, weighted."""
+        """The weighted sum of the plain loss and the loss under the worst perturbation found."""
         try:
             self._perturb(net, images, labels)
             perturbed = functional.cross_entropy(net(images), labels)

@@ -1,6 +1,4 @@
-"""BatchNorm statistics pruning (BNP): channels whose clean statistics differ from the running ones.
-
-Zheng, Tang, Li and Liu, "Pre-activation distributions expose backdoor neurons", NeurIPS 2022.
+"""BatchNorm statistics pruning (BNP): prune channels with unusual running statistics.
 
 Example:
     ``python purify.py attack=blended defense=bnp defense.u=3``
@@ -16,25 +14,37 @@ from fst_lightning.defenses.common.clean_data import CleanData
 
 
 class BatchNormPruning(OutlierPruning):
-    r"""Prune the channels whose inputs are distributed otherwise on clean images.
+    r"""Prune the channels whose running statistics differ from those on clean images.
+
+    *How it works.* BatchNorm layers store the mean and variance of their inputs during training. If
+    some training images were poisoned, the stored statistics of a channel that responds to the
+    trigger differ from those on clean images. The defense measures the statistics on clean images
+    and prunes the channels whose difference is an outlier in its layer. It needs no training.
 
     .. math:: s_c = \mathrm{KL}(N(\mu_c, \sigma_c^2) \,\|\, N(\hat\mu_c, \hat\sigma_c^2))
         = \tfrac12 \log\frac{\hat\sigma_c^2}{\sigma_c^2} +
         \frac{\sigma_c^2 + (\mu_c - \hat\mu_c)^2}{2 \hat\sigma_c^2} - \tfrac12
 
-    :math:`\mu, \sigma^2` are measured on the clean images; :math:`\hat\mu, \hat\sigma^2` are the
-    running statistics, which training on poisoned images has left. Pruned is what exceeds the
-    mean of its layer by u deviations. All layers are measured in one pass through the network as
-    it came in, over all clean images.
+    with mean :math:`\mu_c` and variance :math:`\sigma_c^2` of channel :math:`c` on the clean images
+    and its running statistics :math:`\hat\mu_c` and :math:`\hat\sigma_c^2`. Channels are pruned if
+    :math:`s_c` exceeds the mean of the layer by :math:`u` standard deviations.
 
     Args:
-        u: deviations above the mean of the layer, greater than 0; fewer prune more. The paper: 3
-            for CIFAR-10, 4 for Tiny-ImageNet. With 3, a layer of 10 channels or fewer keeps all.
-        batch_size: images a batch of that pass, 1 or more; the result doesn't depend on it.
+        u: Standard deviations above the mean of the layer, greater than 0; a smaller value prunes
+            more. The paper uses 3 for CIFAR-10 and 4 for Tiny-ImageNet. With 3, a layer of 10
+            channels or fewer loses none.
+        batch_size: Images per mini-batch of the pass, 1 or more; the result does not depend on it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
 
     Raises:
-        ValueError: for an argument out of its range; for a network without BatchNorm that keeps
+        ValueError: If an argument is out of its range, or the network has no BatchNorm layer with
             running statistics.
+
+    Note:
+        All layers are measured in one pass of the unchanged network over all clean images. Public
+        code measures a single mini-batch.
 
     Example:
         >>> net = nn.Sequential(nn.BatchNorm2d(16))
@@ -45,6 +55,14 @@ class BatchNormPruning(OutlierPruning):
         >>> defense.study(net.eval(), clean, torch.Generator())
         >>> defense.findings()["pruned"]
         {'0': [3]}
+
+    References:
+        Zheng, Tang, Li and Liu, "Pre-activation distributions expose backdoor neurons", NeurIPS
+        2022.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.EntropyPruning`: the same paper, without clean images.
+        - :class:`~fst_lightning.defenses.ChannelLipschitzPruning`: the same rule on weights.
     """
 
     def __init__(self, u: float = 3.0, batch_size: int = 128) -> None:
@@ -65,7 +83,7 @@ class BatchNormPruning(OutlierPruning):
     def scores(
         self, net: nn.Module, clean: CleanData, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The divergence of every channel."""
+        """The divergence of each channel."""
         moments = merged_moments(net, self._norms, clean.batches(self.batch_size))
         scores = {}
         for name, (mean, variance) in moments.items():

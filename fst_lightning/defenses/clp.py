@@ -1,8 +1,5 @@
 """Channel Lipschitzness pruning (CLP): find backdoored channels in the weights alone.
 
-Zheng, Tang, Li and Liu, "Data-free backdoor removal based on channel Lipschitzness", ECCV 2022,
-arXiv 2208.03111.
-
 Example:
     ``python purify.py attack=blended defense=clp defense.u=3``
 """
@@ -19,25 +16,39 @@ from fst_lightning.defenses.common.conv_norm_pairs import Convolution, conv_batc
 
 
 class ChannelLipschitzPruning(OutlierPruning):
-    r"""Prune the channels that can amplify their input more than the others of their layer.
+    r"""Prune the channels that can amplify their input far more than others of their layer.
+
+    *How it works.* A trigger is a small change with a large effect, so some channel has to amplify
+    it. How much a channel can amplify any input is bounded by its weights. The defense computes
+    this bound for each channel and prunes the channels whose bound is an outlier in its layer. It
+    needs neither images nor training, and takes about a second.
 
     .. math:: \sigma_c = \sigma_{\max}(W_c) \, |\gamma_c| / \sqrt{v_c + \epsilon}, \qquad
-        \gamma_c = \beta_c = 0 \;\text{where}\; \sigma_c > \mathrm{mean}(\sigma) +
+        \gamma_c = \beta_c = 0 \;\text{if}\; \sigma_c > \mathrm{mean}(\sigma) +
         u\,\mathrm{std}(\sigma)
 
-    :math:`W_c`, input channels by kernel positions, is what the convolution before the BatchNorm
-    layer has for channel c, and :math:`v_c` the running variance. Needs no images. Only a
-    convolution whose output goes straight into BatchNorm is looked at
-    (:func:`~fst_lightning.defenses.common.conv_norm_pairs.conv_batchnorm_pairs`): the first
-    BatchNorm layer of a pre-activation block normalises a sum, and none of its channels belongs to
-    one convolution.
+    with the weights :math:`W_c` of the convolution for channel :math:`c`, a matrix of input
+    channels by kernel positions, its largest singular value :math:`\sigma_{\max}`, and scale
+    :math:`\gamma_c`, shift :math:`\beta_c`, running variance :math:`v_c` and :math:`\epsilon` of
+    the BatchNorm layer.
 
     Args:
-        u: deviations above the mean of the layer, greater than 0; fewer prune more. The paper: 3
-            for CIFAR-10, 5 for Tiny-ImageNet. With 3, a layer of 10 channels or fewer keeps all.
+        u: Standard deviations above the mean of the layer, greater than 0; a smaller value prunes
+            more. The paper uses 3 for CIFAR-10 and 5 for Tiny-ImageNet. With 3, a layer of 10
+            channels or fewer loses none.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized; not used.
 
     Raises:
-        ValueError: for another u; for a network without convolutions before BatchNorm.
+        ValueError: If ``u`` is not greater than 0, or no convolution feeds a BatchNorm layer.
+
+    Note:
+        Only convolutions whose output goes straight into BatchNorm are examined, see
+        :func:`~fst_lightning.defenses.common.conv_norm_pairs.conv_batchnorm_pairs`. The first
+        BatchNorm layer of a pre-activation block normalizes a sum, so that its channels belong to
+        no single convolution; public code pairs it with the convolution registered before it. That
+        code also leaves :math:`\epsilon` out.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
@@ -48,6 +59,14 @@ class ChannelLipschitzPruning(OutlierPruning):
         >>> defense.study(net, clean, torch.Generator())
         >>> defense.findings()["pruned"]
         {'1': [5]}
+
+    References:
+        Zheng, Tang, Li and Liu, "Data-free backdoor removal based on channel Lipschitzness", ECCV
+        2022, arXiv 2208.03111.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.BatchNormPruning`: the same rule on BatchNorm statistics.
+        - :class:`~fst_lightning.detectors.HeadWeights`: a detector that needs only weights.
     """
 
     def __init__(self, u: float = 3.0) -> None:
@@ -72,7 +91,7 @@ class ChannelLipschitzPruning(OutlierPruning):
     def scores(
         self, net: nn.Module, clean: CleanData, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The bound of every channel."""
+        """The bound of each channel."""
         return {
             name: channel_lipschitz(conv, self._norms[name]) for name, conv in self._pairs.items()
         }
@@ -82,8 +101,8 @@ def channel_lipschitz(conv: Convolution, norm: _BatchNorm) -> Tensor:
     r"""The bounds :math:`\sigma_{\max}(W_c) |\gamma_c| / \sqrt{v_c + \epsilon}`, ``(C,)``.
 
     Args:
-        conv: its weight is ``(C, inputs, ...)``, one matrix ``(inputs, positions)`` a channel.
-        norm: the BatchNorm layer behind it.
+        conv: Its weight is ``(C, inputs, ...)``, one matrix ``(inputs, positions)`` per channel.
+        norm: The BatchNorm layer after it.
     """
     spectral: Tensor = torch.linalg.matrix_norm(conv.weight.detach().float().flatten(2), ord=2)
     assert norm.running_var is not None

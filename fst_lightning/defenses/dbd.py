@@ -1,8 +1,4 @@
-"""Decoupling-based defense (DBD): features without labels, then labels that can be believed.
-
-Huang et al., "Backdoor defense via decoupling the training process", ICLR 2022, arXiv 2202.03423.
-Its parts: Chen et al., SimCLR, 2020, arXiv 2002.05709; Wang et al., symmetric cross-entropy, 2019,
-arXiv 1908.06112; Berthelot et al., MixMatch, 2019, arXiv 1905.02249.
+"""Decoupling-based defense (DBD): features without labels, then labels that can be trusted.
 
 Example:
     ``python purify.py attack=blended defense=dbd``
@@ -40,39 +36,65 @@ _GUESSES = 2
 
 
 class DecouplingDefense(DatasetDefense):
-    r"""Learn features from images alone, and believe the labels that fit them.
+    r"""Learn features without labels, and use only the labels that fit them.
 
-    1. *Features*: a fresh network is trained by SimCLR; a trigger, which lies in the labels, is not
-       learned.
-    2. *Labels*: with the features frozen, the head is trained on what was delivered by the
-       symmetric cross-entropy :math:`0.1\,\mathrm{CE} + \mathrm{RCE}`. The share ``credible`` of
-       the rows with the least loss is believed; the others are those that are suspected.
-    3. *Training*: the network goes on from these features by MixMatch, the suspected rows without
-       their labels.
+    *How it works.* A backdoor connects a trigger with a label. The defense breaks this connection
+    by learning features from images alone. With these features fixed, it trains a head on the
+    delivered labels. Rows with a high loss have labels that do not fit their features, so that they
+    are suspected. Finally, the whole network is trained on all images, but without the labels of
+    suspected rows.
 
-    Half of the rows are suspected by default, so that the false positive rate is high on purpose:
-    it is labels that are lost, not images. The three steps are short here; the paper takes 1,000,
-    10 and 200 epochs.
+    .. math:: \ell = 0.1\,\mathrm{CE} + \mathrm{RCE}
+
+    is the loss of the head, with the cross-entropy CE and the reverse cross-entropy RCE. The rows
+    with the lowest :math:`\ell` keep their labels. Features are learned by SimCLR, and the last
+    step is MixMatch.
 
     Args:
-        pretrain_epochs: of the first step, 1 or more.
-        pretrain_batch_size: images a step, 2 or more: an image is told from the others.
-        temperature: of SimCLR, above 0.
-        head_epochs: of the second step, 1 or more.
-        credible: share of the rows whose label is believed, above 0, below 1.
-        semi_epochs: of the third step, in passes over the believed rows, 1 or more.
-        batch_size: believed and unlabelled images a step each, 2 or more.
-        lr: of Adam in the last two steps, above 0; in the first one half of it.
-        unlabelled_weight: of the unlabelled images at the end, 0 or more; it grows linearly.
-        horizontal_flip: mirror views; False for signs, digits and text.
-        head: dotted name of the linear head; None finds it.
+        pretrain_epochs: Epochs of the first step, 1 or more.
+        pretrain_batch_size: Images per step of it, 2 or more.
+        temperature: Temperature of SimCLR, greater than 0.
+        head_epochs: Epochs of the second step, 1 or more.
+        credible: Share of the rows whose label is trusted, greater than 0 and less than 1.
+        semi_epochs: Epochs of the third step, in passes over the trusted rows, 1 or more.
+        batch_size: Trusted and unlabeled images per step, each; 2 or more.
+        lr: Learning rate of Adam in the last two steps, greater than 0; the first step uses half of
+            it.
+        unlabelled_weight: Final weight of the unlabeled images, 0 or more; it grows linearly.
+        horizontal_flip: Whether views are mirrored; False for signs, digits and text.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)``, the training set as it was delivered.
+        - labels: ``(N,)`` int64, as delivered.
+        - :meth:`suspects`: ``(N,)`` bool.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range, or no linear head is found.
+
+    Note:
+        By default half of the rows are suspected, so that the false positive rate is high by
+        design: only labels are lost, not images. The paper trains for 1,000, 10 and 200 epochs; the
+        defaults here are far shorter. It is the slowest defense.
 
     Example:
         >>> DecouplingDefense(credible=0.7).credible
         0.7
+
+    References:
+        - Huang, Li, Wu, Qin and Ren, "Backdoor defense via decoupling the training process", ICLR
+          2022, arXiv 2202.03423.
+        - Chen, Kornblith, Norouzi and Hinton, "A simple framework for contrastive learning of
+          visual representations" (SimCLR), ICML 2020, arXiv 2002.05709.
+        - Wang, Ma, Chen, Luo, Yi and Bailey, "Symmetric cross entropy for robust learning with
+          noisy labels", ICCV 2019, arXiv 1908.06112.
+        - Berthelot, Carlini, Goodfellow, Papernot, Oliver and Raffel, "MixMatch: A holistic
+          approach to semi-supervised learning", NeurIPS 2019, arXiv 1905.02249.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.AntiBackdoorLearning`: isolates rows by their loss.
+        - :class:`~fst_lightning.defenses.ActivationClustering`: needs only the given network's
+          features.
     """
 
     pretrained: Tensor
@@ -121,7 +143,7 @@ class DecouplingDefense(DatasetDefense):
 
     @property
     def needs_head(self) -> bool:
-        """Always: it looks at the features in front of the head."""
+        """True: it looks at the features in front of the head."""
         return True
 
     def suspects(
@@ -143,7 +165,7 @@ class DecouplingDefense(DatasetDefense):
     def _views(self, data: LabelledImages, images: Tensor, generator: torch.Generator) -> Tensor:
         """Strong views, for the first step."""
         views = random_views(
-            data.pixels(images), generator, least_area=0.2, flip=self.horizontal_flip, colour=0.4
+            data.pixels(images), generator, least_area=0.2, flip=self.horizontal_flip, color=0.4
         )
         return data.normalise(views)
 
@@ -170,7 +192,7 @@ class DecouplingDefense(DatasetDefense):
     def _train_head(
         self, net: nn.Module, head: Head, data: PoisonedData, generator: torch.Generator
     ) -> Tensor:
-        """Train the head on fixed features; returns the loss of every row."""
+        """Train the head on fixed features, and return the loss of each row."""
         features, labels = all_features(net, head, data), data.labels
         optimizer = torch.optim.Adam(head.parameters(), lr=self.lr)
         for _ in range(self.head_epochs):
@@ -194,13 +216,13 @@ class DecouplingDefense(DatasetDefense):
         generator: torch.Generator,
         fit: Fit,
     ) -> nn.Module | None:
-        """Go on from the features, with the labels that are believed."""
+        """Continue from the features, with the trusted labels."""
         net = make_net().to(poisoned.device)
         restore(net, self.pretrained.to(poisoned.device))
         believed, others = poisoned.subset(~suspects), poisoned.subset(suspects)
         if not len(believed) or not len(others):
             raise ValueError(
-                "Expected rows whose label is believed and others, but got "
+                "Expected trusted rows and other rows, but got "
                 f"{len(believed)} and {len(others)}; change `credible`."
             )
         with keep_modes(net), seeded(generator, poisoned.device):
@@ -234,7 +256,7 @@ class DecouplingDefense(DatasetDefense):
             inputs = torch.cat([first, *guesses])
             targets = torch.cat([known, *[guessed] * _GUESSES])
             share = float(mixing.sample())
-            share = max(share, 1 - share)  # nearer to the image whose loss it is
+            share = max(share, 1 - share)  # closer to the image that the loss belongs to
             order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
             inputs = share * inputs + (1 - share) * inputs[order]
             targets = share * targets + (1 - share) * targets[order]
@@ -255,20 +277,20 @@ class DecouplingDefense(DatasetDefense):
         return data.normalise(views)
 
     def findings(self) -> dict[str, Any]:
-        """How many rows are believed."""
+        """The number of rows whose label is trusted."""
         return {**super().findings(), "believed": int((~self.suspected).sum())}
 
 
 def contrastive_loss(found: Tensor, temperature: float) -> Tensor:
-    r"""SimCLR's loss: tell the other view of an image from the views of all other images.
+    r"""SimCLR's loss: find the other view of an image among the views of all images.
 
     .. math:: -\frac{1}{2n} \sum_i \log \frac{e^{s_{i, j(i)} / T}}{\sum_{k \ne i} e^{s_{ik} / T}}
 
-    with s the cosines between the rows and j(i) the row of the other view.
+    with the cosines :math:`s` between rows and the row :math:`j(i)` of the other view.
 
     Args:
-        found: ``(2n, d)``, the first views and then the second ones.
-        temperature: T, above 0.
+        found: ``(2n, d)``, all first views and then all second ones.
+        temperature: Temperature :math:`T`, greater than 0.
 
     Returns:
         A scalar.
@@ -287,12 +309,12 @@ def contrastive_loss(found: Tensor, temperature: float) -> Tensor:
 
 
 def symmetric_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Symmetric cross-entropy, which false labels pull at less, by row.
+    r"""Symmetric cross-entropy of each row, which wrong labels influence less.
 
     .. math:: 0.1\,(-\log p_y) + (-\log 10^{-4})\,(1 - p_y)
 
-    The second term is the reverse cross-entropy :math:`-\sum_k p_k \log q_k` with the zeros of the
-    one-hot label q raised to :math:`10^{-4}`.
+    The second term is the reverse cross-entropy :math:`-\sum_k p_k \log q_k`, with the zeros of the
+    one-hot label :math:`q` raised to :math:`10^{-4}`.
 
     Args:
         logits: ``(N, C)``.
@@ -311,7 +333,7 @@ def symmetric_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sharpen(chances: Tensor, temperature: float) -> Tensor:
-    r"""Make likely classes likelier: :math:`p_k^{1/T} / \sum_j p_j^{1/T}`.
+    r"""Make likely classes more likely: :math:`p_k^{1/T} / \sum_j p_j^{1/T}`.
 
     Example:
         >>> sharpen(torch.tensor([[0.75, 0.25]]), 0.5)

@@ -1,6 +1,4 @@
-"""Entropy pruning (EP): channels whose inputs on poisoned training data have two humps.
-
-Zheng, Tang, Li and Liu, "Pre-activation distributions expose backdoor neurons", NeurIPS 2022.
+"""Entropy pruning (EP): prune channels whose inputs on training data have two peaks.
 
 Example:
     ``python purify.py attack=blended defense=ep defense.u=3``
@@ -27,27 +25,60 @@ _REACH = 50.0
 
 
 class EntropyPruning(OutlierPruning):
-    r"""Prune the channels whose standardised inputs have an unusually low entropy.
+    r"""Prune the channels whose standardized inputs have an unusually low entropy.
+
+    *How it works.* The training set is a mixture of clean and poisoned images. A channel that
+    responds to the trigger has one group of values for clean images and another one far away for
+    poisoned ones. After such values are standardized, most of them share a few bins of a histogram,
+    so that its entropy is low. The defense prunes the channels whose entropy is an outlier in its
+    layer. It needs the training set as it was delivered, but no clean images and no training.
 
     .. math:: H_c = -\sum_k p_{ck} \log p_{ck}, \qquad
         p_{ck} = \Pr\left[\left\lfloor \tfrac{x_c - \mu_c}{\sigma_c w} \right\rfloor = k\right],
-        \qquad \text{pruned where}\; H_c < \mathrm{mean}(H) - u\,\mathrm{std}(H)
+        \qquad \text{pruned if}\; H_c < \mathrm{mean}(H) - u\,\mathrm{std}(H)
 
-    :math:`x_c` is what reaches the BatchNorm layer, at every image and position of the *training
-    set as it was delivered*. On a mixture of clean and poisoned images a backdoored channel has
-    outliers or a second hump; once it is standardised, most of it lies in few bins. Needs no
-    clean images; with clean images alone it finds nothing.
+    with the inputs :math:`x_c` of a BatchNorm layer in channel :math:`c`, at each image and
+    position, their mean :math:`\mu_c` and standard deviation :math:`\sigma_c`, and the bin width
+    :math:`w`.
 
     Args:
-        u: deviations below the mean of the layer, greater than 0; fewer prune more. The paper: 3
-            for CIFAR-10, 4 for Tiny-ImageNet. With 3, a layer of 10 channels or fewer keeps all.
-        bin_width: w, in standard deviations, greater than 0.
-        max_images: so many images of the training set are drawn, 1 or more; null: all.
-        batch_size: images a batch, 1 or more; the result doesn't depend on it.
+        u: Standard deviations below the mean of the layer, greater than 0; a smaller value prunes
+            more. The paper uses 3 for CIFAR-10 and 4 for Tiny-ImageNet. With 3, a layer of 10
+            channels or fewer loses none.
+        bin_width: Width :math:`w` of a bin in standard deviations, 0.01 to 50.
+        max_images: Training images that are drawn at most, 1 or more; None uses all.
+        batch_size: Images per mini-batch, 1 or more; the result does not depend on it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
 
     Raises:
-        ValueError: for an argument out of its range, a network without BatchNorm, or without the
-            training set.
+        ValueError: If an argument is out of its range, the network has no BatchNorm layer, or no
+            training set is given.
+
+    Note:
+        With clean images alone it finds nothing. Values beyond 50 standard deviations share the
+        outermost bins. The same method is called DDE in some benchmarks.
+
+    Example:
+        >>> images = torch.randn(200, 16, 1, 1, generator=torch.Generator().manual_seed(0))
+        >>> images[:4, 5] = 60.0  # a few images far away in one channel
+        >>> labels = torch.zeros(200, dtype=torch.int64)
+        >>> net = nn.Sequential(nn.BatchNorm2d(16)).eval()
+        >>> defense = EntropyPruning()
+        >>> defense.prepare(net, torch.Generator())
+        >>> clean = CleanData(images, labels, poisoned=PoisonedData(images, labels))
+        >>> defense.study(net, clean, torch.Generator())
+        >>> defense.findings()["pruned"]
+        {'0': [5]}
+
+    References:
+        Zheng, Tang, Li and Liu, "Pre-activation distributions expose backdoor neurons", NeurIPS
+        2022.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.BatchNormPruning`: the same paper, with clean images.
+        - :class:`~fst_lightning.defenses.FLARE`: looks for unusual rows instead of channels.
     """
 
     needs_poisoned_set: ClassVar[bool] = True
@@ -71,7 +102,7 @@ class EntropyPruning(OutlierPruning):
     def scores(
         self, net: nn.Module, clean: CleanData, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The entropy of every channel with its sign changed; NaN where a channel is constant."""
+        """The negative entropy of each channel; NaN if a channel is constant."""
         data = clean.poisoned
         if data is None:
             raise ValueError(
@@ -99,18 +130,18 @@ class EntropyPruning(OutlierPruning):
         watch_inputs(net, self._norms, data.batches(self.batch_size), count)
         for name, found in counts.items():
             entropy = histogram_entropy(found)
-            # A constant channel carries nothing, a backdoor no more than anything else.
+            # A constant channel carries no information.
             entropy[moments[name][1].to(entropy.device) < 1e-12] = torch.nan
             yield name, entropy
 
 
 def histograms(values: Tensor, width: float, bins: int) -> Tensor:
-    r"""Count values in bins :math:`[k w, (k + 1) w)` around zero, row by row.
+    """Count values in bins :math:`[k w, (k + 1) w)` around zero, for each row.
 
     Args:
         values: ``(C, n)``.
-        width: w, greater than 0.
-        bins: an odd number; values further out are counted in the outermost bins.
+        width: Bin width :math:`w`, greater than 0.
+        bins: An odd number; values further out are counted in the outermost bins.
 
     Returns:
         ``(C, bins)`` int64; the bin of zero is the middle one.
@@ -127,7 +158,7 @@ def histograms(values: Tensor, width: float, bins: int) -> Tensor:
 
 
 def histogram_entropy(counts: Tensor) -> Tensor:
-    r"""The entropy :math:`-\sum_k p_k \log p_k` of every row of counts, in nats, ``(C,)``.
+    r"""The entropy :math:`-\sum_k p_k \log p_k` of each row of counts, in nats, ``(C,)``.
 
     Example:
         >>> histogram_entropy(torch.tensor([[2, 2, 0]]))  # log 2

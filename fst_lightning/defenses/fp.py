@@ -1,7 +1,4 @@
-"""Fine-pruning (FP): prune what clean images leave idle, then tune the rest.
-
-Liu, Dolan-Gavitt and Garg, "Fine-pruning: defending against backdooring attacks on deep neural
-networks", RAID 2018, arXiv 1805.12185.
+"""Fine-pruning (FP): prune what clean images leave inactive, then tune the rest.
 
 Example:
     ``python purify.py attack=blended defense=fp defense.max_pruning_ca_drop=0.05``
@@ -22,25 +19,39 @@ from fst_lightning.models import Head, apply_head, find_head, num_inputs
 
 
 class FinePruning(Defense):
-    r"""Prune the features that are least active on clean images, then fine-tune without them.
+    r"""Prune the features that are least active on clean images, and tune without them.
+
+    *How it works.* Some neurons of a backdoored network respond to the trigger only, so that they
+    are silent on clean images. The defense ranks the features in front of the head by their mean
+    activation on clean images and removes the least active ones, as many as the clean accuracy
+    allows. It then tunes the network, which also weakens the backdoor in the features that remain.
 
     .. math:: a_c = \frac1N \sum_i h_c(x_i), \qquad W_{\cdot c} = 0
         \;\text{for the}\; k \;\text{smallest}\; a_c, \qquad
         \min_\theta \mathrm{CE}(f_\theta(x), y)
 
-    :math:`h` are the features that reach the linear head :math:`W`: in a network that pools
-    globally, the channels of its last convolution, with what a shortcut adds. A channel without its
-    column of the head counts for nothing. k is the largest number, in steps of ``step``, for
-    which held-out clean accuracy has not yet dropped by more than ``max_pruning_ca_drop``; the
-    paper likewise stops at the first one too many. While tuning, the pruned columns stay zero.
+    with the features :math:`h_c` that reach the head :math:`W`, the :math:`N` clean images
+    :math:`x_i` and the parameters :math:`\theta` of the network :math:`f`. :math:`k` is the largest
+    number, in steps of ``step``, for which held-out clean accuracy has not dropped by more than
+    ``max_pruning_ca_drop``. Pruned columns stay zero while tuning.
 
     Args:
-        max_pruning_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
-        step: share of the features that is pruned at a time, in (0, 0.5].
-        head: dotted name of the linear head; None finds it.
+        max_pruning_ca_drop: Held-out clean accuracy that pruning may cost, 0 to 1.
+        step: Share of the features that is pruned at a time, greater than 0 and at most 0.5.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for a network without a linear head.
+        ValueError: If an argument is out of its range, or no linear head is found.
+
+    Note:
+        The paper prunes channels of the last convolution; here the features in front of the head
+        are pruned, which are these channels in a network that pools globally, including what a
+        shortcut adds. Accuracy is measured on held-out clean images; public scripts use the test
+        set.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -51,15 +62,24 @@ class FinePruning(Defense):
         >>> defense.study(net, clean, torch.Generator())
         >>> int(defense.pruned.sum())  # one feature always stays
         7
+
+    References:
+        Liu, Dolan-Gavitt and Garg, "Fine-pruning: Defending against backdooring attacks on deep
+        neural networks", RAID 2018, arXiv 1805.12185.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.AdversarialNeuronPruning`: finds channels by perturbing
+          them.
+        - :class:`~fst_lightning.defenses.ChannelLipschitzPruning`: finds channels without images.
     """
 
     held_out: ClassVar[float] = 0.2
     pruned: Tensor
-    """Which features are pruned, ``(d,)`` bool; empty before they are known."""
+    """Which features are pruned, ``(d,)`` bool; empty before :meth:`study`."""
     held_out_ca: Tensor
-    """Held-out clean accuracy before and after pruning, ``(2,)``; empty before it is known."""
+    """Held-out clean accuracy before and after pruning, ``(2,)``; empty before :meth:`study`."""
     refused_ca: Tensor
-    """The same for the first number of features that costs too much, a scalar; empty if none."""
+    """The accuracy after one more step, which costs too much, a scalar; empty if there is none."""
 
     def __init__(
         self, max_pruning_ca_drop: float = 0.1, step: float = 0.01, head: str | None = None
@@ -73,12 +93,12 @@ class FinePruning(Defense):
         self.register_buffer("pruned", torch.empty(0, dtype=torch.bool))
         self.register_buffer("held_out_ca", torch.empty(0))
         self.register_buffer("refused_ca", torch.empty(0))
-        # A layer in a list is no submodule: its weights must not be saved twice.
+        # Kept in a list so that `nn.Module` does not register it and save its weights twice.
         self._linear: list[Head] = []
 
     @property
     def needs_head(self) -> bool:
-        """Always: it looks at the features in front of the head."""
+        """True: it ranks the features in front of the head."""
         return True
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
@@ -90,7 +110,7 @@ class FinePruning(Defense):
 
     @torch.no_grad()
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Rank the features on the clean images, prune while the held-out ones allow it."""
+        """Rank the features on the clean images, and prune as many as the held-out ones allow."""
         linear = self._linear[0]
         features = all_features(net, linear, clean)
         order = features.mean(0).argsort(stable=True)
@@ -118,11 +138,11 @@ class FinePruning(Defense):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Hold the pruned columns of the head at zero."""
+        """Keep the pruned columns of the head at zero."""
         self._linear[0].weight[:, self.pruned] = 0
 
     def findings(self) -> dict[str, Any]:
-        """How many features were pruned, which, and what that cost before tuning."""
+        """The number and the names of the pruned features, and their cost before tuning."""
         if not len(self.held_out_ca):
             return {}
         count, total = int(self.pruned.sum()), len(self.pruned)
@@ -147,5 +167,5 @@ class FinePruning(Defense):
         }
 
     def shortfall(self) -> str | None:
-        """``Nothing was pruned``, if the first features cost too much already."""
+        """``Nothing was pruned`` if the first features already cost too much."""
         return NOTHING_PRUNED if len(self.held_out_ca) and not self.pruned.any() else None

@@ -1,7 +1,4 @@
-"""Feature shift tuning (FST): make the features move away from the backdoored head.
-
-Min, Qin, Shen and Cheng, "Towards stable backdoor purification through feature shift tuning",
-NeurIPS 2023, arXiv 2310.01875.
+"""Feature shift tuning (FST): move the features away from the backdoored head.
 
 Example:
     ``python purify.py attack=blended defense=fst defense.alpha=0.1``
@@ -17,27 +14,43 @@ from fst_lightning.models import find_head
 
 
 class FST(HeadDefense):
-    r"""Re-initialise the head and penalise its inner product with the head that came in.
+    r"""Replace the head, and penalize its inner product with the original one.
+
+    *How it works.* Fine-tuning often fails because the features of triggered images stay where the
+    head expects them. This defense replaces the head by a new one and adds a penalty that grows as
+    the new head turns towards the old one. The network can then classify clean images only if its
+    features shift to the new head, and features of the trigger lose their meaning. The norm of the
+    head is held fixed, because the penalty would otherwise have no lower bound.
 
     .. math:: \min_{\theta, W, b} \mathrm{CE}(f(x), y) + \alpha \langle W, W_0 \rangle
         \quad \text{s.t.} \quad \|W\|_F = \|W_0\|_F
 
-    Steps: keep the head's weight :math:`W_0` as it came in; re-initialise the head; per step add
-    the penalty to the loss; after every step of the optimizer project :math:`W` to the norm of
-    :math:`W_0`. Without the projection the penalty has no lower bound. The bias takes no part, and
-    may be absent. ``reinit="uniform"`` with the projection is the published algorithm.
+    with the network :math:`f`, its features' parameters :math:`\theta`, weight :math:`W` and bias
+    :math:`b` of the head, and the original weight :math:`W_0`, taken before the replacement. After
+    each step of the optimizer, :math:`W` is scaled to the norm of :math:`W_0`. The bias takes no
+    part in the penalty, and may be absent.
 
     Args:
-        alpha: weight of the penalty, 0 or more. On the sphere the penalty is
-            :math:`\alpha \|W_0\|^2 \cos(W, W_0)`: its strength grows with the norm of the head, so
-            that data sets with many classes want a small alpha (the paper: 0.2 for CIFAR-10, 0.1
-            for GTSRB, 0.001 for CIFAR-100 and Tiny-ImageNet).
-        reinit: ``orthogonal``, ``uniform`` or ``none``.
-        project_norm: project after every step.
-        head: dotted name of the linear head; None finds it.
+        alpha: Weight :math:`\alpha` of the penalty, 0 or more. The paper uses 0.2 for CIFAR-10, 0.1
+            for GTSRB, and 0.001 for CIFAR-100 and Tiny-ImageNet.
+        reinit: The new head: ``orthogonal`` to the old one, ``uniform`` as published, or ``none``
+            to keep it.
+        project_norm: Whether to scale the head to its original norm after each step.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: If alpha is negative or the re-initialisation is unknown.
+        ValueError: If alpha is negative, ``reinit`` is unknown, or the head is not found, has a
+            norm of zero or is not finite.
+
+    Note:
+        ``reinit="uniform"`` with ``project_norm=True`` is the published algorithm. The default
+        starts from a head that is already orthogonal to the old one, at the same norm. The strength
+        depends on the head: the penalty equals :math:`\alpha \|W_0\|^2 \cos(W, W_0)`, so that data
+        sets with many classes need a small alpha.
 
     Example:
         >>> import torch
@@ -47,6 +60,15 @@ class FST(HeadDefense):
         >>> defense.prepare(net, torch.Generator().manual_seed(0))
         >>> abs(float(defense.penalty())) < 1e-6  # the new head is orthogonal to the old one
         True
+
+    References:
+        Min, Qin, Shen and Cheng, "Towards stable backdoor purification through feature shift
+        tuning", NeurIPS 2023, arXiv 2310.01875 (the objective of FST).
+
+    See Also:
+        - :class:`~fst_lightning.FSTCallback`: the same defense in your own Lightning training.
+        - :class:`~fst_lightning.defenses.FineTuningInit`: without penalty and projection.
+        - :class:`~fst_lightning.defenses.FeatureExtractorTuning`: a new head that is frozen.
     """
 
     def __init__(
@@ -62,14 +84,14 @@ class FST(HeadDefense):
 
     @property
     def needs_head(self) -> bool:
-        """Always."""
+        """True: the penalty is on the head."""
         return True
 
     def alpha_range(self, net: nn.Module) -> tuple[float, float]:
         r"""From :math:`\alpha \|W_0\|^2 = 0.01` to 100, in units of the cross-entropy.
 
-        On the sphere the penalty is :math:`\alpha \|W_0\|^2 \cos(W, W_0)`, so that this product,
-        and not alpha, means the same on networks whose heads differ in norm.
+        With a projected norm, the penalty is :math:`\alpha \|W_0\|^2 \cos(W, W_0)`. This product,
+        unlike alpha, has the same meaning for networks whose heads differ in norm.
         """
         _, linear = find_head(net, self.head)
         square = float(linear.weight.detach().float().square().sum())
@@ -81,7 +103,7 @@ class FST(HeadDefense):
         return 0.01 / square, 100 / square
 
     def penalty(self) -> Tensor | None:
-        r""":math:`\alpha \sum_{ij} W_{ij} W_{0,ij}`, a scalar; None where alpha is 0."""
+        r""":math:`\alpha \sum_{ij} W_{ij} W_{0,ij}`, a scalar; None if alpha is 0."""
         if self.alpha == 0:
             return None
         return self.alpha * (self.linear.weight.float() * self.original_weight).sum()

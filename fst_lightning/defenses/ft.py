@@ -1,6 +1,7 @@
-"""Fine-tuning (FT): train the whole network on for a while, on clean images.
+"""Fine-tuning (FT): train the whole network a little longer on clean images.
 
-The baseline of Min et al., NeurIPS 2023, arXiv 2310.01875; it fails at low poisoning rates.
+Example:
+    ``python purify.py attack=blended defense=ft tuning.max_epochs=20``
 """
 
 from __future__ import annotations
@@ -11,12 +12,51 @@ from fst_lightning.defenses.common.head_defense import HeadDefense
 
 
 class FineTuning(HeadDefense):
-    r"""Minimise :math:`\mathrm{CE}(f(x), y)` over all parameters, from the weights that came in.
+    r"""Tune all parameters on clean images, starting from the backdoored weights.
+
+    *How it works.* The network is trained for a few epochs on the defender's clean images, which
+    carry no trigger. The hope is that the network forgets a shortcut that it no longer needs. This
+    is the baseline of all tuning defenses. It often fails if few training images were poisoned,
+    because the clean images then give no reason to change the features that respond to the trigger.
+
+    .. math:: \min_\theta \mathrm{CE}(f_\theta(x), y)
+
+    with the network :math:`f`, all its parameters :math:`\theta` and clean images :math:`x` with
+    labels :math:`y`.
 
     Args:
-        project_norm: keep the norm of the head's weight. The public script of the paper does so in
-            every mode; the paper itself for FST only, which is the default here.
-        head: dotted name of the linear head; None finds it.
+        project_norm: Whether to keep the norm of the head's weight.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
+
+    Raises:
+        ValueError: If the head is needed and not found.
+
+    Note:
+        The public script of the FST paper keeps the norm of the head in each of its modes, while
+        the paper does so for FST only; the default here follows the paper. A higher learning rate
+        removes more of the backdoor and costs more clean accuracy.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> defense = FineTuning()
+        >>> defense.prepare(net, torch.Generator())
+        >>> all(parameter.requires_grad for parameter in net.parameters())
+        True
+
+    References:
+        Min, Qin, Shen and Cheng, "Towards stable backdoor purification through feature shift
+        tuning", NeurIPS 2023, arXiv 2310.01875 (baseline).
+
+    See Also:
+        - :class:`~fst_lightning.defenses.FST`: fine-tuning that moves the features.
+        - :class:`~fst_lightning.defenses.FineTuningSAM`: fine-tuning towards flat minima.
+        - :class:`~fst_lightning.defenses.LinearProbing`: tunes the head only.
     """
 
     needs_features: ClassVar[bool] = False

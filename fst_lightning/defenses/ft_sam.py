@@ -1,7 +1,4 @@
-"""FT-SAM: fine-tune towards flat minima, where the neurons of a backdoor shrink.
-
-Zhu, Wei, Shen, Fan and Wu, "Enhancing fine-tuning based backdoor defense with sharpness-aware
-minimization", ICCV 2023, arXiv 2304.11823.
+"""Fine-tuning with sharpness-aware minimization (FT-SAM): tune towards flat minima.
 
 Example:
     ``python purify.py attack=blended defense=ft_sam``
@@ -22,24 +19,41 @@ from fst_lightning.defenses.common.whole_set import batchnorms
 
 
 class FineTuningSAM(Defense):
-    r"""Fine-tune with the gradient at the worst weights nearby (adaptive SAM).
+    r"""Tune with the gradient at the worst weights nearby.
+
+    *How it works.* The weights of neurons that a backdoor uses tend to be large, and plain
+    fine-tuning hardly changes them. This defense first moves the weights to where the loss is worst
+    within a small radius, and large weights move further than small ones. It computes the gradient
+    there, moves back, and applies this gradient. The network ends in a flat minimum, in which the
+    neurons of the backdoor have shrunk.
 
     .. math:: \theta \leftarrow \theta - \eta \nabla L(\theta + \hat\epsilon), \qquad
         \hat\epsilon = \rho \frac{T^2 \nabla L(\theta)}{\|T \nabla L(\theta)\|_2}, \qquad
         T = \mathrm{diag}(|\theta|)
 
-    so that :math:`\|T^{-1} \hat\epsilon\|_2 = \rho` over all weights that are trained and not 0:
-    a large weight is moved more than a small one. Two passes a step; BatchNorm's running
-    statistics take what the first one sees, at the weights themselves.
+    with the trained weights :math:`\theta`, the learning rate :math:`\eta`, the loss :math:`L` on
+    clean images, the radius :math:`\rho` and the scaling :math:`T`, so that
+    :math:`\|T^{-1} \hat\epsilon\|_2 = \rho`.
 
     Args:
-        rho: radius :math:`\rho`, 0 or more; 0 is plain fine-tuning. The paper: 2 for CIFAR-10, 8
-            for GTSRB and Tiny-ImageNet.
-        adaptive: False: T is the identity, as in SAM itself; that wants a far smaller rho.
-        label_smoothing: of the cross-entropy, in [0, 1]. The public code: 0.1 for CIFAR-10, else 0.
+        rho: Radius :math:`\rho`, 0 or more; 0 is plain fine-tuning. The paper uses 2 for CIFAR-10
+            and 8 for GTSRB and Tiny-ImageNet.
+        adaptive: Whether large weights move further. If False, :math:`T` is the identity, as in
+            plain sharpness-aware minimization, which needs a far smaller radius.
+        label_smoothing: Label smoothing of the cross-entropy, 0 to 1. The public code uses 0.1 for
+            CIFAR-10 and 0 otherwise.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        Each step costs two forward and backward passes. BatchNorm's running statistics follow the
+        first one only, at the weights themselves. The public code steps its cosine schedule once
+        per iteration; here the schedule is that of ``tuning``.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -50,6 +64,16 @@ class FineTuningSAM(Defense):
         >>> defense.after_backward()
         >>> torch.equal(net[1].weight, before)
         True
+
+    References:
+        Zhu, Wei, Shen, Fan and Wu, "Enhancing fine-tuning based backdoor defense with
+        sharpness-aware minimization", ICCV 2023, arXiv 2304.11823.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.FisherPurification`: flat minima by a penalty.
+        - :class:`~fst_lightning.defenses.PathAwareMinimization`: moves towards the backdoored
+          weights instead.
+        - :class:`~fst_lightning.defenses.FineTuning`: without the move.
     """
 
     def __init__(
@@ -65,12 +89,12 @@ class FineTuningSAM(Defense):
         self._rise: Tensor | None = None
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Start anew."""
+        """Put back weights that an earlier run left moved."""
         self.finish()
         self._rise = None
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss at the worst weights nearby, where the network stays until the backward pass."""
+        """The loss at the worst weights nearby; the weights stay there until the backward pass."""
         self.after_backward()
         near = self._cross_entropy(net, images, labels)
         parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -90,23 +114,23 @@ class FineTuningSAM(Defense):
         scaled = [p.abs() * g if self.adaptive else g for p, g in steep]
         norms = [values.float().norm() for values in scaled]
         norm = torch.stack(norms).norm() if norms else torch.zeros(())
-        # Where nothing is steep there is nowhere to climb to.
+        # A gradient of zero gives no direction: do not move.
         factor = torch.where(norm > 0, self.rho / norm, torch.zeros_like(norm))
         for (parameter, _), values in zip(steep, scaled, strict=True):
-            # Sums and differences are rounded: only a copy brings the same bits back.
+            # Adding and subtracting rounds: only a copy restores the same bits.
             self._kept.append((parameter, parameter.detach().clone()))
             size = parameter.abs() if self.adaptive else 1
             parameter.add_(size * values * factor.to(values.dtype))
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """Put the weights back, bit by bit."""
+        """Restore the weights, bit for bit."""
         for parameter, kept in self._kept:
             parameter.copy_(kept)
         self._kept = []
 
     def finish(self) -> None:
-        """Put the weights back where an exception left them moved."""
+        """Restore the weights if an exception left them moved."""
         self.after_backward()
 
     def statistics(self) -> dict[str, Tensor]:
@@ -116,7 +140,7 @@ class FineTuningSAM(Defense):
 
 @contextmanager
 def unchanged_batchnorm(net: nn.Module) -> Iterator[None]:
-    """Let BatchNorm layers in training mode normalise by the batch, and remember nothing of it."""
+    """Let BatchNorm layers normalize by the batch without updating their statistics."""
     tracking = [norm for norm in batchnorms(net).values() if norm.training]
     tracking = [norm for norm in tracking if norm.track_running_stats]
     try:

@@ -1,7 +1,4 @@
-"""Mode connectivity repair (MCR): a point on a curve from the backdoored to a tuned network.
-
-Zhao, Chen, Das, Natesan Ramamurthy and Lin, "Bridging mode connectivity in loss landscapes and
-adversarial robustness", ICLR 2020, arXiv 2005.00060.
+"""Mode connectivity repair (MCR): a point between the backdoored and a tuned network.
 
 Example:
     ``python purify.py attack=badnets defense=mcr defense.curve_t=0.3``
@@ -24,24 +21,39 @@ from fst_lightning.defenses.common.whole_set import recompute_batchnorm, tune
 
 
 class ModeConnectivityRepair(Defense):
-    r"""Train a Bezier curve of low loss between two networks, and take a point on it.
+    r"""Train a curve of low loss between two networks, and take a point on it.
+
+    *How it works.* Two trained networks are often connected by a curve of weights along which the
+    loss on clean images stays low. The backdoor, however, works only near the backdoored end. The
+    defense fine-tunes a copy of the network for the other end, trains the middle of the curve on
+    clean images, and takes the weights of a point on the curve. BatchNorm statistics are recomputed
+    for that point.
 
     .. math:: \phi(t) = (1 - t)^2 w_0 + 2 t (1 - t) \theta + t^2 w_1, \qquad
         \min_\theta \mathbb{E}_{t \sim U(0, 1)}\, \mathrm{CE}(f_{\phi(t)}(x), y)
 
-    :math:`w_0` is the network that came in and :math:`w_1` that network fine-tuned on the clean
-    images, as benchmarks do it where the defender has no second network. Theta starts between the
-    two. The steps train it, one t a step, and in the end the network gets :math:`\phi(t)` for a
-    small t, with BatchNorm statistics of its own.
+    with the backdoored weights :math:`w_0`, the fine-tuned ones :math:`w_1`, the middle
+    :math:`\theta` of the Bezier curve :math:`\phi`, which starts halfway between the two, and clean
+    images :math:`x` with labels :math:`y`. Each step draws one :math:`t`.
 
     Args:
-        curve_t: t at the end, in [0, 1].
-        end_epochs: of fine-tuning for :math:`w_1`, 0 or more.
-        end_lr: of SGD with momentum 0.9 and a cosine, greater than 0.
-        end_batch_size: images a step, 2 or more.
+        curve_t: Position :math:`t` of the final weights, 0 to 1; 0 is the backdoored network.
+        end_epochs: Epochs of fine-tuning for :math:`w_1`, 0 or more.
+        end_lr: Learning rate for :math:`w_1` (SGD with momentum 0.9 and a cosine schedule), greater
+            than 0.
+        end_batch_size: Images per step for :math:`w_1`, 2 or more.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
+
+    Note:
+        The paper connects two networks of different trainings; here, as in benchmarks, the second
+        one is the first one after fine-tuning, because a defender has only one. The two ends are
+        then close, which limits what the curve can remove.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -51,6 +63,14 @@ class ModeConnectivityRepair(Defense):
         >>> defense.study(net, clean, generator)
         >>> bool((defense.point(0.0)["1.bias"] == defense.start[-3:]).all())
         True
+
+    References:
+        Zhao, Chen, Das, Natesan Ramamurthy and Lin, "Bridging mode connectivity in loss landscapes
+        and adversarial robustness", ICLR 2020, arXiv 2005.00060.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.PathAwareMinimization`: the same path, in each step.
+        - :class:`~fst_lightning.robustness.LinearConnectivity`: measures such a path.
     """
 
     start: Tensor
@@ -76,17 +96,17 @@ class ModeConnectivityRepair(Defense):
         self.end_batch_size = end_batch_size
         self.register_buffer("start", torch.empty(0))
         self.register_buffer("end", torch.empty(0))
-        # In a list it is no submodule: the network's weights must not be saved twice.
+        # Kept in a list so that `nn.Module` does not register it and save its weights twice.
         self._net: list[nn.Module] = []
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Keep the weights that came in."""
+        """Keep a copy of the backdoored weights."""
         self._net = [net]
         self.start = _vector(net)
         self.end = torch.empty(0)
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Fine-tune a copy for the end of the curve; put the network between the two."""
+        """Fine-tune a copy for the end of the curve, and start the middle halfway."""
         other = copy.deepcopy(net)
         tune(
             other,
@@ -100,7 +120,7 @@ class ModeConnectivityRepair(Defense):
         _set(net, (self.start + self.end) / 2)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy at a random point of the curve; its gradient goes to the middle."""
+        """The cross-entropy at a random point of the curve; its gradient goes to the middle."""
         if len(self.end) == 0:
             return functional.cross_entropy(net(images), labels)
         t = float(torch.rand(()))
@@ -108,7 +128,7 @@ class ModeConnectivityRepair(Defense):
         return functional.cross_entropy(logits, labels)
 
     def point(self, t: float) -> dict[str, Tensor]:
-        """The weights at t in [0, 1] by name; a function of the network's own, the middle."""
+        """The weights at t in [0, 1] by name, a function of the network's weights, the middle."""
         parameters = dict(self._net[0].named_parameters())
         sizes = [parameter.numel() for parameter in parameters.values()]
         ends = zip(torch.split(self.start, sizes), torch.split(self.end, sizes), strict=True)
@@ -119,7 +139,7 @@ class ModeConnectivityRepair(Defense):
 
     @torch.no_grad()
     def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Give the network the weights at ``curve_t`` and BatchNorm statistics that fit them."""
+        """Give the network the weights at ``curve_t``, with matching BatchNorm statistics."""
         if len(self.end) == 0:
             return
         chosen = self.point(self.curve_t)
@@ -128,12 +148,12 @@ class ModeConnectivityRepair(Defense):
         recompute_batchnorm(net, clean)
 
     def finish(self) -> None:
-        """Forget the network."""
+        """Drop the reference to the network."""
         self._net = []
 
     @torch.no_grad()
     def findings(self) -> dict[str, Any]:
-        """The point that was taken, and how far the two ends are from each other."""
+        """The chosen point, and the distance between the two ends."""
         if len(self.end) == 0:
             return {"curve_t": self.curve_t}
         distance = float((self.end - self.start).norm())
@@ -147,7 +167,7 @@ def bezier(start: Tensor, middle: Tensor, end: Tensor, t: float) -> Tensor:
         start: :math:`w_0`, any shape.
         middle: :math:`\theta`, the same shape.
         end: :math:`w_1`, the same shape.
-        t: in [0, 1].
+        t: Position, 0 to 1.
 
     Example:
         >>> bezier(torch.zeros(1), torch.ones(1), torch.zeros(1), 0.5)

@@ -1,7 +1,4 @@
-"""Neural attention distillation (NAD): look where a fine-tuned teacher looks.
-
-Li, Lyu, Koren, Lyu, Li and Ma, "Neural attention distillation: erasing backdoor triggers from deep
-neural networks", ICLR 2021, arXiv 2101.05930.
+"""Neural attention distillation (NAD): look at what a fine-tuned teacher looks at.
 
 Example:
     ``python purify.py attack=blended defense=nad``
@@ -27,34 +24,56 @@ from fst_lightning.defenses.common.whole_set import keep_modes, tune
 
 
 class NeuralAttentionDistillation(Defense):
-    r"""Fine-tune, and keep the attention maps near those of a teacher that was fine-tuned before.
+    r"""Tune the network, and keep its attention maps close to those of a fine-tuned teacher.
+
+    *How it works.* An attention map says which parts of an image excite a layer. On triggered
+    images, a backdoored network attends to the trigger. The defense first fine-tunes a copy of the
+    network on clean images, the teacher, whose attention is less disturbed. It then tunes the
+    network itself on clean images and pulls its attention maps towards those of the teacher.
 
     .. math:: \min_\theta \mathrm{CE}(f(x), y) + \sum_l \beta_l \, \mathrm{mean}\left(
         \frac{A^T_l}{\|A^T_l\|_2} - \frac{A^S_l}{\|A^S_l\|_2}\right)^2, \qquad
         A_l = \sum_c |F_{l,c}|^p
 
-    A is the attention map of an image in a layer, a vector of all its positions; the mean is over
-    images and positions. The teacher is the network that came in after ``teacher_epochs`` of plain
-    fine-tuning on the clean images, without augmentation.
+    with the network :math:`f` and its parameters :math:`\theta`, the features :math:`F_{l,c}` of
+    layer :math:`l` in channel :math:`c`, their attention maps :math:`A_l` of teacher (:math:`T`)
+    and student (:math:`S`), the power :math:`p`, the weights :math:`\beta_l`, and the mean over
+    images and positions.
 
     Args:
-        beta: weights, 0 or more, one a layer, from the input on. Of a network with fewer stages
-            than weights the last weights are taken.
-        power: p, greater than 0.
-        layers: dotted names of the layers; their outputs are ``(N, C, H, W)``. None: the last
-            stages, where the last module at a spatial resolution ends one; one position is none.
-        teacher_epochs: passes over the clean images, 0 or more.
-        teacher_lr: greater than 0.
-        teacher_batch_size: 2 or more.
+        beta: Weights :math:`\beta_l`, 0 or more, one per layer in the order of the forward pass. If
+            the network has fewer stages, the last weights are used.
+        power: Power :math:`p`, greater than 0.
+        layers: Dotted names of the layers, whose outputs are ``(N, C, H, W)``. None uses the last
+            module at each of the last spatial resolutions above 1 x 1.
+        teacher_epochs: Passes over the clean images to train the teacher, 0 or more.
+        teacher_lr: Learning rate of the teacher, greater than 0.
+        teacher_batch_size: Images per step of the teacher, 2 or more.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for names that the network does not have;
-            for a network without such layers.
+        ValueError: If an argument is out of its range, a name is not in the network, or no layer
+            has spatial features.
+
+    Note:
+        The teacher is trained without augmentation. Much of the effect comes from the fine-tuning
+        itself, so compare with ``defense=ft``.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> find_stages(net, torch.rand(1, 3, 4, 4))
         ['1']
+
+    References:
+        Li, Lyu, Koren, Lyu, Li and Ma, "Neural attention distillation: Erasing backdoor triggers
+        from deep neural networks", ICLR 2021, arXiv 2101.05930.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.FineTuning`: without the teacher.
+        - :class:`~fst_lightning.defenses.ModeConnectivityRepair`: combines both networks' weights.
     """
 
     teacher: Tensor
@@ -94,7 +113,7 @@ class NeuralAttentionDistillation(Defense):
         self._distance: Tensor | None = None
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Check the names of the layers; the teacher starts as the network that came in."""
+        """Check the names of the layers; the teacher starts as the backdoored network."""
         self._stages, self._distance = [], None
         if self.layers is not None:
             check_names(net, self.layers)
@@ -123,18 +142,18 @@ class NeuralAttentionDistillation(Defense):
                 call_with(net, self.teacher, images)
             taught = [attention(found[name], self.power) for name in self._stages]
             logits = net(images)
-            learnt = [attention(found[name], self.power) for name in self._stages]
+            learned = [attention(found[name], self.power) for name in self._stages]
         weights = self.beta[-len(self._stages) :]
         distances = [
             weight * (wanted - got).square().mean()
-            for weight, wanted, got in zip(weights, taught, learnt, strict=True)
+            for weight, wanted, got in zip(weights, taught, learned, strict=True)
         ]
         distance = torch.stack(distances).sum()
         self._distance = distance.detach()
         return functional.cross_entropy(logits, labels) + distance
 
     def _find(self, net: nn.Module, images: Tensor) -> None:
-        # Not only in `study`, which a run that is resumed leaves out.
+        # Not only in `study`, which a resumed run skips.
         if not self._stages:
             self._stages = find_stages(net, images[:1])[-len(self.beta) :]
 
@@ -148,12 +167,12 @@ class NeuralAttentionDistillation(Defense):
 
 
 def attention(features: Tensor, power: float = 2.0) -> Tensor:
-    r"""The attention map :math:`\sum_c |F_c|^p` of every image, at length 1.
+    r"""The attention map :math:`\sum_c |F_c|^p` of each image, scaled to length 1.
 
     Args:
-        features: ``(N, C, H, W)``; ``(N, H, W, C)`` where the first two sizes are equal and the
-            last two are not, as in Swin transformers.
-        power: p, greater than 0.
+        features: ``(N, C, H, W)``; ``(N, H, W, C)`` if the first two sizes are equal and the last
+            two are not, as in Swin transformers.
+        power: Power :math:`p`, greater than 0.
 
     Returns:
         ``(N, H * W)`` float32.
@@ -168,17 +187,17 @@ def attention(features: Tensor, power: float = 2.0) -> Tensor:
 
 
 def find_stages(net: nn.Module, images: Tensor) -> list[str]:
-    """The last module of each spatial resolution above 1x1, in the order of the forward pass.
+    """The last module of each spatial resolution above 1 x 1, in the order of the forward pass.
 
-    Of modules within modules the outermost count: a block that begins with a BatchNorm layer for
-    its own input does not end the stage before it.
+    Of nested modules, the outermost counts: a block that starts with a BatchNorm layer for its own
+    input does not end the stage before it.
 
     Args:
-        net: the network; called once, in evaluation mode.
-        images: ``(N, C, H, W)``, normalised.
+        net: The network; called once, in evaluation mode.
+        images: ``(N, C, H, W)``, normalized.
 
     Raises:
-        ValueError: where no module gives 4-D features.
+        ValueError: If no module has 4-D outputs.
     """
     names = [name for name, _ in net.named_modules() if name]
     with outputs(net, names) as found, keep_modes(net), torch.no_grad():
@@ -200,10 +219,10 @@ def find_stages(net: nn.Module, images: Tensor) -> list[str]:
 
 
 def check_names(net: nn.Module, names: Sequence[str]) -> None:
-    """Refuse names that are no modules of a network.
+    """Refuse names that are not modules of a network.
 
     Raises:
-        ValueError: naming the closest one.
+        ValueError: If a name is unknown; suggests the closest one.
     """
     known = [name for name, _ in net.named_modules() if name]
     for name in names:
@@ -217,7 +236,7 @@ def check_names(net: nn.Module, names: Sequence[str]) -> None:
 
 @contextmanager
 def outputs(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named modules give, of the last call of each and in the order of those calls."""
+    """Collect the output of each named module's last call, in the order of these calls."""
     found: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for name in names:

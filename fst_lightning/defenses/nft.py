@@ -1,7 +1,4 @@
-"""Neural fine-tuning with masks (NFT): rescale channels a little, on mixed clean images.
-
-Karim, Al Arafat, Khalid, Guo and Rahnavard, "Augmented neural fine-tuning for efficient backdoor
-purification", ECCV 2024, arXiv 2407.10052.
+"""Neural mask fine-tuning (NFT): rescale channels a little, on mixed clean images.
 
 Example:
     ``python purify.py attack=blended defense=nft``
@@ -21,31 +18,53 @@ from fst_lightning.defenses.common.clean_data import CleanData
 
 
 class NeuralMaskFineTuning(MaskDefense):
-    r"""Tune one mask a channel on MixUp batches; the weights stay as they are.
+    r"""Tune one mask per channel on mixed clean images, and keep the weights.
+
+    *How it works.* All weights are frozen, and each channel gets a factor between a floor and 1.
+    These factors are trained on clean images, so that channels that only the backdoor needs can
+    fade. Few parameters are trained, so that few images suffice. Two measures keep the clean
+    accuracy: images are mixed with each other (MixUp), which works like more data, and the floor is
+    high in early layers, so that only deep layers change much.
 
     .. math:: \min_{m} \lambda\,\mathrm{CE}(f_m(\tilde x), y_a) +
         (1 - \lambda)\,\mathrm{CE}(f_m(\tilde x), y_b) + \frac{\eta}{N_c} \sum |1 - m|,
         \qquad m_l \in [\alpha e^{-\beta l}, 1]
 
-    with :math:`\tilde x = \lambda x_a + (1 - \lambda) x_b`, :math:`\lambda \sim
-    \mathrm{Beta}(a, a)`, and :math:`N_c` clean images a class. The floor falls with the number l of
-    the BatchNorm layer, from 1: early layers can change little, deep ones freely. At the end the
-    masks are folded into BatchNorm's scales. The network is in evaluation mode meanwhile: the masks
-    are fitted to the running statistics that it will be used with, which the published scripts let
-    drift.
+    with the network :math:`f` with masks :math:`m`, the mixed image
+    :math:`\tilde x = \lambda x_a + (1 - \lambda) x_b` of two images with labels :math:`y_a` and
+    :math:`y_b`, the share :math:`\lambda \sim \mathrm{Beta}(a, a)`, :math:`N_c` clean images per
+    class, and the number :math:`l` of the BatchNorm layer, counted from 1.
 
     Args:
-        alpha: of the floor, in [0, 1].
-        beta: of the floor, 0 or more.
-        eta: weight of the distance from 1, before it is divided by the images a class; 0 or more.
-        mixup: a, of the Beta distribution, greater than 0; 1 is the uniform one.
+        alpha: Factor :math:`\alpha` of the floor, 0 to 1.
+        beta: Decay :math:`\beta` of the floor, 0 or more.
+        eta: Weight :math:`\eta` of the distance from 1, 0 or more.
+        mixup: Parameter :math:`a` of the Beta distribution, greater than 0; 1 is uniform.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for a network without BatchNorm.
+        ValueError: If an argument is out of its range, or the network has no BatchNorm layer.
+
+    Note:
+        The network stays in evaluation mode, so that the masks fit the running statistics of the
+        final network; in the public scripts these statistics drift. The masks are folded into the
+        scales of BatchNorm at the end.
 
     Example:
         >>> [round(NeuralMaskFineTuning().floor(number), 4) for number in (1, 2, 3)]
         [0.4852, 0.2943, 0.1785]
+
+    References:
+        Karim, Al Arafat, Khalid, Guo and Rahnavard, "Augmented neural fine-tuning for efficient
+        backdoor purification", ECCV 2024, arXiv 2407.10052.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.AdversarialNeuronPruning`: masks that are used for
+          pruning.
+        - :class:`~fst_lightning.defenses.NeuralPolarizer`: trains one added layer instead of masks.
     """
 
     batch_statistics: ClassVar[bool] = False
@@ -71,16 +90,16 @@ class NeuralMaskFineTuning(MaskDefense):
         self.register_buffer("images_per_class", torch.ones(()))
 
     def alpha_range(self, net: nn.Module) -> tuple[float, float]:
-        """From 1, the highest floor, to 0.01: masks that hardly have one can change the most."""
+        """From 1, the highest floor, to 0.01, where masks can change the most."""
         return 1.0, 0.01
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Count the images a class."""
+        """Count the images per class."""
         classes = len(set(clean.labels.tolist()))
         self.images_per_class = self.images_per_class.new_tensor(len(clean) / classes)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The cross-entropy of a batch that is mixed with itself in another order."""
+        """The cross-entropy of a mini-batch that is mixed with itself in another order."""
         share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
         order = torch.randperm(len(images)).to(images.device)
         logits = net(share * images + (1 - share) * images[order])
@@ -89,18 +108,18 @@ class NeuralMaskFineTuning(MaskDefense):
         ) * functional.cross_entropy(logits, labels[order])
 
     def penalty(self) -> Tensor | None:
-        r""":math:`\eta / N_c \sum |1 - m|` over all masks; None where :math:`\eta` is 0."""
+        r""":math:`\eta / N_c \sum |1 - m|` over all masks; None if :math:`\eta` is 0."""
         if self.eta == 0:
             return None
         distance = torch.stack([(1 - mask.mask).abs().sum() for mask in self._masks.values()]).sum()
         return self.eta * distance / self.images_per_class
 
     def floor(self, number: int) -> float:
-        r"""The least mask of a layer, :math:`\alpha e^{-\beta l}`; layers count from 1."""
+        r"""The smallest mask of a layer, :math:`\alpha e^{-\beta l}`; layers count from 1."""
         return self.alpha * math.exp(-self.beta * number)
 
     def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Note what the masks have become."""
+        """Record the learned masks."""
         masks = {name: mask.mask.detach().float() for name, mask in self._masks.items()}
         self._found = {
             "masked_channels": sum(len(mask) for mask in masks.values()),
@@ -109,5 +128,5 @@ class NeuralMaskFineTuning(MaskDefense):
         }
 
     def findings(self) -> dict[str, Any]:
-        """The mean mask of every layer, and how many channels lost more than half."""
+        """The mean mask of each layer, and the number of channels that lost more than half."""
         return super().findings()

@@ -1,7 +1,4 @@
-"""Neural polarizer defense (NPD): one small linear layer that lets clean features pass.
-
-Zhu, Wei, Zha and Wu, "Neural polarizer: a lightweight and effective backdoor defense via purifying
-poisoned features", NeurIPS 2023, arXiv 2306.16697.
+"""Neural polarizer defense (NPD): one small linear layer lets clean features pass.
 
 Example:
     ``python purify.py attack=blended defense=npd defense.layer=layer4.1.conv1``
@@ -30,10 +27,11 @@ class Polarizer(nn.Module):
     r"""A 1x1 convolution with bias, :math:`z \mapsto A z + b`, that starts as the identity.
 
     Args:
-        like: a weight; its length is the number of channels, its type and device are taken over.
+        like: A weight; its length is the number of channels, and the layer gets its type and
+            device.
 
-    Shapes:
-        ``(N, C, H, W)`` to the same.
+    Shape:
+        - ``(N, C, H, W)`` to the same.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -50,31 +48,46 @@ class Polarizer(nn.Module):
 class NeuralPolarizer(Defense):
     r"""Train a channel mixing after one convolution against targeted adversarial examples.
 
+    *How it works.* An optical polarizer lets light of one direction pass and blocks the rest. The
+    defense inserts a small linear layer that is meant to pass the features of clean images and
+    block those of the trigger. Only this layer is trained. Because the trigger is unknown,
+    adversarial examples take its place: images that are changed so that the network prefers the
+    second-best class. At the end the layer is folded into its neighbors, so that the network looks
+    as before.
+
     .. math:: \min_{A, b}\; \lambda_1\,\mathrm{CE}(f(x), y) + \lambda_2\,\mathrm{CE}(f(\tilde x), y)
         - \lambda_3 \log(1 - \max_{k \ne y} p_k(\tilde x)) - \lambda_4 \log(1 - p_t(\tilde x))
 
-    t is the most likely wrong class of x, and :math:`\tilde x` an example that was moved towards
-    it by sign steps within :math:`\|\tilde x - x\|_2 \le \rho`, in units of [0, 1]. All else is
-    frozen, BatchNorm in evaluation mode. At the end A and b are folded into the convolution and the
-    BatchNorm layer behind it: the network computes the same and looks as before. The paper puts
-    the layer before a convolution and normalises it by the batch; here it stands between a
-    convolution and its BatchNorm layer, where it can be folded.
+    with the layer :math:`z \mapsto A z + b`, the network :math:`f` and its softmax output
+    :math:`p`, the most likely wrong class :math:`t` of the image :math:`x` with label :math:`y`,
+    and the adversarial example :math:`\tilde x`, moved towards :math:`t` by signed steps within
+    :math:`\|\tilde x - x\|_2 \le \rho`.
 
     Args:
-        layer: dotted name of the convolution, one whose output goes straight into BatchNorm. None:
-            the last of those with another one behind it; the only one where there is one.
-        radius: :math:`\rho`, 0 or more. The paper: 3 for CIFAR-10, 5 for GTSRB, 6 for
-            Tiny-ImageNet.
-        adv_lr: length of a sign step in every pixel, in units of [0, 1], 0 or more.
-        adv_steps: at most so many steps, 1 or more.
-        adv_rate: no step is made once this share of the batch is classified as t; in [0, 1].
-        clean_weight: :math:`\lambda_1`, 0 or more.
-        adv_weight: :math:`\lambda_2`, 0 or more.
-        wrong_weight: :math:`\lambda_3`, 0 or more.
-        target_weight: :math:`\lambda_4`, 0 or more.
+        layer: Dotted name of a convolution whose output goes straight into BatchNorm. None chooses
+            the second to last one, or the only one.
+        radius: Bound :math:`\rho` in units of [0, 1], 0 or more. The paper uses 3 for CIFAR-10, 5
+            for GTSRB and 6 for Tiny-ImageNet.
+        adv_lr: Length of a signed step in each pixel, in units of [0, 1], 0 or more.
+        adv_steps: Number of steps at most, 1 or more.
+        adv_rate: Share of the mini-batch, 0 to 1; no step is made once a larger share is classified
+            as :math:`t`.
+        clean_weight: Weight :math:`\lambda_1`, 0 or more.
+        adv_weight: Weight :math:`\lambda_2`, 0 or more.
+        wrong_weight: Weight :math:`\lambda_3`, 0 or more.
+        target_weight: Weight :math:`\lambda_4`, 0 or more.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for a network without such a convolution.
+        ValueError: If an argument is out of its range, or the network has no such convolution.
+
+    Note:
+        The paper inserts the layer before a convolution and normalizes it by the batch. Here it is
+        between a convolution and its BatchNorm layer, where it can be folded. All else is frozen,
+        and BatchNorm stays in evaluation mode.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
@@ -85,10 +98,19 @@ class NeuralPolarizer(Defense):
         >>> defense.finish()
         >>> [name for name, _ in net.named_parameters()]
         ['0.weight', '0.bias', '1.weight', '1.bias']
+
+    References:
+        Zhu, Wei, Zha and Wu, "Neural polarizer: A lightweight and effective backdoor defense via
+        purifying poisoned features", NeurIPS 2023, arXiv 2306.16697.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.SharedAdversarialUnlearning`: tunes the whole network on
+          adversarial examples.
+        - :class:`~fst_lightning.defenses.NeuralMaskFineTuning`: trains channel masks only.
     """
 
     unit: Tensor
-    """One unit of [0, 1] in normalised units, ``(1, C, 1, 1)``; ones before it is known."""
+    """One unit of [0, 1] in normalized units, ``(1, C, 1, 1)``; ones before it is known."""
 
     def __init__(
         self,
@@ -121,7 +143,7 @@ class NeuralPolarizer(Defense):
         self.wrong_weight = wrong_weight
         self.target_weight = target_weight
         self.register_buffer("unit", torch.ones(1, 1, 1, 1))
-        # In lists, none of it is a submodule: the network's weights must not be saved twice.
+        # Kept in lists so that `nn.Module` does not register them and save the weights twice.
         self._net: list[nn.Module] = []
         self._place: list[tuple[nn.Conv2d, _BatchNorm]] = []
         self._polarizer: list[Polarizer] = []
@@ -142,7 +164,7 @@ class NeuralPolarizer(Defense):
         self._handle = [conv.register_forward_hook(_polarize)]
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Note how the images are normalised."""
+        """Record how the images are normalized."""
         self.unit = clean.unit.clone()
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -162,12 +184,12 @@ class NeuralPolarizer(Defense):
         """Move images towards a class, within the ball.
 
         Args:
-            net: the network.
-            images: ``(N, C, H, W)``, normalised.
+            net: The network.
+            images: ``(N, C, H, W)``, normalized.
             target: ``(N,)`` int64.
 
         Returns:
-            Images ``(N, C, H, W)``, normalised; not clipped to [0, 1].
+            Images ``(N, C, H, W)``, normalized; not clipped to [0, 1].
         """
         images = images.detach()
         delta = torch.zeros_like(images)
@@ -207,7 +229,7 @@ class NeuralPolarizer(Defense):
         return {"polarizer_distance": (weight - identity).norm() / len(weight) ** 0.5}
 
     def findings(self) -> dict[str, Any]:
-        """The convolution that was chosen."""
+        """The name of the convolution, and its number of channels."""
         return dict(self._found)
 
 
@@ -217,14 +239,14 @@ def _polarize(conv: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 
 
 def find_place(net: nn.Module, layer: str | None = None) -> tuple[str, nn.Conv2d, _BatchNorm]:
-    """Find the convolution to put the layer after, and the BatchNorm layer behind it.
+    """Find the convolution to insert the layer after, and its BatchNorm layer.
 
     Args:
-        net: the network.
-        layer: dotted name of the convolution; None to choose.
+        net: The network.
+        layer: Dotted name of the convolution; None to choose.
 
     Raises:
-        ValueError: where no convolution, or not the one named, goes straight into BatchNorm.
+        ValueError: If no convolution, or not the given one, feeds a BatchNorm layer.
     """
     places: dict[str, tuple[nn.Conv2d, _BatchNorm]] = {}
     for norm_name, conv_name in conv_batchnorm_pairs(net).items():
@@ -239,7 +261,7 @@ def find_place(net: nn.Module, layer: str | None = None) -> tuple[str, nn.Conv2d
             f"{type(net).__name__} has none. Use another defense, such as fst or anp."
         )
     if layer is None:
-        # A 1x1 convolution stands beside the main path, on a shortcut.
+        # A 1x1 convolution is on a shortcut, beside the main path.
         wide = [name for name, (conv, _) in places.items() if max(conv.kernel_size) > 1]
         names = wide or list(places)
         layer = names[-2] if len(names) > 1 else names[-1]
@@ -254,15 +276,16 @@ def find_place(net: nn.Module, layer: str | None = None) -> tuple[str, nn.Conv2d
 
 @torch.no_grad()
 def fold(polarizer: Polarizer, conv: nn.Conv2d, norm: _BatchNorm) -> None:
-    r"""Make a convolution and its BatchNorm layer compute what they did with the layer between.
+    r"""Fold the layer into a convolution and its BatchNorm layer, which then compute the same.
 
     .. math:: W' = A W, \qquad c' = A c + b \;\text{or, without a bias } c,\;
         \hat\mu' = \hat\mu - b
 
     Args:
-        polarizer: A and b.
-        conv: changed in place.
-        norm: behind it, in evaluation mode; its running mean takes b where ``conv`` has no bias.
+        polarizer: The layer with :math:`A` and :math:`b`.
+        conv: The convolution with weight :math:`W` and bias :math:`c`; changed in place.
+        norm: The BatchNorm layer after it, in evaluation mode; its running mean :math:`\hat\mu`
+            takes :math:`b` if ``conv`` has no bias.
     """
     mixing = polarizer.weight.double()
     conv.weight.copy_(torch.einsum("oc,cihw->oihw", mixing, conv.weight.double()))
@@ -273,7 +296,7 @@ def fold(polarizer: Polarizer, conv: nn.Conv2d, norm: _BatchNorm) -> None:
 
 
 def best_wrong_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """The most likely class besides the true one, ``(N,)``.
+    """The most likely class other than the true one, ``(N,)``.
 
     Example:
         >>> best_wrong_class(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
@@ -283,11 +306,11 @@ def best_wrong_class(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_other(logits: Tensor, classes: Tensor) -> Tensor:
-    r"""The logarithm of the chance that it is another class, :math:`\log(1 - p_k)`, ``(N,)``.
+    r"""The logarithm of the probability of all other classes, :math:`\log(1 - p_k)`, ``(N,)``.
 
     Args:
         logits: ``(N, C)``.
-        classes: k, ``(N,)``.
+        classes: The classes :math:`k`, ``(N,)``.
 
     Example:
         >>> log_other(torch.zeros(1, 4), torch.tensor([0])).exp()

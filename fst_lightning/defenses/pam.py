@@ -1,7 +1,4 @@
-"""Path-aware minimization (PAM): tune at a point on the way back to the backdoored weights.
-
-Min, Qin, Zhang, Shen and Cheng, "Uncovering, explaining, and mitigating the superficial safety of
-backdoor defense", NeurIPS 2024, arXiv 2410.09838.
+"""Path-aware minimization (PAM): take gradients on the way back to the backdoored weights.
 
 Example:
     ``python purify.py attack=badnets defense=pam defense.rho=0.7``
@@ -19,34 +16,48 @@ from fst_lightning.defenses.common.trigger_generator import InvertingDefense
 
 
 class PathAwareMinimization(InvertingDefense):
-    r"""Take the gradient of every step nearer to the backdoored weights.
+    r"""Take the gradient of each step closer to the backdoored weights.
+
+    *How it works.* Many purified networks stay so close to the backdoored one that a few steps of
+    retraining bring the backdoor back. This defense first moves the weights a fixed length back
+    towards the backdoored ones. It computes the gradient there, on clean images and on images with
+    a recovered trigger and their true labels, moves back and applies the gradient. The loss then
+    becomes low along the whole path to the backdoored weights, not only at its end.
 
     .. math:: \tilde w = w + \rho \frac{w_b - w}{\|w_b - w\|_2}, \qquad
         w \leftarrow w - \eta \nabla \mathrm{CE}(f_{\tilde w}(x'), y)
 
-    :math:`w_b` are the weights that came in, the norm is over all of them, and where w is
-    :math:`w_b` nothing is added. A share of :math:`x'` is triggered by the generator of
-    :class:`~fst_lightning.defenses.common.trigger_generator.InvertingDefense`, with true labels. A
-    network whose loss is low along that way, and not only at its end, does not get the backdoor
-    back by a few steps of retraining. Running statistics of BatchNorm are those of w.
+    with the weights :math:`w`, the backdoored weights :math:`w_b`, the length :math:`\rho`, the
+    learning rate :math:`\eta`, and images :math:`x'` of which a share is triggered by the generator
+    of :class:`~fst_lightning.defenses.BTIDBF`. Nothing is added if :math:`w = w_b`.
 
     Args:
-        rho: :math:`\rho`, 0 or more; the paper compares 0.3 to 0.9.
-        stamp_ratio: triggered images of a batch, as a share of it, in [0, 1].
-        rounds: inversions, 1 or more.
-        round_epochs: epochs from one to the next, 1 or more.
-        mask_steps: of Adam for the mask, 1 or more.
-        generator_epochs: passes over the clean images for the generator, in every round, 1 or more.
-        generator_lr: of Adam for the generator, greater than 0.
-        generator_width: its channels at half of the resolution, 1 or more.
-        batch_size: images a step of the generator, 2 or more.
-        image_bound: the largest mean squared change of a pixel, in units of [0, 1], above 0.
-        feature_bound: the largest change of benign features, relative to all features, above 0.
-        head: dotted name of the linear head; None finds it.
+        rho: Length :math:`\rho` of the move, 0 or more; the paper compares 0.3 to 0.9.
+        stamp_ratio: Share of triggered images in the mini-batch, 0 to 1.
+        rounds: Number of inversions, 1 or more.
+        round_epochs: Epochs between two inversions, 1 or more.
+        mask_steps: Steps of Adam for the mask, 1 or more.
+        generator_epochs: Passes over the clean images in which the generator learns, for each
+            inversion; 1 or more.
+        generator_lr: Learning rate of the generator (Adam), greater than 0.
+        generator_width: Channels of the generator at half of the resolution, 1 or more.
+        batch_size: Images per step of the generator, 2 or more.
+        image_bound: Largest mean squared change of a pixel, in units of [0, 1], greater than 0.
+        feature_bound: Largest change of benign features, relative to all features, greater than 0.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for a network whose head does not get one
-            vector an image.
+        ValueError: If an argument is out of its range, or if the head does not take one feature
+            vector per image.
+
+    Note:
+        The norm is over all weights. BatchNorm's running statistics are those of :math:`w`, not
+        interpolated. Each step takes one backward pass, at the
+        moved weights.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -60,6 +71,14 @@ class PathAwareMinimization(InvertingDefense):
         >>> defense.after_backward()
         >>> bool((net[1].weight == before).all())
         True
+
+    References:
+        Min, Qin, Zhang, Shen and Cheng, "Uncovering, explaining, and mitigating the superficial
+        safety of backdoor defense", NeurIPS 2024, arXiv 2410.09838.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.BTIDBF`: the same inversion, without the move.
+        - :class:`~fst_lightning.defenses.FineTuningSAM`: moves to the worst weights instead.
     """
 
     backdoored: Tensor
@@ -100,47 +119,47 @@ class PathAwareMinimization(InvertingDefense):
         self._kept: list[Tensor] = []
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Keep the weights that came in."""
+        """Keep a copy of the backdoored weights."""
         self.after_backward()
         super().prepare(net, generator)
         self._trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         self.backdoored = flat(self._trained)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy at the moved weights, which stay moved for the backward pass."""
+        """The cross-entropy at the moved weights, which stay moved for the backward pass."""
         mixed = self.stamped(images)
         self.move()
         return functional.cross_entropy(net(mixed), labels)
 
     @torch.no_grad()
     def move(self) -> None:
-        """Move the weights a step of length rho towards the backdoored ones, in place."""
+        """Move the weights in place, by a step of length rho towards the backdoored ones."""
         self.after_backward()
         sizes = [parameter.numel() for parameter in self._trained]
         parts = torch.split(self.backdoored, sizes)
         goal = [part.view_as(p) for part, p in zip(parts, self._trained, strict=True)]
         step = torch._foreach_sub(goal, self._trained)
         norm = torch.stack(torch._foreach_norm(step)).float().norm()
-        # On a GPU a comparison in Python would wait for it. A step of zeros moves nothing.
+        # A comparison in Python would wait for the GPU. A step of zeros moves nothing.
         torch._foreach_mul_(step, torch.where(norm > 0, self.rho / norm, 0.0))
         self._kept = [parameter.detach().clone() for parameter in self._trained]
         torch._foreach_add_(self._trained, step)
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """Put the weights back, bit by bit."""
+        """Restore the weights, bit for bit."""
         if self._kept:
             torch._foreach_copy_(self._trained, self._kept)
             self._kept = []
 
     def finish(self) -> None:
-        """Put the weights back, and forget them."""
+        """Restore the weights, and drop the copies."""
         self.after_backward()
         self._trained = []
         super().finish()
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:
-        """How far the weights are from the backdoored ones."""
+        """The distance of the weights from the backdoored ones."""
         vector = flat(self._trained)
         return {"path_distance": (vector - self.backdoored).float().norm()}

@@ -1,8 +1,5 @@
 """Reconstructive neuron pruning (RNP): unlearn the clean task, then see what recovers it.
 
-Li, Lyu, Ma, Koren, Lyu, Li and Jiang, "Reconstructive neuron pruning for backdoor defense",
-ICML 2023, arXiv 2305.14876.
-
 Example:
     ``python purify.py attack=blended defense=rnp defense.max_pruning_ca_drop=0.05``
 """
@@ -22,34 +19,50 @@ from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 
 _MAX_GRADIENT_NORM = 20.0
 _ASKED = 500
-"""So many of the last images say how much is unlearned, as in an epoch of the paper's: after a pass
-over thousands the network has long forgotten everything, the trigger included."""
+"""Number of last images over which unlearning is measured, as many as one epoch in the paper has.
+After a pass over thousands, the network has forgotten everything, including the trigger."""
 
 
 class ReconstructiveNeuronPruning(MaskDefense):
-    r"""Unlearn on clean images, recover with channel masks, prune the network that came in.
+    r"""Unlearn clean images, recover them with channel masks, and prune the original network.
+
+    *How it works.* A network that is trained to make mistakes on clean images forgets its classes
+    before it forgets the trigger. The defense does this on purpose. It then learns a mask for each
+    channel, with all weights frozen, so that the network classifies clean images again. The
+    channels that have to be masked are those that still serve the backdoor. They are pruned in the
+    original network, as many as held-out clean accuracy allows.
 
     .. math:: \hat\theta = \arg\max_\theta \mathrm{CE}(f_\theta(x), y) \;\text{until accuracy}
         \le \tau, \qquad
         \min_{m \in [0, 1]} \alpha\,\mathrm{CE}(f_{\hat\theta, m \odot \gamma}(x), y)
 
-    Ascending on clean images makes a network forget its classes before it forgets the trigger. The
-    channels that have to be masked before it classifies again are those of the trigger: where the
-    mask is small, :math:`\gamma_c = 0` in the *original* network. How many, held-out clean accuracy
-    decides; the published scripts take the threshold from the test set.
+    with the network :math:`f`, its weights :math:`\theta`, clean images :math:`x` with labels
+    :math:`y`, the accuracy :math:`\tau`, the masks :math:`m` on the scales :math:`\gamma` of
+    BatchNorm and the weight :math:`\alpha`.
 
     Args:
-        alpha: weight of the loss while recovering, greater than 0.
-        unlearn_accuracy: unlearning stops at this training accuracy over the last 500 images, in
-            [0, 1].
-        unlearn_epochs: or after so many passes over the clean images, 0 or more.
-        unlearn_lr: of SGD with momentum 0.9 while unlearning, greater than 0.
-        unlearn_batch_size: images a step while unlearning, 2 or more.
-        max_pruning_ca_drop: how much held-out clean accuracy may be lost to pruning, in [0, 1].
+        alpha: Weight :math:`\alpha` of the loss while recovering, greater than 0.
+        unlearn_accuracy: Training accuracy :math:`\tau` over the last 500 images at which
+            unlearning stops, 0 to 1.
+        unlearn_epochs: Passes over the clean images after which unlearning stops in any case, 0 or
+            more.
+        unlearn_lr: Learning rate of unlearning (SGD with momentum 0.9), greater than 0.
+        unlearn_batch_size: Images per step of unlearning, 2 or more.
+        max_pruning_ca_drop: Held-out clean accuracy that pruning may cost, 0 to 1.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for a network without BatchNorm.
-        RuntimeError: where unlearning left numbers that are not finite.
+        ValueError: If an argument is out of its range, or the network has no BatchNorm layer.
+        RuntimeError: If unlearning leaves weights that are not finite.
+
+    Note:
+        The public scripts choose the pruning threshold on the test set; here a held-out fifth of
+        the clean images decides. The gradient is clipped to norm 20 before each step of unlearning;
+        the public code clips before the backward pass, which has no effect. ``alpha`` only scales
+        the loss, so that ``alpha=auto`` does not apply.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
@@ -57,14 +70,22 @@ class ReconstructiveNeuronPruning(MaskDefense):
         >>> defense.prepare(net, torch.Generator())
         >>> len(defense.original)  # everything that unlearning may change, kept in one vector
         129
+
+    References:
+        Li, Lyu, Ma, Koren, Lyu, Li and Jiang, "Reconstructive neuron pruning for backdoor defense",
+        ICML 2023, arXiv 2305.14876.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.AdversarialNeuronPruning`: masks under perturbations.
+        - :class:`~fst_lightning.defenses.NeuralMaskFineTuning`: masks without pruning.
     """
 
     held_out: ClassVar[float] = 0.2
     alpha_is_strength: ClassVar[bool] = False
     original: Tensor
-    """The network that came in: parameters and buffers in one vector; empty before preparation."""
+    """The original network: parameters and buffers in one vector; empty before preparation."""
     unlearned: Tensor
-    """The training accuracy that unlearning ended at, a scalar; empty before it."""
+    """The training accuracy at which unlearning stopped, a scalar; empty before."""
 
     def __init__(
         self,
@@ -93,7 +114,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
         self._restored = True
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Put the masks on, and keep a copy of everything else."""
+        """Put the masks on, and copy everything else."""
         super().prepare(net, generator)
         with torch.no_grad():
             self.original = torch.cat([value.detach().flatten() for value in self._state()])
@@ -121,7 +142,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
         self._restored = True
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Ascend on the clean images until they are classified no better than by chance."""
+        """Increase the loss on the clean images until the accuracy is low enough."""
         masks = [mask.mask for mask in self._masks.values()]
         for parameter in self._frozen:
             parameter.requires_grad_(True)
@@ -158,20 +179,20 @@ class ReconstructiveNeuronPruning(MaskDefense):
         self.unlearned = recent.mean().to(self.original)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The cross-entropy of the unlearned network under its masks, times alpha."""
+        """The cross-entropy of the unlearned network with its masks, times alpha."""
         return self.alpha * functional.cross_entropy(net(images), labels)
 
     def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Bring the original network back and prune the channels with the smallest masks."""
+        """Restore the original network, and prune the channels with the smallest masks."""
         self._restore()
         self.cut(net, clean, self.max_pruning_ca_drop)
 
     def finish(self) -> None:
-        """Bring the original network back where that was not done; fold masks, undo freezes."""
+        """Restore the original network if that is still to do; fold masks and undo freezes."""
         self._restore()
         super().finish()
 
     def findings(self) -> dict[str, Any]:
-        """How far unlearning went, and what was pruned."""
+        """The accuracy at which unlearning stopped, and what was pruned."""
         unlearned = float(self.unlearned) if self.unlearned.numel() else None
         return {"unlearned_accuracy": unlearned, **super().findings()}

@@ -1,7 +1,5 @@
 """Spectral signatures: poisoned rows stand out along the main direction of their class.
 
-Tran, Li and Madry, "Spectral signatures in backdoor attacks", NeurIPS 2018, arXiv 1811.00636.
-
 Example:
     ``python purify.py attack=blended defense=spectral``
 """
@@ -19,21 +17,35 @@ from fst_lightning.models import find_head
 
 
 class SpectralSignatures(DatasetDefense):
-    r"""Suspect the rows of every class that lie furthest out along its main direction.
+    r"""Suspect the rows of each class that lie furthest out along its main direction.
+
+    *How it works.* Poisoned rows have the target label, but their features differ from those of
+    real images of the target class. Such a mixture is stretched along the line between the two
+    groups. The defense finds the direction in which the features of a class vary most and removes
+    the rows that lie furthest out along it. A fresh network is trained on the rest.
 
     .. math:: \tau_i = \langle r_i - \bar r, v \rangle^2
 
-    with :math:`r_i` what the head gets for row i, :math:`\bar r` the mean over the rows with the
-    same delivered label and v the top right singular vector of the centred rows.
+    with the features :math:`r_i` in front of the head for row :math:`i`, their mean :math:`\bar r`
+    over all rows with the same delivered label, and the top right singular vector :math:`v` of the
+    centered rows.
 
     Args:
-        share: of the rows of every class that are suspected, above 0, below 1. The paper takes 1.5
-            times a known poison ratio; here nobody knows it, so that clean classes lose as many.
-        head: dotted name of the linear head; None finds it.
+        share: Share of the rows of each class that is suspected, greater than 0 and less than 1.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)``, the training set as it was delivered.
+        - labels: ``(N,)`` int64, as delivered.
+        - :meth:`suspects`: ``(N,)`` bool.
 
     Raises:
-        ValueError: for an argument out of its range; where the head gets more than one row an
-            image.
+        ValueError: If an argument is out of its range, no linear head is found, or the head takes
+            more than one feature vector per image.
+
+    Note:
+        The paper removes 1.5 times a known poison ratio. Here the ratio is unknown, so that clean
+        classes lose the same share as poisoned ones.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -44,6 +56,14 @@ class SpectralSignatures(DatasetDefense):
         ... )
         >>> found.nonzero().flatten().tolist()
         [0, 1]
+
+    References:
+        Tran, Li and Madry, "Spectral signatures in backdoor attacks", NeurIPS 2018, arXiv
+        1811.00636 (Algorithm 1).
+
+    See Also:
+        - :class:`~fst_lightning.defenses.ActivationClustering`: clusters instead of one direction.
+        - :class:`~fst_lightning.defenses.AntiBackdoorLearning`: finds rows by their loss.
     """
 
     def __init__(self, share: float = 0.15, head: str | None = None) -> None:
@@ -56,13 +76,13 @@ class SpectralSignatures(DatasetDefense):
 
     @property
     def needs_head(self) -> bool:
-        """Always: it looks at the features in front of the head."""
+        """True: it looks at the features in front of the head."""
         return True
 
     def suspects(
         self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
     ) -> Tensor:
-        """The rows with the greatest scores of every class, ``(N,)`` bool."""
+        """The rows with the largest scores of each class, ``(N,)`` bool."""
         features = all_features(net, find_head(net, self.head)[1], poisoned)
         labels = poisoned.labels
         found = torch.zeros_like(labels, dtype=torch.bool)
@@ -76,10 +96,10 @@ class SpectralSignatures(DatasetDefense):
 
 
 def spectral_scores(features: Tensor) -> Tensor:
-    """The squared length of every centred row along the direction of greatest variance.
+    """The squared length of each centered row along the direction of greatest variance.
 
     Args:
-        features: ``(n, d)``, n of 1 or more.
+        features: ``(n, d)`` with at least one row.
 
     Returns:
         ``(n,)``, 0 or more, float64.
@@ -88,7 +108,7 @@ def spectral_scores(features: Tensor) -> Tensor:
         >>> spectral_scores(torch.tensor([[-1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])).round().tolist()
         [1.0, 1.0, 4.0]
     """
-    centred = features.double() - features.double().mean(0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    scores: Tensor = (centred @ directions[0]).square()
+    centered = features.double() - features.double().mean(0)
+    _, _, directions = torch.linalg.svd(centered, full_matrices=False)
+    scores: Tensor = (centered @ directions[0]).square()
     return scores

@@ -1,4 +1,4 @@
-"""Random views of images, every image with numbers of its own; in plain PyTorch, on any device."""
+"""Random views of images, drawn separately for each image, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ def random_views(
     *,
     least_area: float,
     flip: bool = False,
-    colour: float = 0.0,
+    color: float = 0.0,
 ) -> Tensor:
-    r"""Crop and resize at random, perhaps mirror, perhaps change colours.
+    r"""Crop and resize images at random, and optionally mirror them and change their colors.
 
     A crop keeps the shape of the image and covers a share of its area from ``least_area`` to 1.
-    Colours are changed in four of five images: brightness, contrast and saturation by factors from
-    ``1 - colour`` to ``1 + colour``; one image in five becomes grey.
+    Colors change in four of five images: brightness, contrast and saturation by factors from
+    ``1 - color`` to ``1 + color``. One image in five becomes gray.
 
     Args:
         images: ``(N, C, H, W)``, float.
-        generator: a CPU generator, the only source of random numbers.
-        least_area: above 0, at most 1; 1 crops nothing.
-        flip: mirror half of the images.
-        colour: 0 to 1; 0 leaves colours alone.
+        generator: A CPU generator, the only source of random numbers.
+        least_area: Smallest area of a crop, greater than 0 and at most 1; 1 crops nothing.
+        flip: Whether to mirror half of the images.
+        color: Largest change of colors, 0 to 1; 0 keeps them.
 
     Returns:
         ``(N, C, H, W)``; values may leave the range of the images.
@@ -51,19 +51,19 @@ def random_views(
     places = places.to(images.device, images.dtype)
     grid = functional.affine_grid(places, list(images.shape), align_corners=False)
     views = functional.grid_sample(images, grid, align_corners=False, padding_mode="border")
-    if not colour:
+    if not color:
         return views
 
     def factors() -> Tensor:
-        return drawn(1 - colour, 1 + colour).to(images.device, images.dtype).view(-1, 1, 1, 1)
+        return drawn(1 - color, 1 + color).to(images.device, images.dtype).view(-1, 1, 1, 1)
 
     brightness, contrast, saturation = factors(), factors(), factors()
     changed = views * brightness
     middle = changed.mean((1, 2, 3), keepdim=True)
     changed = middle + (changed - middle) * contrast
-    grey = changed.mean(1, keepdim=True)
-    changed = grey + (changed - grey) * saturation
+    gray = changed.mean(1, keepdim=True)
+    changed = gray + (changed - gray) * saturation
     chance = drawn(0, 1).to(images.device).view(-1, 1, 1, 1)
     views = torch.where(chance < 0.8, changed, views)
-    becomes_grey = drawn(0, 1).to(images.device).view(-1, 1, 1, 1) < 0.2
-    return torch.where(becomes_grey, views.mean(1, keepdim=True).expand_as(views), views)
+    becomes_gray = drawn(0, 1).to(images.device).view(-1, 1, 1, 1) < 0.2
+    return torch.where(becomes_gray, views.mean(1, keepdim=True).expand_as(views), views)

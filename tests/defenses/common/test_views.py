@@ -32,7 +32,7 @@ def test_crops_of_a_ramp_are_steeper_by_no_more_than_the_area_allows() -> None:
 
 def test_colours_change_without_moving_pixels() -> None:
     images = torch.rand(200, 3, 4, 4, generator=seeded())
-    views = random_views(images, seeded(), least_area=1.0, colour=0.4)
+    views = random_views(images, seeded(), least_area=1.0, color=0.4)
     grey = (views.amax(1) - views.amin(1)).amax((1, 2)) < 1e-5
     unchanged = (views - images).abs().amax((1, 2, 3)) < 1e-5
     assert 15 < int(grey.sum()) < 70
@@ -44,6 +44,6 @@ def test_colours_change_without_moving_pixels() -> None:
 
 def test_the_generator_says_it_all() -> None:
     images = torch.rand(4, 3, 6, 6)
-    first = random_views(images, seeded(), least_area=0.3, flip=True, colour=0.4)
+    first = random_views(images, seeded(), least_area=0.3, flip=True, color=0.4)
     torch.manual_seed(5)
-    assert torch.equal(first, random_views(images, seeded(), least_area=0.3, flip=True, colour=0.4))
+    assert torch.equal(first, random_views(images, seeded(), least_area=0.3, flip=True, color=0.4))
