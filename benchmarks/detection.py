@@ -36,16 +36,16 @@ IMPLANTED = 0.8
 ATTACKS: dict[Half, dict[str, tuple[tuple[str, ...], ...]]] = {
     "development": {
         "badnets": (
-            ("attack=badnets", "attack.poison_ratio=0.05"),
-            ("attack=badnets", "attack.poison_ratio=0.02"),
+            ("attack=badnets", "attack.poison_ratio=0.1"),
+            ("attack=badnets", "attack.poison_ratio=0.07"),
         ),
         "blended": (
-            ("attack=blended", "attack.poison_ratio=0.05"),
             ("attack=blended", "attack.poison_ratio=0.02"),
+            ("attack=blended", "attack.poison_ratio=0.01"),
         ),
-        "wanet": (("attack=wanet", "attack.poison_ratio=0.2", "attack.strength=2"),),
-        "all-to-all": (
-            ("attack=badnets", "attack.poison_ratio=0.2", "attack.label_map=all_to_all"),
+        "wanet": (("attack=wanet", "attack.poison_ratio=0.2", "attack.strength=4"),),
+        "all_to_all": (
+            ("attack=blended", "attack.poison_ratio=0.2", "attack.label_map=all_to_all"),
         ),
     },
     "report": {
@@ -55,9 +55,10 @@ ATTACKS: dict[Half, dict[str, tuple[tuple[str, ...], ...]]] = {
         ),
         "adaptive_blend": (
             ("attack=adaptive_blend", "attack.poison_ratio=0.03", "attack.cover_ratio=0.01"),
+            ("attack=adaptive_blend", "attack.poison_ratio=0.01", "attack.cover_ratio=0.01"),
         ),
-        "input_aware": (("attack=input_aware", "attack.poison_ratio=0.1"),),
-        "sig": (("attack=sig", "attack.poison_ratio=0.08", "attack.delta=80"),),
+        "input_aware": (("attack=input_aware", "attack.poison_ratio=0.15"),),
+        "sig": (("attack=sig", "attack.poison_ratio=0.09", "attack.delta=160"),),
     },
 }
 """By half, the attacks and the settings of each, which take turns."""

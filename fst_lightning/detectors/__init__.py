@@ -1,17 +1,24 @@
 """Decide whether a network is backdoored: one detector per file, plain PyTorch."""
 
 from fst_lightning.detectors.bti_dbf import InvertedGenerator
-from fst_lightning.detectors.detector import Detector, Evidence, Scan
+from fst_lightning.detectors.detector import (
+    Detector,
+    Evidence,
+    Scan,
+    check_num_classes,
+    check_weights,
+)
 from fst_lightning.detectors.head_weights import HeadWeights
 from fst_lightning.detectors.mm_bd import MaximumMargin
 from fst_lightning.detectors.nc import SmallestPatch
 from fst_lightning.detectors.noise_response import NoiseResponse
 from fst_lightning.detectors.outlier import outlier_p_value
 from fst_lightning.detectors.universal import UniversalShift
-from fst_lightning.detectors.verdict import ALARM, Verdict, combined
+from fst_lightning.detectors.verdict import ALARM, FEWEST_REFERENCES, Verdict, combined
 
 __all__ = [
     "ALARM",
+    "FEWEST_REFERENCES",
     "Detector",
     "Evidence",
     "HeadWeights",
@@ -22,6 +29,8 @@ __all__ = [
     "SmallestPatch",
     "UniversalShift",
     "Verdict",
+    "check_num_classes",
+    "check_weights",
     "combined",
     "outlier_p_value",
 ]

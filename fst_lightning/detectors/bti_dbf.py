@@ -21,8 +21,6 @@ from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.models import find_head
 
-_SHOWN = 8
-
 
 class InvertedGenerator(Detector):
     r"""Look for a class that a recovered trigger generator sends images of other classes to.
@@ -82,7 +80,6 @@ class InvertedGenerator(Detector):
         inversion.to(images.device)
         inversion.invert(net, clean, generator)
         rates = inversion.rates[-1]
-        batch, _ = next(clean.batches(_SHOWN))
-        pictures = clean.pixels(inversion.triggered(batch)).clamp(0, 1)
         inversion.finish()
-        return Evidence(rates, {"success": [round(float(r), 4) for r in rates]}, pictures)
+        details = {"success": [round(float(rate), 4) for rate in rates]}
+        return Evidence(rates, details, trigger=inversion.triggered)

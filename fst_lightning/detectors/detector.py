@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -24,13 +25,16 @@ class Evidence:
     Attributes:
         statistics: One number per class, ``(K,)``; the larger, the more suspicious.
         details: Plain values for ``results.json``.
-        pictures: A recovered trigger on some images, ``(N, C, H, W)`` in [0, 1]; None if there is
-            none to show.
+        pictures: What the detector found for every class, ``(K, C, H, W)`` in [0, 1]: a trigger,
+            or the image that the class is most sure of; None if there is nothing to show.
+        trigger: Puts the recovered trigger of the class with the largest statistic on images that
+            are normalized, ``(N, C, H, W)`` to the same; None if no trigger was recovered.
     """
 
     statistics: Tensor
     details: dict[str, Any] = field(default_factory=dict)
     pictures: Tensor | None = None
+    trigger: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +133,17 @@ def surprise(p_value: float) -> float:
     return -torch.tensor(max(p_value, 1e-16), dtype=torch.float64).log10().item() + 0.0
 
 
+def check_weights(net: nn.Module) -> None:
+    """Refuse a network whose weights are not finite.
+
+    Raises:
+        ValueError: If a parameter or buffer has NaN or infinity.
+    """
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"Expected finite weights, but `{name}` has NaN or infinity.")
+
+
 @torch.no_grad()
 def check_network(net: nn.Module, images: LabelledImages) -> int:
     """Refuse a network that cannot be scanned.
@@ -139,9 +154,7 @@ def check_network(net: nn.Module, images: LabelledImages) -> int:
     Raises:
         ValueError: If its weights or logits are not finite, or it has fewer than 4 classes.
     """
-    for name, value in net.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"Expected finite weights, but `{name}` has NaN or infinity.")
+    check_weights(net)
     batch, _ = next(images.batches(8))
     logits = net(batch)
     if logits.dim() != 2 or not bool(torch.isfinite(logits).all()):
@@ -150,9 +163,18 @@ def check_network(net: nn.Module, images: LabelledImages) -> int:
             + ("." if logits.dim() != 2 else " with NaN or infinity.")
         )
     num_classes = int(logits.shape[1])
+    check_num_classes(num_classes)
+    return num_classes
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Refuse fewer than 4 classes.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
     if num_classes < FEWEST_CLASSES:
         raise ValueError(
             f"Expected a network with {FEWEST_CLASSES} classes or more, but it has {num_classes}: "
             "one class cannot stand out from so few others."
         )
-    return num_classes

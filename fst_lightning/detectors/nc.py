@@ -12,13 +12,16 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
-from fst_lightning.defenses.common.patch_inversion import invert_triggers
+from fst_lightning.defenses.common.patch_inversion import invert_triggers, value_range
 from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
+
+_GRAY = 0.5
+"""What pictures show where a patch leaves the image as it is."""
 
 
 class SmallestPatch(Detector):
@@ -107,5 +110,14 @@ class SmallestPatch(Detector):
             "norms": [round(float(value), 4) for value in found.norms],
             "success": [round(float(value), 4) for value in found.rates],
         }
-        pictures = found.masks * found.patterns
-        return Evidence(1 / sizes.double().clamp_min(1e-3), details, pictures)
+        statistics = 1 / sizes.double().clamp_min(1e-3)
+        suspected = int(statistics.argmax())
+        mask, pattern = found.masks[suspected], found.patterns[suspected]
+        low, high = (bound.float() for bound in value_range(some))
+
+        def stamp(batch: Tensor) -> Tensor:
+            patch = low + (high - low) * pattern
+            return torch.lerp(batch.float(), patch, mask.expand_as(patch)).to(batch.dtype)
+
+        pictures = torch.lerp(torch.full_like(found.patterns, _GRAY), found.patterns, found.masks)
+        return Evidence(statistics, details, pictures, stamp)

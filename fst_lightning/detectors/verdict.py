@@ -11,6 +11,9 @@ from fst_lightning.detectors.detector import Scan, surprise
 ALARM = 0.05
 """A p-value of this or less is an alarm; the false alarm rate, if the null holds."""
 
+FEWEST_REFERENCES = 19
+"""With m reference networks no p-value is below 1 / (m + 1)."""
+
 VerdictWord = Literal["backdoored", "no_sign", "cannot_tell"]
 Calibration = Literal["reference", "parametric"]
 
@@ -52,7 +55,8 @@ def combined(
     .. math:: p = \frac{1 + |\{r : s_r \ge s\}|}{m + 1}
 
     which is valid if the network, had it no backdoor, could as well be one of the references. It
-    is at least :math:`1 / (m + 1)`: 19 references are the fewest that allow an alarm.
+    is at least :math:`1 / (m + 1)`: 19 references are the fewest that allow an alarm. A network
+    that is more suspicious than all of fewer references gets ``cannot_tell``.
 
     Args:
         scans: What each detector found, by name.
@@ -87,8 +91,9 @@ def combined(
         key=lambda name: (p_values[name], -scans[name].score),
     )
     alarm = p_value <= ALARM
+    first = bool(references) and p_value <= 1 / (len(references) + 1)
     verdict = Verdict(
-        "backdoored" if alarm else "no_sign",
+        "backdoored" if alarm else "cannot_tell" if first else "no_sign",
         p_value,
         scans[strongest].suspected_class if alarm else None,
         calibration,

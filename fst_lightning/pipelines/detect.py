@@ -6,6 +6,7 @@ from typing import Any
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import NoDefense
+from fst_lightning.detectors import check_weights
 from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines.backdoored import (
     adopt_checkpoint,
@@ -23,12 +24,13 @@ from fst_lightning.pipelines.build.parts import (
     with_head,
 )
 from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.mismatch import check_match
 from fst_lightning.pipelines.measure.scan import (
     FEWEST_IMAGES,
+    Scanner,
     check_scan,
     make_detectors,
     num_images,
-    scan_network,
 )
 from fst_lightning.pipelines.measure.score import (
     attack_block,
@@ -73,11 +75,16 @@ def run_detect(run: Run) -> dict[str, Any]:
     prepare_folder(run)
 
     costs = Costs()
+    scanner = Scanner(run, source, data, costs)
     network = (
         from_store(run, net, source, attack, card, costs)
         if checkpoint is None
         else from_file(run, checkpoint, net, source, attack, card)
     )
+    check_weights(net)
+    if checkpoint is not None:
+        with costs.of("evaluate"):
+            check_match(run, net, data)
     trainer = make_trainer(run, "score", 0, run.folder)
     module = PurificationModule(
         net,
@@ -88,8 +95,7 @@ def run_detect(run: Run) -> dict[str, Any]:
     )
     with costs.of("evaluate"):
         before = score(trainer, module, data)
-    device = trainer.strategy.root_device
-    detection = scan_network(run, costs, net, data, device, before)
+    scanner.look(net, before, trainer.strategy.root_device)
     results = build_results(
         task="detect",
         seed=run.cfg.seed,
@@ -102,7 +108,7 @@ def run_detect(run: Run) -> dict[str, Any]:
         environment=environment(run, trainer),
         checkpoints={"backdoored": str(network.path)},
         overrides=run.overrides,
-        detection={"before": detection, "after": None},
+        detection=scanner.block(),
     )
     finish(run, results)
     return results

@@ -68,7 +68,7 @@ from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.measure.evidence import EvidenceCollector
 from fst_lightning.pipelines.measure.mismatch import check_match
 from fst_lightning.pipelines.measure.robustness import check_robustness, make_checks
-from fst_lightning.pipelines.measure.scan import check_scan, scan_network
+from fst_lightning.pipelines.measure.scan import Scanner, check_scan
 from fst_lightning.pipelines.measure.score import (
     attack_block,
     compare_answers,
@@ -143,6 +143,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     prepare_folder(run)
 
     costs = Costs()
+    scanner = Scanner(run, source, data, costs)
     backdoored = (
         from_store(run, net, source, attack, card, costs)
         if checkpoint is None
@@ -174,7 +175,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         before = score(trainer, module, data)
     right_before = module.right
     device = trainer.strategy.root_device
-    scanned = {"before": scan_network(run, costs, net, data, device, before)}
+    scanner.look(net, before, device)
     collector.look()
     shift = Shift(run, trainer, module, data)
     after = before
@@ -193,8 +194,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         with costs.of("evaluate"):
             after = score(trainer, module, data)
         collector.look()
-    changed = after is not before
-    scanned["after"] = scan_network(run, costs, net, data, device, after) if changed else None
+        scanner.look(net, after, device)
     robustness = None
     if checks:
         with costs.of("robustness"):
@@ -234,7 +234,7 @@ def run_purify(run: Run) -> dict[str, Any]:
         seconds={"purify": 0.0, **costs.seconds},
         peak_memory_mb=costs.peak_memory_mb,
         robustness=robustness,
-        detection=scanned if scanned["before"] else None,
+        detection=scanner.block(),
         environment=environment(run, trainer),
         answers=answers,
         shift=shift.measure(),

@@ -5,20 +5,28 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fst_lightning.checkpoints import load_into, read_checkpoint
-from fst_lightning.data import BackdoorDataModule
+from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.whole_set import accuracy
-from fst_lightning.detectors import Detector, Scan, combined
+from fst_lightning.detectors import (
+    ALARM,
+    FEWEST_REFERENCES,
+    Detector,
+    Scan,
+    Verdict,
+    check_num_classes,
+    combined,
+)
 from fst_lightning.metrics import wilson_interval
 from fst_lightning.pipelines.build.instantiate import make
 from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.recovered import Success, success, trigger_block
+from fst_lightning.pipelines.measure.references import check_references, references
 from fst_lightning.pipelines.measure.score import spread
 from fst_lightning.pipelines.runtime.costs import Costs
 from fst_lightning.pipelines.runtime.processes import is_first_process
@@ -29,10 +37,10 @@ from fst_lightning.seeds import derived_seed
 FEWEST_IMAGES = 10
 """Images that a scan needs."""
 
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+_MOST_TEST_IMAGES = 1000
 _NO_P_VALUE = (
     "none of the chosen detectors has its own null distribution; give it clean networks to "
-    "compare with: detector_reference=DIR"
+    "compare with: detector_reference=DIR, or detector_train_reference=19"
 )
 
 
@@ -45,9 +53,10 @@ def check_scan(run: Run) -> None:
     """
     Threshold.parse(run.cfg.get("fail_on"))
     num_images(run)
-    if not make_detectors(run) and run.cfg.get("detector_reference") is not None:
-        raise ValueError("Expected detector=[...] beside `detector_reference`, but got none.")
-    reference_files(run)
+    for key in ("detector_reference", "detector_train_reference"):
+        if not make_detectors(run) and run.cfg.get(key) is not None:
+            raise ValueError(f"Expected detector=[...] beside `{key}`, but got none.")
+    check_references(run)
 
 
 def num_images(run: Run) -> int:
@@ -72,105 +81,142 @@ def make_detectors(run: Run) -> dict[str, Detector]:
     return {str(name): make(parts[name], Detector) for name in parts}
 
 
-def reference_files(run: Run) -> list[Path]:
-    """The files of the networks that are known to be clean.
+class Scanner:
+    """Scans the networks of a run: the first one is that before a purification.
 
-    Raises:
-        FileNotFoundError: If the folder holds none.
-    """
-    if run.cfg.get("detector_reference") is None:
-        return []
-    folder = Path(str(run.cfg.detector_reference)).expanduser()
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise FileNotFoundError(
-            f"Expected `detector_reference` to be a folder of networks ({', '.join(_SUFFIXES)}) "
-            f"that are known to be clean, but found none in {folder.absolute()}."
-        )
-    return files
-
-
-def scan_network(
-    run: Run,
-    costs: Costs,
-    net: nn.Module,
-    data: BackdoorDataModule,
-    device: torch.device,
-    measured: Score,
-) -> dict[str, Any] | None:
-    """Scan a network, and rank it among the reference networks if there are any.
+    All are scanned with the same images, detectors and random numbers, and compared with the same
+    clean networks.
 
     Args:
         run: Its configuration.
+        source: Where the images come from, to train clean networks on.
+        data: At most ``detector_images`` of the clean images that it trains on are used. How well
+            recovered triggers work is measured on its test images.
         costs: Measures what it takes.
-        net: The network, on the CPU; not changed.
-        data: At most ``detector_images`` of the clean images that it trains on are used.
-        device: Where to compute.
-        measured: What the network scores on the test set.
-
-    Returns:
-        The block ``detection.before`` or ``detection.after`` of ``results.json``; None if no
-        detector was chosen.
 
     Raises:
-        ValueError: If the network cannot be scanned, or a reference does not fit it.
+        ValueError: If the data have too few classes.
     """
-    detectors, references = make_detectors(run), reference_files(run)
-    if not detectors:
-        return None
-    rows = data.train_rows
-    chosen = rows.subset(spread(len(rows), num_images(run))).in_memory("detector")
-    images = LabelledImages(chosen.images, chosen.labels, data.data.mean, data.data.std).to(device)
-    net = copy.deepcopy(net).float().to(device)
-    with costs.of("detect"):
-        scans, seconds = scan(run, net, images, detectors)
-        scores = [scores_of(run, path, net, images, detectors) for path in references]
-    verdict, p_values = combined(scans, scores)
-    num_classes = len(next(iter(scans.values())).evidence.statistics)
-    reason = guessing(measured, net, images, num_classes)
-    return {
-        "verdict": "cannot_tell" if reason else verdict.verdict,
-        "reason": reason or (None if verdict.p_value is not None else _NO_P_VALUE),
-        "p_value": verdict.p_value,
-        "suspected_class": None if reason else verdict.suspected_class,
-        "calibration": verdict.calibration,
-        "num_references": len(references),
-        "strongest": verdict.detector,
-        "detectors": {
-            name: {
-                "p_value": p_values[name],
-                "suspected_class": each.suspected_class,
-                "score": each.score,
-                "statistics": each.evidence.statistics.tolist(),
-                "seconds": round(seconds[name], 3),
-                **each.evidence.details,
+
+    def __init__(self, run: Run, source: Source, data: BackdoorDataModule, costs: Costs) -> None:
+        self.run = run
+        self.source = source
+        self.data = data
+        self.costs = costs
+        self.detectors = make_detectors(run)
+        if self.detectors:
+            check_num_classes(data.data.num_classes)
+        self.found: list[dict[str, Scan]] = []
+        self._blocks: list[dict[str, Any]] = []
+        self._references: list[dict[str, float]] | None = None
+        self._success: dict[str, Success | None] = {}
+
+    def look(self, net: nn.Module, measured: Score, device: torch.device) -> None:
+        """Scan a network; nothing if no detector was chosen.
+
+        Args:
+            net: The network, on the CPU; not changed.
+            measured: What it scores on the test set.
+            device: Where to compute.
+
+        Raises:
+            ValueError: If the network cannot be scanned, or a reference does not fit it.
+        """
+        if not self.detectors:
+            return
+        net = copy.deepcopy(net).float().to(device).eval()
+        images = self._images(self.data.train_rows, num_images(self.run), device)
+        references = self._compared(net, images)
+        with self.costs.of("detect"):
+            scans, seconds = scan(self.run, net, images, self.detectors)
+        verdict, p_values = combined(scans, references)
+        reason = guessing(measured, net, images) or _undecided(verdict, len(references))
+        self._blocks.append(
+            {
+                "verdict": "cannot_tell" if reason else verdict.verdict,
+                "reason": reason,
+                "p_value": verdict.p_value,
+                "suspected_class": None if reason else verdict.suspected_class,
+                "calibration": verdict.calibration,
+                "num_references": len(references),
+                "strongest": verdict.detector,
+                "detectors": {
+                    name: {
+                        "p_value": p_values[name],
+                        "suspected_class": each.suspected_class,
+                        "score": each.score,
+                        "references": [scores[name] for scores in references],
+                        "statistics": each.evidence.statistics.tolist(),
+                        "seconds": round(seconds[name], 3),
+                        **each.evidence.details,
+                    }
+                    for name, each in scans.items()
+                },
             }
-            for name, each in scans.items()
-        },
-    }
+        )
+        self.found.append(scans)
+        self._try_triggers(net, self._images(self.data.data.test, _MOST_TEST_IMAGES, device))
+
+    def block(self) -> dict[str, Any] | None:
+        """The block ``detection`` of ``results.json``; None if no network was scanned."""
+        if not self._blocks:
+            return None
+        before, *after = self._blocks
+        return {"before": before, "after": after[0] if after else None}
+
+    def _images(self, rows: ImageSet, most: int, device: torch.device) -> LabelledImages:
+        chosen = rows.subset(spread(len(rows), most)).in_memory("detector")
+        data = self.data.data
+        return LabelledImages(chosen.images, chosen.labels, data.mean, data.std).to(device)
+
+    def _compared(self, net: nn.Module, images: LabelledImages) -> list[dict[str, float]]:
+        """The scores of the clean networks, by detector; the same for every scan of the run."""
+        if self._references is None:
+            self._references = []
+            for name, reference in references(self.run, net, self.source):
+                if is_first_process():
+                    print(f"detect: scans {name}", flush=True)
+                self._references.append(self._scores(name, reference, images))
+        return self._references
+
+    def _scores(self, name: str, net: nn.Module, images: LabelledImages) -> dict[str, float]:
+        net = net.float().to(images.device).eval()
+        try:
+            with self.costs.of("detect"):
+                found, _ = scan(self.run, net, images, self.detectors)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        problem = guessing(Score(None), net, images)
+        if problem is not None and is_first_process():
+            print(f"warning  {name}: as a network to compare with it is useless; {problem}")
+        return {detector: each.score for detector, each in found.items()}
+
+    def _try_triggers(self, net: nn.Module, images: LabelledImages) -> None:
+        """Count how often the recovered triggers work, those of the first network also later."""
+        for name, each in self.found[-1].items():
+            now = success(net, each, images)
+            self._blocks[-1]["detectors"][name]["trigger"] = trigger_block(now)
+            if len(self.found) == 1:
+                self._success[name] = now
+            else:
+                later = success(net, self.found[0][name], images)
+                block = trigger_block(self._success[name], later)
+                self._blocks[0]["detectors"][name]["trigger"] = block
 
 
-def scores_of(
-    run: Run,
-    path: Path,
-    net: nn.Module,
-    images: LabelledImages,
-    detectors: Mapping[str, Detector],
-) -> dict[str, float]:
-    """The scores of a reference network, by detector.
-
-    Raises:
-        ValueError: If the file does not fit the network.
-    """
-    if is_first_process():
-        print(f"detect: reference {path.name}", flush=True)
-    reference = copy.deepcopy(net)
-    try:
-        load_into(reference, read_checkpoint(path))
-        found, _ = scan(run, reference, images, detectors)
-    except ValueError as error:
-        raise ValueError(f"detector_reference: {path}: {error}") from error
-    return {name: each.score for name, each in found.items()}
+def _undecided(verdict: Verdict, num_references: int) -> str | None:
+    """Why the detectors decide nothing; None if they do."""
+    if verdict.p_value is None:
+        return _NO_P_VALUE
+    if verdict.verdict != "cannot_tell":
+        return None
+    count = (
+        "is its only reference" if num_references == 1 else f"are its {num_references} references"
+    )
+    return (
+        f"it is more suspicious than {count}, but {FEWEST_REFERENCES} are the fewest that allow "
+        f"a p-value of {ALARM:g}"
+    )
 
 
 def scan(
@@ -190,19 +236,20 @@ def scan(
     return scans, seconds
 
 
-def guessing(measured: Score, net: nn.Module, images: LabelledImages, classes: int) -> str | None:
+def guessing(measured: Score, net: nn.Module, images: LabelledImages) -> str | None:
     """Why nothing can be said about a network that is no better than guessing; None if it is.
 
     Args:
         measured: Its score on the test set; the clean images are counted if that has no rows.
         net: The network.
         images: Clean images.
-        classes: How many classes there are.
     """
     right, rows = measured.counts.get("ca", (0, 0))
     if not rows:
         rows = len(images)
         right = round(accuracy(net, images) * rows)
+    with torch.no_grad():
+        classes = net(next(images.batches(1))[0]).shape[1]
     low, _ = wilson_interval(right, rows)
     if low > 1 / classes:
         return None

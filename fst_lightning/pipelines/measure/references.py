@@ -1,0 +1,122 @@
+"""Networks that are known to be clean, to compare a scanned network with."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import OmegaConf, open_dict
+from torch import nn
+
+from fst_lightning.attacks import NoAttack
+from fst_lightning.checkpoints import load_into, read_checkpoint
+from fst_lightning.configuration import conf_folder
+from fst_lightning.data import Source
+from fst_lightning.pipelines.backdoored import from_store, make_card
+from fst_lightning.pipelines.build.parts import make_network
+from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.runtime.costs import Costs
+from fst_lightning.pipelines.runtime.processes import is_first_process
+
+FIRST_SEED = 1_000_000
+"""Of the trained references, which are numbered from here: a run's own seed is rarely as large."""
+
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+
+
+def check_references(run: Run) -> None:
+    """Refuse references that cannot be had, before anything is trained.
+
+    Raises:
+        ValueError: If both kinds are asked for, or a number is none.
+        FileNotFoundError: If ``detector_reference`` names no folder of networks.
+    """
+    count = num_trained(run)
+    if count and run.cfg.get("detector_reference") is not None:
+        raise ValueError(
+            "Expected one of `detector_reference` and `detector_train_reference`, but got both."
+        )
+    reference_files(run)
+
+
+def num_trained(run: Run) -> int:
+    """How many clean networks are to be trained.
+
+    Raises:
+        ValueError: If that is no whole number of 1 or more, or null.
+    """
+    wanted = run.cfg.get("detector_train_reference")
+    if wanted is None:
+        return 0
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise ValueError(
+            "Expected `detector_train_reference` to be null or a whole number of 1 or more, but "
+            f"got {wanted!r}."
+        )
+    return wanted
+
+
+def reference_files(run: Run) -> list[Path]:
+    """The files of the networks that are known to be clean.
+
+    Raises:
+        FileNotFoundError: If the folder holds none.
+    """
+    if run.cfg.get("detector_reference") is None:
+        return []
+    folder = Path(str(run.cfg.detector_reference)).expanduser()
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"Expected `detector_reference` to be a folder of networks ({', '.join(_SUFFIXES)}) "
+            f"that are known to be clean, but found none in {folder.absolute()}."
+        )
+    return files
+
+
+def references(run: Run, net: nn.Module, source: Source) -> Iterator[tuple[str, nn.Module]]:
+    """The clean networks, one after the other, on the CPU.
+
+    Args:
+        run: Its configuration.
+        net: The scanned network, whose architecture the files of ``detector_reference`` have.
+        source: The images that ``detector_train_reference`` networks are trained on: its whole
+            training set, without an attack.
+
+    Yields:
+        What to call the network in messages, and the network.
+
+    Raises:
+        ValueError: If a file does not fit the network.
+    """
+    for path in reference_files(run):
+        reference = copy.deepcopy(net).cpu()
+        try:
+            load_into(reference, read_checkpoint(path))
+        except ValueError as error:
+            raise ValueError(f"detector_reference: {path}: {error}") from error
+        yield f"detector_reference: {path}", reference
+    count = num_trained(run)
+    for number in range(count):
+        name = f"detector_train_reference: network {number + 1} of {count}"
+        if is_first_process():
+            print(f"detect: {name}", flush=True)
+        yield name, _trained(run, source, FIRST_SEED + number)
+
+
+def _trained(run: Run, source: Source, seed: int) -> nn.Module:
+    """Train a clean network, or take it from the store: the run's own settings, but the seed."""
+    cfg = run.cfg.copy()
+    with open_dict(cfg):
+        cfg.attack = OmegaConf.load(conf_folder() / "attack" / "none.yaml")
+        cfg.seed = seed
+        cfg.resume = cfg.resume is True  # A named checkpoint is that of another network.
+        cfg.retrain = False
+    clean = dataclasses.replace(run, cfg=cfg, choices={**run.choices, "attack": "none"})
+    data, attack = source.load(), NoAttack()
+    net = make_network(clean, data.num_classes, data.image_shape)
+    card = make_card(clean, source, attack)
+    from_store(clean, net, source, attack, card, Costs())
+    return net.cpu()
