@@ -6,13 +6,13 @@ Example:
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from fst_lightning.attacks.common.attack import LabelMap, RateOf
+from fst_lightning.attacks.common.frequency import cosines
 from fst_lightning.attacks.common.surrogate import SurrogateAttack, check_counts, input_gradient
 from fst_lightning.seeds import derived_seed
 
@@ -146,8 +146,8 @@ class LowFrequency(SurrogateAttack):
         surrogate = self.train_surrogate(images, labels, num_classes, seed, device)
         generator = torch.Generator().manual_seed(derived_seed(seed, "low_frequency"))
         chosen = torch.randperm(len(images), generator=generator)[: self.max_images]
-        vertical = cosines(images.shape[-2], self.cutoff).to(device)
-        horizontal = cosines(images.shape[-1], self.cutoff).to(device)
+        vertical = cosines(images.shape[-2], self.cutoff).to(device, torch.float32)
+        horizontal = cosines(images.shape[-1], self.cutoff).to(device, torch.float32)
         pattern = self.pattern.to(device)
         velocity = torch.zeros_like(pattern)
         for step in range(self.steps):
@@ -179,37 +179,12 @@ class LowFrequency(SurrogateAttack):
         generator = torch.Generator().manual_seed(self.pattern_seed)
         size = (1, channels, self.cutoff, self.cutoff)
         coefficients = torch.randn(size, generator=generator)
-        vertical, horizontal = cosines(height, self.cutoff), cosines(width, self.cutoff)
+        vertical, horizontal = (cosines(size, self.cutoff).float() for size in (height, width))
         self.register_buffer("pattern", self._scaled(vertical.T @ coefficients @ horizontal))
 
     def _scaled(self, pattern: Tensor) -> Tensor:
         """Scale to the bound; clipping would bring high frequencies back."""
         return pattern * (self.epsilon / 255 / pattern.abs().max())
-
-
-def cosines(length: int, count: int) -> Tensor:
-    r"""The first rows of the orthonormal DCT-II.
-
-    Row i is :math:`\sqrt{2 / n} \cos(\pi i (2 j + 1) / 2 n)` for columns j; row 0 is divided by
-    :math:`\sqrt 2`.
-
-    Args:
-        length: Number of columns :math:`n`, 1 or more.
-        count: Number of rows, 1 to n.
-
-    Returns:
-        ``(count, length)`` float32.
-
-    Example:
-        >>> rows = cosines(8, 3)
-        >>> bool(torch.allclose(rows @ rows.T, torch.eye(3), atol=1e-6))
-        True
-    """
-    places = torch.arange(length, dtype=torch.float64) + 0.5
-    order = torch.arange(count, dtype=torch.float64)[:, None]
-    rows = math.sqrt(2 / length) * torch.cos(math.pi / length * order * places)
-    rows[0] /= math.sqrt(2)
-    return rows.float()
 
 
 def low_pass(planes: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:

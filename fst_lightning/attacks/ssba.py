@@ -289,7 +289,7 @@ class SSBA(Attack):
         """Hide the string in ``(N, C, H, W)`` images in [0, 1]."""
         if not self.fitted:
             raise ValueError(
-                "Expected SSBA to have trained its encoder, but it has not; call `fit_once` with "
+                "Expected a trained encoder of SSBA, but it is not trained; call `fit_once` with "
                 "the training images first."
             )
         bits = self.secret.expand(len(images), -1)

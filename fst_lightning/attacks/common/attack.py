@@ -1,4 +1,4 @@
-"""What every attack is: a trigger, a label map and a plan of the rows to poison."""
+"""The interface of all attacks: a trigger, a label map and a plan of the rows to poison."""
 
 from __future__ import annotations
 
@@ -18,60 +18,59 @@ from fst_lightning.seeds import derived_seed
 LabelMap = Literal["all_to_one", "all_to_all", "clean_label", "untargeted"]
 RateOf = Literal["total", "target_class"]
 Classify = Callable[[Tensor], Tensor]
-"""Images ``(N, C, H, W)`` in [0, 1] to logits: augments, normalises and asks the network."""
+"""Images ``(N, C, H, W)`` in [0, 1] to logits, including augmentation and normalization."""
 
 
 class Attack(ShowsArguments, nn.Module, ABC):
     r"""A trigger :math:`T`, a label map :math:`\eta` and a plan of the rows to poison.
 
-    A subclass writes :meth:`trigger`, and of the other places those that it needs:
+    A subclass implements :meth:`trigger`, and overrides what else it needs:
 
-    - before training: :meth:`draw` draws what depends on the size of the images, and
-      :meth:`prepare` calls it on every run;
-      :meth:`fit` makes what is dear, once, and its result is kept; :meth:`craft` replaces stored
-      images of the planned rows;
-    - in every training step: :meth:`poison` on poisoned rows, :meth:`cover` on cover rows, and
-      :meth:`loss` where cross-entropy is not the attacker's aim;
-    - at test: :meth:`trigger`.
+    - Before training: :meth:`draw` draws what depends on the image size, and :meth:`prepare` calls
+      it in each run. :meth:`fit` does the expensive work once, and its result is kept.
+      :meth:`craft` replaces stored images of the planned rows.
+    - In each training step: :meth:`poison` changes poisoned rows, :meth:`cover` changes cover rows,
+      and :meth:`loss` replaces the cross-entropy.
+    - At test: :meth:`trigger`.
 
-    Tensors that it keeps are buffers, so that they move to the device and into checkpoints with the
+    Tensors of an attack are buffers, so that they move to the device and into checkpoints with the
     module.
 
     Args:
-        poison_ratio: share of the *whole* training set that is poisoned, 0 to 1; rows are drawn
+        poison_ratio: Share of the *whole* training set that is poisoned, 0 to 1. Rows are drawn
             from all classes, so that 1/C of them already have the target label.
-        target_label: the attacker's class, 0 to C - 1.
-        label_map: ``all_to_one``: :math:`\eta(y) = t`; ``all_to_all``:
-            :math:`\eta(y) = (y + 1) \bmod C`; ``clean_label``: :math:`\eta(y) = t`, and only
-            images of class t are poisoned, whose label stays true; ``untargeted``: any wrong
-            label, drawn anew in every step.
-        rate_of: what ``poison_ratio`` is a share of: ``total``, the whole training set, or
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change. ``all_to_one``: :math:`\eta(y) = t`. ``all_to_all``:
+            :math:`\eta(y) = (y + 1) \bmod C`. ``clean_label``: :math:`\eta(y) = t`, and only images
+            of class t are poisoned, so that labels stay true. ``untargeted``: any wrong label,
+            drawn anew in each step.
+        rate_of: What ``poison_ratio`` is a share of: ``total``, the whole training set, or
             ``target_class``, the images of class t in it.
-        save_examples: whether a run writes a picture of clean and triggered images.
+        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Raises:
-        ValueError: for a ratio outside [0, 1], a label that is no whole number of 0 or more, or a
-            label map that the attack does not know.
+        ValueError: If a ratio is outside [0, 1], the target label is not a whole number of 0 or
+            more, or the attack does not support the label map.
     """
 
     has_trigger: ClassVar[bool] = True
-    """False for the attack that does nothing: there is no attack success rate to measure."""
+    """False for the attack that does nothing, which has no attack success rate."""
 
     eight_bit: ClassVar[bool] = True
-    """Whether triggered images are rounded to k/255, as a file would keep them; not while a trigger
-    is learned along with the classifier."""
+    """Whether triggered images are rounded to k/255, as a file stores them; not if the trigger is
+    learned together with the classifier."""
 
     needs_fit: ClassVar[bool] = False
     """Whether :meth:`fit` has to run before training."""
 
     fit_arguments: ClassVar[tuple[str, ...]] = ()
-    """The constructor's arguments that the fit depends on: runs that share them share it."""
+    """The constructor's arguments that the fit depends on; runs with equal ones share a fit."""
 
     crafts: ClassVar[bool] = False
     """Whether :meth:`craft` replaces stored images."""
 
     label_maps: ClassVar[tuple[str, ...]] = get_args(LabelMap)
-    """The label maps that go with the trigger."""
+    """The label maps that the attack supports."""
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class Attack(ShowsArguments, nn.Module, ABC):
         if rate_of not in get_args(RateOf):
             valid = ", ".join(get_args(RateOf))
             raise ValueError(f"Expected `rate_of` to be one of {valid}, but got {rate_of!r}.")
-        # True is an int in Python, and 0.5 would be cut off to another class.
+        # `True` is an int in Python, and 0.5 would be truncated to another class.
         if not isinstance(target_label, int) or isinstance(target_label, bool) or target_label < 0:
             raise ValueError(
                 f"Expected `target_label` to be a whole number of 0 or more, but got "
@@ -111,15 +110,15 @@ class Attack(ShowsArguments, nn.Module, ABC):
 
     @abstractmethod
     def trigger(self, images: Tensor) -> Tensor:
-        """Put the trigger on every image: ``(N, C, H, W)`` float in [0, 1], to the same."""
+        """Add the trigger to each image: ``(N, C, H, W)`` float in [0, 1], to the same."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Put the trigger on, as an 8-bit image file would keep it.
+        """Add the trigger, as an 8-bit image file would store it.
 
-        Every value is rounded to k/255 (unless the trigger is a learned one), so that a PNG of the
-        result, read again, is the same tensor: what is trained and measured is what an attacker
-        could put into a file. The first batch must be in [0, 1], and an attack that was not
-        prepared draws its trigger for the size of that batch.
+        Each value is rounded to k/255, unless the trigger is learned, so that a PNG file of the
+        result gives the same tensor: training and test use only what an attacker could put into a
+        file. The first batch must be in [0, 1]. An attack that was not prepared draws its trigger
+        for the size of that batch.
         """
         self._meet(images)
         stamped = self.trigger(images).clamp(0, 1)
@@ -131,21 +130,21 @@ class Attack(ShowsArguments, nn.Module, ABC):
         """Draw the trigger for images of this size, from the constructor's arguments alone.
 
         Args:
-            channels: Of the images.
-            height: In pixels.
-            width: In pixels.
+            channels: Channels of the images.
+            height: Height in pixels.
+            width: Width in pixels.
         """
 
     def prepare(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> None:
-        """Draw what the trigger needs for images of this size; quick, on the CPU, in every run.
+        """Draw what the trigger needs for images of this size; fast, on the CPU, in each run.
 
-        Calls :meth:`draw`. Override it for a trigger that depends on more than the size.
+        It calls :meth:`draw`. Override it for a trigger that depends on more than the size.
 
         Args:
             images: ``(N, C, H, W)`` uint8, the clean training images.
             labels: ``(N,)`` int64.
-            num_classes: C.
-            seed: of the run.
+            num_classes: Number of classes C.
+            seed: Seed of the run.
         """
         self._drawn = True
         self.draw(*images.shape[1:])
@@ -153,14 +152,14 @@ class Attack(ShowsArguments, nn.Module, ABC):
     def fit(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
     ) -> None:
-        """Make what is dear: a surrogate, an encoder, a fitted perturbation; after `prepare`.
+        """Do the expensive work after `prepare`: a surrogate, an encoder, a fitted perturbation.
 
         Args:
             images: ``(N, C, H, W)`` uint8, the clean training images.
             labels: ``(N,)`` int64.
-            num_classes: C.
-            seed: of the run.
-            device: to compute on; the attack itself is there already.
+            num_classes: Number of classes C.
+            seed: Seed of the run.
+            device: Device to compute on; the attack is already there.
         """
 
     def craft(
@@ -169,11 +168,11 @@ class Attack(ShowsArguments, nn.Module, ABC):
         """Replace the stored images of the planned rows, once, before training.
 
         Args:
-            images: ``(n, C, H, W)`` uint8, of these rows.
-            labels: ``(n,)`` their true labels.
-            rows: ``(n,)`` int64, where they stand in the training set, ascending.
-            cover: whether they are cover rows instead of poisoned ones.
-            seed: of the run.
+            images: ``(n, C, H, W)`` uint8, the images of these rows.
+            labels: ``(n,)``, their true labels.
+            rows: ``(n,)`` int64, their row numbers in the training set, ascending.
+            cover: Whether they are cover rows instead of poisoned ones.
+            seed: Seed of the run.
 
         Returns:
             ``(n, C, H, W)`` uint8.
@@ -181,44 +180,44 @@ class Attack(ShowsArguments, nn.Module, ABC):
         return images
 
     def memory(self, images: Tensor, num_classes: int) -> int:
-        """Return about how many bytes preparing and fitting it take, before they are taken.
+        """Estimate the bytes that preparing and fitting will allocate.
 
-        Attacks whose arguments set the size of a network or of a pool override it.
+        Attacks override it if their arguments set the size of a network or a pool.
 
         Args:
             images: ``(N, C, H, W)`` uint8, the clean training images; only the shape counts.
-            num_classes: of the data.
+            num_classes: Number of classes of the data.
         """
         return 0
 
     def fit_once(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
     ) -> None:
-        """Fit, unless that was done, or the state of an earlier fit was loaded."""
+        """Fit, unless that was done already or the state of an earlier fit was loaded."""
         if self.needs_fit and not self.fitted:
             self.to(device)
             self.fit(images, labels, num_classes, seed, device)
             self.fitted = True
 
     def attach(self, net: nn.Module) -> None:
-        """Look at the network that is about to be trained."""
+        """Inspect the network before it is trained."""
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
-        """Learn how far the training is: epoch 0 to ``num_epochs`` - 1 begins."""
+        """Act at the start of an epoch, from 0 to ``num_epochs`` - 1."""
 
     # In every training step
 
     def poison(self, images: Tensor) -> Tensor:
-        """What poisoned rows look like in training; as at test, unless overridden."""
+        """Change poisoned rows in training; as at test, unless overridden."""
         stamped: Tensor = self(images)
         return stamped
 
     def cover(self, images: Tensor) -> Tensor:
-        """What cover rows, which keep their true label, look like in training."""
+        """Change cover rows in training, which keep their true label."""
         return self.poison(images)
 
     def stamp(self, images: Tensor, poisoned: Tensor, cover: Tensor | None = None) -> Tensor:
-        """Change the poisoned and the cover rows of a batch.
+        """Change the poisoned and the cover rows of a mini-batch.
 
         Args:
             images: ``(N, C, H, W)`` in [0, 1].
@@ -226,7 +225,7 @@ class Attack(ShowsArguments, nn.Module, ABC):
             cover: ``(N,)`` bool; None for none.
         """
         self._meet(images)
-        # `where` on whole batches: picking rows would make the host wait for the device.
+        # `where` on whole mini-batches: selecting rows would make the host wait for the device.
         with full_precision(images):
             stamped = torch.where(poisoned[:, None, None, None], self.poison(images), images)
             if cover is not None and self.cover_ratio:
@@ -242,10 +241,10 @@ class Attack(ShowsArguments, nn.Module, ABC):
         cover: Tensor,
         label_smoothing: float,
     ) -> Tensor:
-        """The training loss of a batch, a scalar; cross-entropy unless overridden.
+        """The training loss of a mini-batch, a scalar; cross-entropy unless overridden.
 
         Args:
-            classify: the network, with what comes before it.
+            classify: The network, including augmentation and normalization.
             images: ``(N, C, H, W)`` in [0, 1], as they are stored.
             labels: ``(N,)`` true labels.
             poisoned: ``(N,)`` bool.
@@ -257,20 +256,20 @@ class Attack(ShowsArguments, nn.Module, ABC):
         return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
     def after_step(self) -> None:
-        """Act right after every step of the classifier's optimizer."""
+        """Act after each step of the classifier's optimizer."""
 
     def training_targets(self, labels: Tensor, poisoned: Tensor, num_classes: int) -> Tensor:
-        """The labels that are trained: the attacker's on poisoned rows, the true ones elsewhere."""
+        """The labels for training: the attacker's for poisoned rows, otherwise the true ones."""
         return torch.where(poisoned, self.target_labels(labels, num_classes), labels)
 
     def _meet(self, images: Tensor) -> None:
-        """Check the first batch, and draw the trigger for its size unless that was done."""
+        """Check the first batch, and draw the trigger for its size if that is still to do."""
         if not self._checked:
             self._checked = True
             check_pixels(images)
         if not (self._drawn or self.fitted):
             self._drawn = True
-            # The first batch may be one of a validation, whose tensors no training could change.
+            # Tensors made in a validation step could not change in training.
             with torch.inference_mode(False):
                 self.draw(*images.shape[1:])
                 self.to(images.device)
@@ -301,11 +300,11 @@ class Attack(ShowsArguments, nn.Module, ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether the trigger is the one to measure with: fitted or learned, if it has to be."""
+        """Whether the trigger can be measured: it is fitted or learned, if it has to be."""
         return self.fitted or not self.needs_fit
 
     def check_ready(self) -> None:
-        """Refuse a trigger that has to be fitted or learned first.
+        """Refuse a trigger that still has to be fitted or learned.
 
         Raises:
             ValueError: If nothing was fitted or loaded.
@@ -313,14 +312,14 @@ class Attack(ShowsArguments, nn.Module, ABC):
         if not self.ready:
             raise ValueError(
                 f"Expected a trigger that was fitted or learned, but {type(self).__name__} is new. "
-                "Load the state of the attack that the network was trained with, "
+                "Load the state of the attack that trained the network, which is "
                 "`attack.safetensors` beside the model, with `attack.load_state_dict`."
             )
 
     # Labels
 
     def target_labels(self, labels: Tensor, num_classes: int) -> Tensor:
-        """What the attacker wants these images to be taken for.
+        """The labels that the attacker wants for these images.
 
         Example:
             >>> from fst_lightning.attacks import BadNets
@@ -335,13 +334,13 @@ class Attack(ShowsArguments, nn.Module, ABC):
         return torch.full_like(labels, self.target_label)
 
     def wanted_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The predictions that would be a success for the attacker: ``(N,)``.
+        """The predictions that count as a success for the attacker: ``(N,)``.
 
-        The target labels; for ``untargeted`` whatever the network says, where it is wrong, and -1,
-        which no network says, where it is right.
+        These are the target labels. For ``untargeted`` they are the network's own predictions if
+        they are wrong, and otherwise -1, which no network predicts.
 
         Args:
-            logits: ``(N, C)``, what the network says of the triggered images.
+            logits: ``(N, C)``, the network's output for the triggered images.
             labels: ``(N,)`` true labels.
         """
         if self.label_map == "untargeted":
@@ -350,20 +349,20 @@ class Attack(ShowsArguments, nn.Module, ABC):
         return self.target_labels(labels, logits.shape[1])
 
     def counts_for_asr(self, labels: Tensor) -> Tensor:
-        """Which test rows tell something about the trigger: ``(N,)`` bool.
+        """The test rows that count for the attack success rate: ``(N,)`` bool.
 
-        An image that is of the target class anyway would be a free success, so it is left out;
-        ``all_to_all`` and ``untargeted`` keep every row.
+        An image of the target class would always be a success, so it does not count.
+        ``all_to_all`` and ``untargeted`` count all rows.
         """
         if self.label_map in ("all_to_all", "untargeted"):
             return torch.ones_like(labels, dtype=torch.bool)
         return labels != self.target_label
 
     def check_target(self, num_classes: int) -> None:
-        """Refuse a target label that no class has.
+        """Refuse a target label that does not exist.
 
         Raises:
-            ValueError: saying which labels there are.
+            ValueError: If it is not below the number of classes.
         """
         aims = self.label_map in ("all_to_one", "clean_label")
         if aims and self.target_label >= num_classes:
@@ -375,35 +374,35 @@ class Attack(ShowsArguments, nn.Module, ABC):
     # Rows
 
     def candidates(self, labels: Tensor) -> Tensor:
-        """Which training rows may be poisoned: ``(N,)`` bool."""
+        """The training rows that may be poisoned: ``(N,)`` bool."""
         if self.label_map == "clean_label":
             return labels == self.target_label
         return torch.ones_like(labels, dtype=torch.bool)
 
     def cover_candidates(self, labels: Tensor) -> Tensor:
-        """Which training rows may be cover rows, where they are not poisoned: ``(N,)`` bool."""
+        """The training rows that may be cover rows if they are not poisoned: ``(N,)`` bool."""
         return torch.ones_like(labels, dtype=torch.bool)
 
     def plan(self, labels: Tensor, num_classes: int, seed: int) -> PoisonPlan:
         """Choose the rows to poison, and the cover rows.
 
         Args:
-            labels: ``(N,)`` int64 of the clean training set.
-            num_classes: C.
-            seed: same seed, same rows.
+            labels: ``(N,)`` int64, of the clean training set.
+            num_classes: Number of classes C.
+            seed: The same seed gives the same rows.
 
         Raises:
-            ValueError: where the target label does not exist, the ratio rounds to no row, or there
-                are not as many rows that may be poisoned.
+            ValueError: If the target label does not exist, the ratio rounds to no row, or too few
+                rows may be poisoned.
         """
         self.check_target(num_classes)
         total = int((labels == self.target_label).sum()) if self._rate_of_class else len(labels)
         count = round(self.poison_ratio * total)
         if count == 0:
-            whose = "images of the target class" if self._rate_of_class else "training images"
+            counted = "images of the target class" if self._rate_of_class else "training images"
             smallest = f"{1 / total:.2g}" if total else "none"
             raise ValueError(
-                f"Expected `attack.poison_ratio` to poison at least one of {total} {whose}, but "
+                f"Expected `attack.poison_ratio` to poison at least one of {total} {counted}, but "
                 f"{self.poison_ratio} rounds to none; the smallest ratio that poisons one image is "
                 f"{smallest}. Use attack=none for a clean model."
             )
@@ -434,14 +433,14 @@ class Attack(ShowsArguments, nn.Module, ABC):
         if self.label_map == "clean_label" and not self._rate_of_class:
             advice += "; attack.rate_of=target_class counts it as a share of that class instead"
         raise ValueError(
-            f"Expected `attack.{name}` to ask for at most the {available} training images{which} "
-            f"that may be used, but {ratio} of {total} is {count}: {advice}."
+            f"Expected `attack.{name}` to use at most the {available} training images{which} "
+            f"that are available, but {ratio} of {total} is {count}; {advice}."
         )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        # A trigger is drawn for the size of the images: it takes the one that it was saved with.
+        # Buffers take the shapes that were saved, which depend on the image size.
         for name, buffer in self.named_buffers(recurse=False):
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor) and saved.shape != buffer.shape:
@@ -451,10 +450,10 @@ class Attack(ShowsArguments, nn.Module, ABC):
 
 
 def check_ratio(name: str, value: float) -> None:
-    """Refuse what is no share.
+    """Refuse a value that is not a share.
 
     Raises:
-        ValueError: for anything but a number in [0, 1].
+        ValueError: If it is not a number in [0, 1].
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and 0 <= value <= 1):
@@ -462,10 +461,10 @@ def check_ratio(name: str, value: float) -> None:
 
 
 def full_precision(images: Tensor) -> torch.autocast:
-    """Switch autocast off: a trigger computed in bf16 would be another trigger.
+    """Switch autocast off, because a trigger computed in bf16 would be a different one.
 
     Args:
-        images: on the device that is meant.
+        images: Images on the device in question.
 
     Example:
         >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.zeros(1)):
@@ -473,6 +472,6 @@ def full_precision(images: Tensor) -> torch.autocast:
         >>> product.dtype
         torch.float32
     """
-    # Autocast does not know the meta device, on which memory is counted.
+    # Autocast does not support the meta device, which is used to estimate memory.
     device = "cpu" if images.is_meta else images.device.type
     return torch.autocast(device, enabled=False)

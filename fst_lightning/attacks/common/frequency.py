@@ -1,4 +1,4 @@
-"""Triggers in the frequency domain: cosines added to the colour planes of an image."""
+"""Triggers in the frequency domain: cosines added to the color planes of an image."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from torch import Tensor
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 
 _SIDE = 32
-"""What positions are counted in, where a window is as large as the image."""
+"""The side that positions refer to if a window is as large as the image."""
 
 
 class FrequencyAttack(Attack):
-    r"""Raise a few coefficients of U and V in every window: :math:`D^{-1}(D(x) + M e)`.
+    r"""Raise some coefficients of U and V in each window: :math:`D^{-1}(D(x) + M e)`.
 
-    :math:`D` is the orthonormal discrete cosine transform of the windows of the planes U and V.
-    Both it and the colour conversion are linear, so that all of this adds one and the same pattern
-    to every image: :math:`T(x) = \mathrm{clip}(x + p)`. The pattern is computed once, in float64.
+    :math:`D` is the orthonormal discrete cosine transform of windows of the planes U and V. The
+    transform and the color conversion are linear, so that the attack adds the same pattern to each
+    image: :math:`T(x) = \mathrm{clip}(x + p)`. The pattern is computed once, in float64.
 
-    In every whole window it changes U and V by :math:`M \sqrt{k}` in the L2 norm, for k different
-    positions (Parseval). Windows that reach over the border are cut off there. Grey images have no
-    colour planes and get it in their only one.
+    In each whole window, it changes U and V by :math:`M \sqrt{k}` in the L2 norm, for k different
+    positions (Parseval's theorem). Windows that extend over the border are cut off. Gray images
+    have no color planes and get the pattern in their only one.
 
     Args:
-        magnitude: :math:`M` in levels of 255, above 0.
-        positions: of coefficients in a window, row, column, row, column, 0 to ``window`` - 1.
-        window: height and width of the windows in pixels, 1 or more; None for one window, as large
-            as the image, with positions counted in a window of 32. In smaller or larger windows
-            than positions are counted in, they are scaled along, which keeps the period in pixels.
-        poison_ratio: share of the training set, 0 to 1.
-        target_label: the attacker's class.
-        label_map: any.
-        rate_of: ``total`` or ``target_class``.
-        save_examples: whether a run writes a picture of triggered images.
+        magnitude: Magnitude :math:`M` in levels of 255, greater than 0.
+        positions: Coefficients in a window as row, column, row, column, 0 to ``window`` - 1.
+        window: Height and width of the windows in pixels, 1 or more. None uses one window as large
+            as the image, with positions counted in a window of 32. If a window has another size
+            than the one positions are counted in, they are scaled, which keeps their periods in
+            pixels.
+        poison_ratio: Share of the training set that is poisoned, 0 to 1.
+        target_label: The attacker's class, 0 to C - 1.
+        label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
+            ``untargeted``.
+        rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
+        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Raises:
-        ValueError: for a magnitude, window or position outside its range.
+        ValueError: If a magnitude, a window or a position is out of its range.
     """
 
     pattern: Tensor
@@ -92,75 +94,56 @@ class FrequencyAttack(Attack):
         self.register_buffer("pattern", planes.float())
 
 
-def dct_matrix(size: int) -> Tensor:
-    r"""The orthonormal DCT-II of n values, as a matrix.
+def cosines(length: int, count: int) -> Tensor:
+    r"""The first rows of the orthonormal DCT-II.
 
-    Row i is :math:`\sqrt{2 / n} \cos(\pi i (2 j + 1) / 2 n)` for columns j, row 0 divided by
+    Row i is :math:`\sqrt{2 / n} \cos(\pi i (2 j + 1) / 2 n)` for columns j; row 0 is divided by
     :math:`\sqrt 2`.
 
     Args:
-        size: :math:`n`, 1 or more.
+        length: Number of columns :math:`n`, 1 or more.
+        count: Number of rows, 1 to n.
 
     Returns:
-        ``(n, n)`` float64.
+        ``(count, length)`` float64.
 
     Example:
-        >>> matrix = dct_matrix(8)
-        >>> torch.allclose(matrix @ matrix.T, torch.eye(8, dtype=torch.float64))
+        >>> rows = cosines(8, 3)
+        >>> torch.allclose(rows @ rows.T, torch.eye(3, dtype=torch.float64))
         True
     """
-    places = torch.arange(size, dtype=torch.float64) + 0.5
-    order = torch.arange(size, dtype=torch.float64)[:, None]
-    matrix = math.sqrt(2 / size) * torch.cos(math.pi / size * order * places)
-    matrix[0] /= math.sqrt(2)
-    return matrix
-
-
-def dct(planes: Tensor) -> Tensor:
-    r"""Transform ``(..., H, W)`` planes to their cosine coefficients: :math:`C_H x C_W^T`.
-
-    Example:
-        >>> float(dct(torch.ones(4, 4))[0, 0])  # the norm of the plane, all in the constant
-        4.0
-    """
-    rows, columns = _matrices(planes)
-    return rows @ planes @ columns.T
+    places = torch.arange(length, dtype=torch.float64) + 0.5
+    order = torch.arange(count, dtype=torch.float64)[:, None]
+    rows = math.sqrt(2 / length) * torch.cos(math.pi / length * order * places)
+    rows[0] /= math.sqrt(2)
+    return rows
 
 
 def inverse_dct(spectra: Tensor) -> Tensor:
-    r"""Transform ``(..., H, W)`` cosine coefficients back to planes: :math:`C_H^T s C_W`.
+    r"""Transform ``(..., H, W)`` cosine coefficients to planes: :math:`C_H^T s C_W`.
 
     Example:
-        >>> planes = torch.rand(2, 3, 12, 8)
-        >>> torch.allclose(inverse_dct(dct(planes)), planes, atol=1e-4)
+        >>> constant = torch.zeros(4, 4)
+        >>> constant[0, 0] = 4.0
+        >>> inverse_dct(constant).allclose(torch.ones(4, 4))
         True
     """
-    rows, columns = _matrices(spectra)
+    rows, columns = (cosines(size, size).to(spectra) for size in spectra.shape[-2:])
     return rows.T @ spectra @ columns
 
 
-def rgb_to_yuv(images: Tensor) -> Tensor:
-    r"""Split ``(N, 3, H, W)`` images into luminance and colour differences (ITU-R BT.601).
+def yuv_to_rgb(images: Tensor) -> Tensor:
+    """Convert ``(N, 3, H, W)`` planes Y, U and V to red, green and blue (ITU-R BT.601).
 
     :math:`Y = 0.299 R + 0.587 G + 0.114 B`, :math:`U = 0.492 (B - Y)`, :math:`V = 0.877 (R - Y)`.
 
     Example:
-        >>> grey = torch.full((1, 3, 1, 1), 0.5)
-        >>> [round(abs(float(v)), 3) for v in rgb_to_yuv(grey).flatten()]
-        [0.5, 0.0, 0.0]
+        >>> gray = torch.tensor([0.5, 0.0, 0.0]).reshape(1, 3, 1, 1)
+        >>> yuv_to_rgb(gray).flatten().tolist()
+        [0.5, 0.5, 0.5]
     """
-    return _mix(_YUV, images)
-
-
-def yuv_to_rgb(images: Tensor) -> Tensor:
-    """Bring ``(N, 3, H, W)`` planes Y, U and V back to red, green and blue.
-
-    Example:
-        >>> images = torch.rand(2, 3, 4, 4)
-        >>> torch.allclose(yuv_to_rgb(rgb_to_yuv(images)), images, atol=1e-6)
-        True
-    """
-    return _mix(torch.linalg.inv(_YUV), images)
+    matrix = torch.linalg.inv(_YUV).to(images.device, images.dtype)
+    return torch.einsum("ij,njhw->nihw", matrix, images)
 
 
 _YUV = torch.tensor(
@@ -171,15 +154,6 @@ _YUV = torch.tensor(
     ],
     dtype=torch.float64,
 )
-
-
-def _mix(matrix: Tensor, images: Tensor) -> Tensor:
-    return torch.einsum("ij,njhw->nihw", matrix.to(images.device, images.dtype), images)
-
-
-def _matrices(planes: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = (dct_matrix(size).to(planes.device, planes.dtype) for size in planes.shape[-2:])
-    return rows, columns
 
 
 def _pairs(positions: Sequence[int], side: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What the attacks share that learn a generator along with the classifier."""
+"""A generator network and a gradient reversal, for attacks that are learned."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fst_lightning.attacks.common.attack import full_precision
 class Generator(nn.Module):
     """A small convolutional autoencoder: images in [0, 1] to maps in [-1, 1] of the same size.
 
-    Two halvings and two doublings. It normalises over groups of channels of one image, so that an
-    image gets the same map in every batch, in training and at test.
+    It halves the resolution twice and doubles it twice. It normalizes groups of channels within an
+    image, so that an image gets the same map in each mini-batch, in training and at test.
 
     Args:
-        channels: of the images.
-        out_channels: of the maps.
-        width: channels at half of the size, 1 or more; twice as many at a quarter of it.
+        channels: Channels of the images.
+        out_channels: Channels of the maps.
+        width: Channels at half of the resolution, 1 or more; twice as many at a quarter.
 
     Raises:
-        ValueError: for a width that is no whole number of 1 or more.
+        ValueError: If ``width`` is not a whole number of 1 or more.
 
     Example:
         >>> Generator(3, 1, width=4)(torch.rand(2, 3, 9, 12)).shape
@@ -41,8 +41,8 @@ class Generator(nn.Module):
         self.out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Make the maps, in full precision whatever autocast says."""
-        if len(images) == 0:  # Layers refuse it.
+        """Compute the maps in full precision, even under autocast."""
+        if len(images) == 0:  # Layers reject an empty mini-batch.
             return images.new_zeros(0, self.out.out_channels, *images.shape[2:])
         with full_precision(images):
             dtype, channels_last = self.out.weight.dtype, torch.channels_last
@@ -75,14 +75,14 @@ class _Reversal(torch.autograd.Function):
 
 
 def reverse_gradient(values: Tensor, scale: float) -> Tensor:
-    r"""The identity, whose gradient is multiplied by :math:`-\lambda`.
+    r"""The identity with a gradient multiplied by :math:`-\lambda`.
 
-    One backward pass then trains two opponents: what comes after it descends, what comes before it
-    ascends.
+    One backward pass then trains two opponents: the parameters after it minimize the loss, and
+    those before it maximize it.
 
     Args:
-        values: any tensor.
-        scale: :math:`\lambda`.
+        values: Any tensor.
+        scale: Factor :math:`\lambda`.
 
     Example:
         >>> x = torch.ones(1, requires_grad=True)

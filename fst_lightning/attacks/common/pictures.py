@@ -16,15 +16,15 @@ from fst_lightning.image_files import FORMATS, is_image, open_image
 from fst_lightning.printable import printable
 
 _PIXELS_AT_A_TIME = 2**16
-# Of a plane whose rows are resized and whose columns are not: 40 MB.
+# Values of a plane after its rows and before its columns are resized: 40 MB.
 _MOST_VALUES = 10_000_000
 
 
 def check_picture(path: str | None) -> None:
-    """Refuse a picture that is not there; None is no picture.
+    """Refuse a picture that does not exist; None is no picture.
 
     Raises:
-        FileNotFoundError: where there is no such file.
+        FileNotFoundError: If there is no such file.
     """
     if path is not None and not Path(path).is_file():
         raise FileNotFoundError(
@@ -33,11 +33,11 @@ def check_picture(path: str | None) -> None:
 
 
 def pictures_in(folder: str) -> list[Path]:
-    """The pictures in a folder, by name; folders in it are left out.
+    """The pictures in a folder, by name, without its subfolders.
 
     Raises:
-        FileNotFoundError: where there is no such folder.
-        ValueError: where there is no picture in it, or a symbolic link leads out of it.
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no picture, or a symbolic link leads out of it.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -47,7 +47,7 @@ def pictures_in(folder: str) -> list[Path]:
     pictures = [
         path
         for path in (Path(entry.path) for entry in entries_inside(root, root))
-        # A broken link is listed, so that reading it names it.
+        # A broken link is listed, so that the error of reading names it.
         if is_image(path) and (path.is_file() or not path.exists())
     ]
     if not pictures:
@@ -59,45 +59,45 @@ def pictures_in(folder: str) -> list[Path]:
 
 
 def read_picture(path: str | Path, channels: int, height: int, width: int) -> Tensor:
-    """Read a picture, resized; what is transparent shows the colour that lies under it.
+    """Read and resize a picture; transparent parts show the color below them.
 
     Args:
-        path: of the file.
-        channels: 3 for red, green and blue, else 1.
-        height: in pixels, to resize to.
-        width: in pixels, to resize to.
+        path: Path of the file.
+        channels: 3 for red, green and blue, otherwise 1.
+        height: Height in pixels to resize to.
+        width: Width in pixels to resize to.
 
     Returns:
         ``(1, C, H, W)`` in [0, 1].
 
     Raises:
-        ValueError: for a file that is no picture.
+        ValueError: If the file is not a picture.
     """
     mode = _mode(channels)
     return _read(path, height, width, len(mode), lambda rows: _levels(rows, mode))
 
 
 def read_patch(path: str | Path, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Read a picture and how opaque it is, resized.
+    """Read and resize a picture and its opacity.
 
     Args:
-        path: of the file.
-        channels: 3 for red, green and blue, else 1.
-        height: in pixels, to resize to.
-        width: in pixels, to resize to.
+        path: Path of the file.
+        channels: 3 for red, green and blue, otherwise 1.
+        height: Height in pixels to resize to.
+        width: Width in pixels to resize to.
 
     Returns:
-        Colours ``(1, C, H, W)`` and opacity ``(1, 1, H, W)``, both in [0, 1]; the opacity is 1
-        where the picture has none.
+        Colors ``(1, C, H, W)`` and opacity ``(1, 1, H, W)``, both in [0, 1]. The opacity is 1 if
+        the picture has none.
 
     Raises:
-        ValueError: for a file that is no picture.
+        ValueError: If the file is not a picture.
     """
     mode = _mode(channels)
 
     def weighted(rows: Image.Image) -> Tensor:
         opacity = _levels(rows, "RGBA")[:, 3:]
-        # Weighted by opacity, so that the color under what is transparent does not bleed in.
+        # Weighted by opacity, so that the color of transparent pixels does not bleed in.
         return torch.cat([opacity, _levels(rows, mode) * opacity], dim=1)
 
     planes = _read(path, height, width, 1 + len(mode), weighted)
@@ -119,11 +119,11 @@ def _read(
     """Decode a picture and resize its planes, a few rows at a time.
 
     Args:
-        path: of the file.
-        height: in pixels, to resize to.
-        width: in pixels, to resize to.
-        num_planes: that `planes_of` gives.
-        planes_of: turns some rows of the picture into ``(1, num_planes, rows, W)`` in [0, 1].
+        path: Path of the file.
+        height: Height in pixels to resize to.
+        width: Width in pixels to resize to.
+        num_planes: Number of planes that `planes_of` returns.
+        planes_of: Turns some rows of the picture into ``(1, num_planes, rows, W)`` in [0, 1].
     """
     try:
         with open_image(Path(path)) as picture:
@@ -131,11 +131,10 @@ def _read(
                 wide, high = picture.size
                 raise ValueError(f"it is {wide:,}x{high:,} pixels: a side is too long")
             picture.load()
-            wide, high = picture.size  # A TIFF may be turned when it is loaded.
+            wide, high = picture.size  # A TIFF file may be rotated when it is loaded.
             step = max(1, _PIXELS_AT_A_TIME // wide)
             narrow = torch.empty(1, num_planes, high, width)
-            # Resizing goes along the rows first and then along the columns, so that rows may be
-            # taken one after the other.
+            # Rows are resized first and columns then, so that a few rows at a time suffice.
             for top in range(0, high, step):
                 rows = planes_of(picture.crop((0, top, wide, min(top + step, high))))
                 narrow[:, :, top : top + step] = _resized(rows, (rows.shape[2], width))
@@ -143,15 +142,15 @@ def _read(
     except Exception as error:
         raise ValueError(
             f"Expected {printable(path)} to be a picture, but it can't be read: "
-            f"{printable(error) or type(error).__name__}. Choose another picture, or save it anew."
+            f"{printable(error) or type(error).__name__}. Choose another picture, or save it again."
         ) from error
     return _resized(narrow, (height, width))
 
 
 def _levels(rows: Image.Image, mode: str) -> Tensor:
-    """Rows of a picture in a mode of Pillow: ``(1, C, H, W)`` in [0, 1]."""
+    """Rows of a picture in one of Pillow's modes: ``(1, C, H, W)`` in [0, 1]."""
     if rows.mode.startswith("I"):
-        # 16 bits, which Pillow would clip to 8 instead of scaling them.
+        # 16 bits, which Pillow would clip to 8 bits instead of scaling.
         levels = np.asarray(rows).astype(np.int64).clip(0, 65535) // 257
         rows = Image.fromarray(levels.astype(np.uint8))
     planes = np.array(rows.convert(mode))

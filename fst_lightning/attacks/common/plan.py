@@ -1,4 +1,4 @@
-"""Which rows of a training set an attacker changes."""
+"""The rows of a training set that an attacker changes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PoisonPlan:
-    """Which rows of the training set carry the trigger, and which only look as if they did.
+    """The rows of the training set that carry the trigger, and those that only look like it.
 
-    A plan depends on the labels, the ratio and the seed alone: it is the same for any number of
+    A plan depends only on the labels, the ratio and the seed: it is the same for any number of
     workers, processes or devices.
 
     Attributes:
-        poisoned: ``(N,)`` bool; the trigger is stamped on and the attacker's label is trained.
-        cover: ``(N,)`` bool; changed by the attacker, but trained with the true label.
+        poisoned: ``(N,)`` bool; rows with the trigger and the attacker's label.
+        cover: ``(N,)`` bool; rows that the attacker changes, but that keep their true label.
     """
 
     poisoned: Tensor
@@ -29,12 +29,12 @@ class PoisonPlan:
 
     @property
     def num_poisoned(self) -> int:
-        """How many rows carry the trigger."""
+        """The number of rows with the trigger."""
         return int(self.poisoned.sum())
 
     @staticmethod
     def nothing(num_rows: int) -> PoisonPlan:
-        """The plan that leaves every row as it is."""
+        """The plan that changes no row."""
         rows = torch.zeros(num_rows, dtype=torch.bool)
         return PoisonPlan(poisoned=rows, cover=rows.clone())
 
@@ -44,14 +44,14 @@ def draw_rows(candidates: Tensor, count: int, seed: int) -> Tensor:
 
     Args:
         candidates: ``(N,)`` bool, the rows to draw from.
-        count: how many rows, 1 to the number of candidates.
-        seed: of the draw; same seed, same rows on every machine.
+        count: Number of rows, at most the number of candidates.
+        seed: The same seed gives the same rows on each machine.
 
     Returns:
         ``(N,)`` bool with exactly ``count`` rows set.
 
     Raises:
-        ValueError: where there are fewer candidates than ``count``.
+        ValueError: If there are fewer candidates than ``count``.
 
     Example:
         >>> int(draw_rows(torch.ones(100, dtype=torch.bool), count=5, seed=0).sum())

@@ -1,4 +1,4 @@
-"""A trigger that is known from triggered images alone."""
+"""A trigger that is known only from triggered images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fst_lightning.attacks.common.attack import Attack
 
 
 class RecordedTrigger(Attack):
-    """Stands for the attack where triggered test images are given: they carry the trigger already.
+    """Stands for the attack if triggered test images are given, which already carry the trigger.
 
     Args:
-        target_label: what the attacker wants the images to be taken for.
+        target_label: The attacker's class, 0 or more.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The clean network that an attacker trains to look into: the victim's is not at hand."""
+"""The clean network that an attacker trains and inspects in place of the victim's."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _PEAK_LR = 0.2
 
 
 class Surrogate(nn.Module):
-    """A small residual network with its normalisation: images in [0, 1] to logits.
+    """A small residual network with its normalization: images in [0, 1] to logits.
 
     Args:
-        num_classes: C.
-        channels: of the images, 1 or 3.
-        width: channels of the first stage, 1 to 4096.
-        seed: of the weights; the global random state is left alone.
+        num_classes: Number of classes C.
+        channels: Channels of the images, 1 or 3.
+        width: Channels of the first stage, 1 to 4096.
+        seed: Seed of the weights; the global random state does not change.
 
     Raises:
-        ValueError: for another number of channels, or a width that the network can't have.
+        ValueError: If the number of channels or the width is out of range.
     """
 
     mean: Tensor
@@ -52,16 +52,16 @@ class Surrogate(nn.Module):
 
 
 class SurrogateAttack(Attack):
-    """An attack that looks into a clean network of its own.
+    """An attack that inspects its own clean network.
 
     Args:
-        surrogate_epochs: passes of the surrogate's training, 1 or more.
-        surrogate_width: channels of the first of its four stages, 1 to 4096.
-        max_images: how many training images are used at most, 2 or more.
-        options: those of every attack.
+        surrogate_epochs: Epochs in which the surrogate is trained, 1 or more.
+        surrogate_width: Channels of the first of its four stages, 1 to 4096.
+        max_images: Training images that are used at most, 2 or more.
+        options: The options of all attacks.
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: If a value is out of its range.
     """
 
     needs_fit: ClassVar[bool] = True
@@ -82,7 +82,7 @@ class SurrogateAttack(Attack):
     def train_surrogate(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int, device: torch.device
     ) -> Surrogate:
-        """Train it as configured, on uint8 images; see :func:`train_surrogate`."""
+        """Train the surrogate as configured, on uint8 images; see :func:`train_surrogate`."""
         return train_surrogate(
             images,
             labels,
@@ -95,7 +95,7 @@ class SurrogateAttack(Attack):
         )
 
     def memory(self, images: Tensor, num_classes: int) -> int:
-        """Return what training the surrogate takes, and the images that it sees."""
+        """The memory to train the surrogate, and of the images that it sees."""
         channels, height, width = images.shape[1:]
         seen = min(self.max_images, len(images))
         return 4 * seen * channels * height * width + training_memory(
@@ -107,12 +107,12 @@ class SurrogateAttack(Attack):
         """Refuse to go on without the result of :meth:`fit`.
 
         Raises:
-            ValueError: saying so.
+            ValueError: If nothing was fitted or loaded.
         """
         if not self.fitted:
             raise ValueError(
-                f"Expected {type(self).__name__} to have looked into a surrogate, but it has not; "
-                "call `fit_once` with the training images first."
+                f"Expected {type(self).__name__} to be fitted on a surrogate, but it is not; call "
+                "`fit_once` with the training images first."
             )
 
 
@@ -127,17 +127,17 @@ def train_surrogate(
     width: int,
     max_images: int,
 ) -> Surrogate:
-    """Train a small network on clean images: SGD with a triangular learning rate, random shifts.
+    """Train a small network on clean images with a triangular learning rate and random shifts.
 
     Args:
         images: ``(N, C, H, W)`` uint8.
         labels: ``(N,)`` int64.
-        num_classes: C.
-        seed: same seed, same network on the same device.
-        device: to compute on.
-        epochs: passes over the images that are used, 1 or more.
-        width: channels of the network's first stage.
-        max_images: how many images, drawn at random, are used at most; 2 or more.
+        num_classes: Number of classes C.
+        seed: The same seed gives the same network on the same device.
+        device: Device to compute on.
+        epochs: Passes over the images that are used, 1 or more.
+        width: Channels of the network's first stage.
+        max_images: Images, drawn at random, that are used at most; 2 or more.
 
     Returns:
         The network on the device, frozen and in evaluation mode.
@@ -156,19 +156,19 @@ def train_surrogate(
     surrogate = Surrogate(num_classes, images.shape[1], width, seed).to(device)
     surrogate.mean = pixels.mean(dim=(0, 2, 3), keepdim=True)
     surrogate.std = pixels.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-3)
-    steps_an_epoch = -(-len(chosen) // _BATCH_SIZE)
+    steps_per_epoch = -(-len(chosen) // _BATCH_SIZE)
     optimizer = torch.optim.SGD(
         surrogate.parameters(), lr=_PEAK_LR, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _triangle(step / (epochs * steps_an_epoch))
+        optimizer, lambda step: _triangle(step / (epochs * steps_per_epoch))
     )
     surrogate.train()
     with torch.enable_grad():
         for _ in range(epochs):
             order = torch.randperm(len(chosen), generator=generator)
-            # Parts of nearly one size: a last batch of a single image has no batch statistics.
-            for rows in order.tensor_split(steps_an_epoch):
+            # Parts of almost equal size, because a mini-batch of one image has no batch statistics.
+            for rows in order.tensor_split(steps_per_epoch):
                 batch = _shift(pixels[rows.to(device)], generator)
                 loss = functional.cross_entropy(surrogate(batch), labels[rows.to(device)])
                 optimizer.zero_grad()
@@ -188,10 +188,10 @@ def input_gradient(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_counts(**values: object) -> None:
-    """Refuse numbers of epochs, images or steps that are no whole number of 1 or more.
+    """Refuse numbers of epochs, images or steps that are not whole numbers of 1 or more.
 
     Raises:
-        ValueError: naming the first one.
+        ValueError: If one of them is not; names the first one.
     """
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -201,12 +201,12 @@ def check_counts(**values: object) -> None:
 
 
 def _triangle(progress: float) -> float:
-    """Up to 1 at a quarter of the way, down to 0 at its end."""
+    """Rises to 1 at a quarter of the steps, and falls to 0 at the end."""
     return min(0.05 + progress / 0.25, (1 - progress) / 0.75)
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move a batch by up to a tenth of its size, one shift for all of its images."""
+    """Shift a mini-batch by up to a tenth of its size; all of its images alike."""
     height, width = images.shape[-2:]
     most = min(height, width) // 10
     top, left = torch.randint(2 * most + 1, (2,), generator=generator).tolist()

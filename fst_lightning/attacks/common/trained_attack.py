@@ -1,4 +1,4 @@
-"""What the attacks share whose trigger is learned along with the classifier."""
+"""The interface of attacks whose trigger is learned together with the classifier."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fst_lightning.attacks.common.attack import Attack
 
 
 class TrainedAttack(Attack):
-    """An attack with networks and an optimizer of its own, trained in the classifier's steps.
+    """An attack with its own networks and optimizer, trained in the classifier's steps.
 
-    Its networks are submodules. The value of :meth:`~fst_lightning.attacks.Attack.loss` is the only
-    thing that is differentiated: it has to give the attacker's parameters the gradient that they
-    want as well. After the classifier's step the attack's own optimizer takes one.
+    Its networks are submodules. Only the value of :meth:`~fst_lightning.attacks.Attack.loss` is
+    differentiated, so that it must give the attack's parameters their gradient too. After the
+    classifier's step, the optimizer of the attack takes one.
     """
 
     eight_bit: ClassVar[bool] = False
@@ -30,22 +30,22 @@ class TrainedAttack(Attack):
 
     @property
     def ready(self) -> bool:
-        """Whether what is learned was loaded, or is being learned."""
+        """Whether the learned part was loaded, or is being learned."""
         learns = any(True for _ in self.parameters())
         return self.fitted or (super().ready and not (learns and self._optimizer is None))
 
     @abstractmethod
     def own_optimizer(self) -> Optimizer:
-        """Make the optimizer of the attack's parameters."""
+        """Build the optimizer of the attack's parameters."""
 
     def attach(self, net: nn.Module) -> None:
-        """Make the optimizer, as it was left where a run is resumed."""
+        """Build the optimizer, and restore its state in a resumed run."""
         self._optimizer = self.own_optimizer()
         if self._saved:
             self._optimizer.load_state_dict(self._saved)
 
     def after_step(self) -> None:
-        """Take a step of the attack's own, on gradients averaged over all processes."""
+        """Step the attack's optimizer, on gradients averaged over all processes."""
         optimizer = self._optimizer
         if optimizer is None:
             raise RuntimeError("Expected `attach` to be called before the first step.")
@@ -59,20 +59,20 @@ class TrainedAttack(Attack):
         return {} if self._optimizer is None else self._optimizer.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the optimizer's state from a checkpoint."""
+        """Restore the optimizer's state from a checkpoint."""
         self._saved = state
         if self._optimizer is not None and state:
             self._optimizer.load_state_dict(state)
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Average gradients over the processes of a distributed run; otherwise leave them alone."""
+    """Average gradients over the processes of a distributed run; otherwise keep them."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return
     for parameter in parameters:
         if parameter.requires_grad:
-            # A process whose batch holds no poisoned row has no gradient, and still has to answer.
+            # A process without poisoned rows has no gradient, but must take part in the average.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)

@@ -226,7 +226,7 @@ def test_the_rows_of_a_plan(
 def test_a_class_with_too_few_images_for_clean_labels() -> None:
     labels = torch.arange(100) % 4
     attack = NoPreparation(0.3, 1, "clean_label")
-    message = "at most the 25 training images of class 1 .* 0.3 of 100 is 30: .* is 0.25"
+    message = "at most the 25 training images of class 1 .* 0.3 of 100 is 30; .* is 0.25"
     with pytest.raises(ValueError, match=message):
         attack.plan(labels, 4, 0)
     assert NoPreparation(0.25, 1, "clean_label").plan(labels, 4, 0).num_poisoned == 25
