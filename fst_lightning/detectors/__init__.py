@@ -6,7 +6,6 @@ from fst_lightning.detectors.detector import (
     Evidence,
     Scan,
     check_num_classes,
-    check_weights,
 )
 from fst_lightning.detectors.head_weights import HeadWeights
 from fst_lightning.detectors.mm_bd import MaximumMargin
@@ -30,7 +29,6 @@ __all__ = [
     "UniversalShift",
     "Verdict",
     "check_num_classes",
-    "check_weights",
     "combined",
     "outlier_p_value",
 ]

@@ -133,17 +133,6 @@ def surprise(p_value: float) -> float:
     return -torch.tensor(max(p_value, 1e-16), dtype=torch.float64).log10().item() + 0.0
 
 
-def check_weights(net: nn.Module) -> None:
-    """Refuse a network whose weights are not finite.
-
-    Raises:
-        ValueError: If a parameter or buffer has NaN or infinity.
-    """
-    for name, value in net.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"Expected finite weights, but `{name}` has NaN or infinity.")
-
-
 @torch.no_grad()
 def check_network(net: nn.Module, images: LabelledImages) -> int:
     """Refuse a network that cannot be scanned.
@@ -154,7 +143,9 @@ def check_network(net: nn.Module, images: LabelledImages) -> int:
     Raises:
         ValueError: If its weights or logits are not finite, or it has fewer than 4 classes.
     """
-    check_weights(net)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"Expected finite weights, but `{name}` has NaN or infinity.")
     batch, _ = next(images.batches(8))
     logits = net(batch)
     if logits.dim() != 2 or not bool(torch.isfinite(logits).all()):

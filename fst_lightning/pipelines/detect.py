@@ -6,7 +6,6 @@ from typing import Any
 
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import NoDefense
-from fst_lightning.detectors import check_weights
 from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines.backdoored import (
     adopt_checkpoint,
@@ -81,7 +80,6 @@ def run_detect(run: Run) -> dict[str, Any]:
         if checkpoint is None
         else from_file(run, checkpoint, net, source, attack, card)
     )
-    check_weights(net)
     if checkpoint is not None:
         with costs.of("evaluate"):
             check_match(run, net, data)

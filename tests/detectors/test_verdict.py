@@ -46,6 +46,16 @@ def test_the_rank_among_references() -> None:
         assert combined({"a": scan(0.5, score)}, references)[0].p_value == expected
 
 
+def test_too_few_references_for_an_alarm() -> None:
+    references = [{"a": float(i)} for i in range(18)]
+    first, _ = combined({"a": scan(0.5, 18.0)}, references)
+    assert (first.verdict, first.p_value, first.suspected_class) == ("cannot_tell", 1 / 19, None)
+    second, _ = combined({"a": scan(0.5, 16.5)}, references)
+    assert (second.verdict, second.p_value) == ("no_sign", 2 / 19)
+    enough, _ = combined({"a": scan(0.5, 19.0)}, [*references, {"a": 18.0}])
+    assert enough.verdict == "backdoored"
+
+
 def test_false_alarms_are_as_promised() -> None:
     """A network that is one of many equal ones has p <= 0.1 in at most a tenth of the cases."""
     numbers, alarms, trials = random.Random(0), 0, 2000

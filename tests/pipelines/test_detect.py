@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from fst_lightning.checkpoints import read_checkpoint
 from fst_lightning.configuration import groups
 from fst_lightning.pipelines import Run, run_pipeline
+from fst_lightning.pipelines.measure.references import FIRST_SEED
 from fst_lightning.reports import read_results, render_run
 from fst_lightning.reports.results.detection import Threshold, detection_lines, sentence
 from tests.runs import make_run
@@ -115,6 +118,35 @@ def test_references_rank_the_network(tmp_path: Path, store: Path) -> None:
     assert own["statistics"] == first["detection"]["before"]["detectors"]["mm_bd"]["statistics"]
 
 
+def test_clean_networks_are_trained_once_and_rank_the_network(tmp_path: Path) -> None:
+    """Their scores are those of the same files, trained by ``train.py`` and scanned alone."""
+    store = tmp_path / "store"
+    more = ["detector_train_reference=2", "attack=badnets", "attack.poison_ratio=0.2"]
+    results = run_pipeline(make(tmp_path / "first", store, ["mm_bd"], *more))
+    block = results["detection"]["before"]
+    assert (block["calibration"], block["num_references"]) == ("reference", 2)
+    models = sorted((store / "models").iterdir())
+    assert len(models) == 3
+    scores = []
+    for seed in (FIRST_SEED, FIRST_SEED + 1):
+        lines = ["attack=none", f"seed={seed}", "data.num_classes=4"]
+        run = make_run("train", tmp_path / f"train{seed}", *lines, store=store)
+        path = backdoored(run_pipeline(run))
+        alone = run_pipeline(
+            make(tmp_path / f"alone{seed}", store, ["mm_bd"], f"checkpoint={path}")
+        )
+        scores.append(alone["detection"]["before"]["detectors"]["mm_bd"]["score"])
+    own = block["detectors"]["mm_bd"]
+    assert own["references"] == scores
+    assert own["p_value"] == (1 + sum(score >= own["score"] for score in scores)) / 3
+    # Nothing was trained again: neither for train.py, nor for a second scan.
+    again = run_pipeline(make(tmp_path / "again", store, ["mm_bd"], *more))
+    assert sorted((store / "models").iterdir()) == models
+    assert again["detection"]["before"]["detectors"]["mm_bd"]["references"] == scores
+    if own["p_value"] == 1 / 3:
+        assert block["verdict"] == "cannot_tell"
+
+
 def test_a_reference_of_another_architecture(tmp_path: Path, store: Path) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"detector_reference: .*other\.safetensors"):
@@ -129,6 +161,9 @@ def test_a_reference_of_another_architecture(tmp_path: Path, store: Path) -> Non
         ("fail_on=0.05", "'p<NUMBER'"),
         ("fail_on='p<2'", "'p<NUMBER'"),
         ("detector_reference=nowhere", "found none in"),
+        ("detector_train_reference=0", "whole number of 1 or more, but got 0"),
+        ("detector_train_reference=true", "whole number of 1 or more, but got True"),
+        ("on_mismatch=no", "one of stop, warn, but got 'no'"),
         ("data.num_classes=3", "4 classes or more, but it has 3"),
         ("data.num_train=9", "10 clean images or more"),
     ],
@@ -136,6 +171,50 @@ def test_a_reference_of_another_architecture(tmp_path: Path, store: Path) -> Non
 def test_refusals(line: str, message: str, tmp_path: Path, store: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run_pipeline(make(tmp_path, store, ["mm_bd"], line))
+
+
+def test_both_kinds_of_references(tmp_path: Path, store: Path) -> None:
+    both = [f"detector_reference={tmp_path}", "detector_train_reference=2"]
+    with pytest.raises(ValueError, match="one of `detector_reference` and"):
+        run_pipeline(make(tmp_path, store, ["mm_bd"], *both))
+
+
+def test_weights_that_are_not_finite(tmp_path: Path, store: Path) -> None:
+    state = load_file(backdoored(run_pipeline(make(tmp_path / "first", store, ["mm_bd"]))))
+    name = next(name for name in state if name.endswith("weight"))
+    state[name].view(-1)[3] = float("nan")
+    path = tmp_path / "broken.safetensors"
+    save_file(state, path)
+    network = ["model=small_resnet", "model.width=4", f"checkpoint={path}"]
+    with pytest.raises(ValueError, match=f"`{re.escape(name)}` has values that are NaN"):
+        run_pipeline(make(tmp_path / "second", store, ["mm_bd"], *network))
+
+
+def test_a_folder_of_one_class(tmp_path: Path, store: Path) -> None:
+    for split in ("train", "test"):
+        folder = tmp_path / "images" / split / "only"
+        folder.mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (32, 32), (20 * number, 9, 9)).save(folder / f"{number}.png")
+    lines = ["data=image_folder", f"data.root={tmp_path / 'images'}", "detector=[mm_bd]"]
+    with pytest.raises(ValueError, match="classes"):
+        run_pipeline(make_run("detect", tmp_path / "run", *lines, store=store))
+
+
+def test_a_checkpoint_is_checked_against_the_data(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in ``purify.py``, whose check is tested by itself; a network of the store needs none."""
+    checked: list[int] = []
+    monkeypatch.setattr(
+        "fst_lightning.pipelines.detect.check_match",
+        lambda run, net, data: checked.append(len(data.train_rows)),
+    )
+    first = run_pipeline(make(tmp_path / "first", store, ["mm_bd"]))
+    assert checked == []
+    line = f"checkpoint={backdoored(first)}"
+    run_pipeline(make(tmp_path / "second", store, ["mm_bd"], line, "detector_images=20"))
+    assert checked == [20]
 
 
 def test_no_detector(tmp_path: Path, store: Path) -> None:
@@ -208,6 +287,22 @@ def test_a_purification_is_scanned_before_and_after(tmp_path: Path, store: Path)
     assert [line.split(":")[0] for line in said] == ["scan     before", "scan     after"]
     one, two = (load_file(each["checkpoints"]["purified"]) for each in (plain, scanned))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_a_recovered_trigger_is_tried_on_the_purified_network(tmp_path: Path, store: Path) -> None:
+    lines = ["attack=badnets", "attack.poison_ratio=0.2", "defense=ft"]
+    quick = ["detector=[mm_bd,nc]", *QUICK["mm_bd"], *QUICK["nc"], "detector_images=20"]
+    run = make_run("purify", tmp_path, *lines, *quick, store=store)
+    results = run_pipeline(replace(run, cfg=with_classes(run)))
+    before, after = (results["detection"][when]["detectors"] for when in ("before", "after"))
+    assert before["mm_bd"]["trigger"] is None
+    first, second = before["nc"]["trigger"], after["nc"]["trigger"]
+    for name in ("", "_after"):
+        low, high = first[f"ci95{name}"]
+        assert 0 <= low <= first[f"success{name}"] <= high <= 1
+    # The trigger that the second scan finds has no later network to be tried on.
+    assert (second["success_after"], second["ci95_after"]) == (None, None)
+    assert second["images"] > 0
 
 
 def with_classes(run: Run) -> Any:
