@@ -1,13 +1,14 @@
 """How well the detectors tell backdoored networks from clean ones: trains both, and scans them.
 
     python -m benchmarks.detection scan digits.jsonl            # hours of one core
-    python -m benchmarks.detection scan digits.jsonl --limit 8  # the first eight networks
+    python -m benchmarks.detection scan digits.jsonl --limit 8 --detectors mm_bd,universal
     python -m benchmarks.detection table digits.jsonl           # the tables of docs/detection.md
 
 Each network is trained, or taken from the store, scanned by every detector as ``detect.py`` does,
-and kept as one line of JSON. Networks whose line is there are left out, so that a stopped study
-goes on. Clean and backdoored networks take turns, and so do the halves: half of the seeds and half
-of the attacks are for *development* (thresholds are chosen on them), the others for the *report*.
+and kept as one line of JSON. What is there already is not done again, so that a stopped study goes
+on, and further detectors can be added. Clean and backdoored networks take turns, and so do the
+halves: half of the seeds and half of the attacks are for *development* (thresholds are chosen on
+them), the others for the *report*.
 """
 
 from __future__ import annotations
@@ -114,29 +115,33 @@ def _rounds(attacks: dict[str, tuple[tuple[str, ...], ...]]) -> list[tuple[str, 
     return list(chain.from_iterable(turns))
 
 
-def scan(records: Path, work: Path, store: Path, limit: int) -> None:
-    """Train and scan the networks whose line is not there yet.
+def scan(
+    records: Path, work: Path, store: Path, limit: int, detectors: Sequence[str] = DETECTORS
+) -> None:
+    """Train the networks, and scan each with those detectors that have not scanned it yet.
 
     Args:
-        records: One line of JSON per network, to which lines are added.
+        records: One line of JSON per network and scan, to which lines are added.
         work: Folder of the runs.
         store: Of the trained networks.
         limit: How many networks the study has.
+        detectors: Their names.
     """
-    done = {line["name"] for line in read(records)} if records.exists() else set()
+    known = read(records) if records.exists() else {}
     records.parent.mkdir(parents=True, exist_ok=True)
     for case in islice(cases(), limit):
-        if case.name in done:
-            continue
-        line = json.dumps(record(case, work / case.name, store))
-        with records.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        done = known[case.name]["detectors"] if case.name in known else {}
+        missing = [name for name in detectors if name not in done]
+        if missing:
+            line = json.dumps(record(case, work / case.name, store, missing))
+            with records.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
-def record(case: Case, folder: Path, store: Path) -> dict[str, Any]:
+def record(case: Case, folder: Path, store: Path, detectors: Sequence[str]) -> dict[str, Any]:
     """Train and scan one network."""
     overrides = [
-        f"detector=[{','.join(DETECTORS)}]",
+        f"detector=[{','.join(detectors)}]",
         *RECIPE,
         *case.attack,
         f"seed={case.seed}",
@@ -151,13 +156,15 @@ def record(case: Case, folder: Path, store: Path) -> dict[str, Any]:
         hardware=f"one thread of an {processor()}",
         date=datetime.now(UTC).date().isoformat(),
     )
-    kept = ("command", "commit", "date", "hardware", "seed", "attack", "before", "seconds")
+    kept = ("command", "commit", "date", "hardware", "seed", "before")
     return {
         "name": case.name,
         "half": case.half,
         "label": case.label,
+        "poison_ratio": full["attack"].get("poison_ratio"),
+        "target_label": full["attack"]["target_label"] if case.label != "none" else None,
         **{key: full[key] for key in kept},
-        "detection": full["detection"]["before"],
+        "detectors": full["detection"]["before"]["detectors"],
     }
 
 
@@ -180,9 +187,14 @@ def run_detect(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     return run_pipeline(Run(cfg, choices, list(overrides), folder))
 
 
-def read(records: Path) -> list[dict[str, Any]]:
-    """Read the lines of a study."""
-    return [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+def read(records: Path) -> dict[str, dict[str, Any]]:
+    """Read a study: by name, each network with what all of its scans found."""
+    networks: dict[str, dict[str, Any]] = {}
+    for line in records.read_text(encoding="utf-8").splitlines():
+        found = json.loads(line)
+        known = networks.setdefault(found["name"], found)
+        known["detectors"] = known["detectors"] | found["detectors"]
+    return networks
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -192,10 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scanning = commands.add_parser("scan", help="train and scan networks")
     scanning.add_argument("records", type=Path, help="file of JSON lines, which is continued")
     scanning.add_argument("--limit", type=int, default=120, help="networks of the study")
+    scanning.add_argument("--detectors", default=",".join(DETECTORS), help="names, with commas")
     scanning.add_argument("--work", type=Path, default=Path("outputs/detection"))
     scanning.add_argument("--store", type=Path, default=Path("store"))
     given = parser.parse_args(arguments)
-    scan(given.records, given.work, given.store, given.limit)
+    names = given.detectors.split(",")
+    scan(given.records, given.work, given.store, given.limit, names)
 
 
 if __name__ == "__main__":
