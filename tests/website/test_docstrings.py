@@ -15,7 +15,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "name", ["docstrings", "links", "methods", "options", "pages", "python_api", "results_schema"]
+    "name",
+    [
+        "docstrings",
+        "links",
+        "methods",
+        "options",
+        "pages",
+        "python_api",
+        "results_schema",
+        "tutorials",
+    ],
 )
 def test_examples_run(name: str) -> None:
     tried = doctest.testmod(importlib.import_module(f"website.{name}"))
