@@ -8,8 +8,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
+
+from fst_lightning.regular_files import NotRegularError, length, open_regular
 
 SUFFIXES = frozenset(
     {
@@ -62,21 +65,27 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             more than `MAX_MEMORY` to decode.
         Exception: of any type where Pillow can't read it.
     """
-    opening_memory(path)
-    _check_tags(path)
-    with Image.open(path, formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(
-                f"it declares {width}x{height} pixels, and the limit is {MAX_PIXELS:,}"
-            )
-        needed = decoding_memory(image)
-        if needed > MAX_MEMORY:
-            raise ValueError(
-                f"its {width}x{height} pixels ({image.format}, {image.mode}) take "
-                f"{needed / 1e6:,.0f} MB to decode, and the limit is {MAX_MEMORY / 1e6:,.0f}"
-            )
-        yield image
+    try:
+        file = open_regular(path)
+    except NotRegularError:
+        raise ValueError("it is no regular file") from None
+    with file:
+        _check_length(length(file))
+        _check_tags(file)
+        file.seek(0)
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(
+                    f"it declares {width}x{height} pixels, and the limit is {MAX_PIXELS:,}"
+                )
+            needed = decoding_memory(image)
+            if needed > MAX_MEMORY:
+                raise ValueError(
+                    f"its {width}x{height} pixels ({image.format}, {image.mode}) take "
+                    f"{needed / 1e6:,.0f} MB to decode, and the limit is {MAX_MEMORY / 1e6:,.0f}"
+                )
+            yield image
 
 
 def opening_memory(path: Path) -> int:
@@ -91,46 +100,49 @@ def opening_memory(path: Path) -> int:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no regular file")
-    if status.st_size > MAX_BYTES:
-        raise ValueError(f"it has {status.st_size:,} bytes, and the limit is {MAX_BYTES:,}")
+    _check_length(status.st_size)
     return _READ_WHOLE * status.st_size
 
 
-def _check_tags(path: Path) -> None:
+def _check_length(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"it has {size:,} bytes, and the limit is {MAX_BYTES:,}")
+
+
+def _check_tags(file: BinaryIO) -> None:
     """Refuse a TIFF whose tags overlap: before 13, Pillow copies the data of each when it opens it.
 
     Raises:
         ValueError: If the tags announce more bytes than the file has.
     """
-    with path.open("rb") as file:
-        head = file.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(head[:2])
-        if order is None or len(head) < 16:
-            return
-        (version,) = struct.unpack_from(f"{order}H", head, 2)
-        if version == 43:  # BigTIFF
-            start, of_number, entry = "8xQ", "Q", "HHQ8x"
-        elif version == 42:
-            start, of_number, entry = "4xL4x4x", "H", "HHL4x"
-        else:
-            return
-        file.seek(struct.unpack(order + start, head)[0])
-        number_size = struct.calcsize(order + of_number)
-        found = file.read(number_size)
-        if len(found) < number_size:
-            return
-        (number,) = struct.unpack(order + of_number, found)
-        each = struct.calcsize(order + entry)
-        listed = file.read(min(number, _MOST_TAGS) * each)
-        listed = listed[: len(listed) // each * each]
-        announced = sum(
-            count * _BYTES_OF_TYPE.get(kind, 1)
-            for _, kind, count in struct.iter_unpack(order + entry, listed)
-        )
-        length = path.stat().st_size
-    if number > _MOST_TAGS or announced > length:
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None or len(head) < 16:
+        return
+    (version,) = struct.unpack_from(f"{order}H", head, 2)
+    if version == 43:  # BigTIFF
+        start, of_number, entry = "8xQ", "Q", "HHQ8x"
+    elif version == 42:
+        start, of_number, entry = "4xL4x4x", "H", "HHL4x"
+    else:
+        return
+    file.seek(struct.unpack(order + start, head)[0])
+    number_size = struct.calcsize(order + of_number)
+    found = file.read(number_size)
+    if len(found) < number_size:
+        return
+    (number,) = struct.unpack(order + of_number, found)
+    each = struct.calcsize(order + entry)
+    listed = file.read(min(number, _MOST_TAGS) * each)
+    listed = listed[: len(listed) // each * each]
+    announced = sum(
+        count * _BYTES_OF_TYPE.get(kind, 1)
+        for _, kind, count in struct.iter_unpack(order + entry, listed)
+    )
+    size = length(file)
+    if number > _MOST_TAGS or announced > size:
         raise ValueError(
-            f"its {number:,} tags announce {announced:,} bytes, and the file has {length:,}"
+            f"its {number:,} tags announce {announced:,} bytes, and the file has {size:,}"
         )
 
 
@@ -175,9 +187,6 @@ def is_image(path: Path) -> bool:
     """
     if path.suffix.lower() in SUFFIXES:
         return True
-    # A pipe would block.
-    if not path.is_file():
-        return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

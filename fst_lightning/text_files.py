@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
-import stat
 from typing import TextIO
+
+from fst_lightning.regular_files import length, open_regular
 
 MOST_BYTES = 10_000_000
 """Longest text file: JSON takes some twenty times as much memory as its text."""
@@ -24,19 +26,13 @@ def open_text(
     Raises:
         OSError: If there is no such file, it is no regular file, or it is longer.
     """
-    # The checks are of the opened file: one that is looked at first may be another one by then.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
-        if status.st_size > most:
-            found = f"it has {status.st_size:,} bytes, and {most:,} are the limit"
-            raise OSError(errno.EINVAL, found, os.fspath(path))
-        return os.fdopen(descriptor, encoding="utf-8", newline=newline)
-    except BaseException:
-        os.close(descriptor)
-        raise
+    file = open_regular(path)
+    size = length(file)
+    if size > most:
+        file.close()
+        found = f"it has {size:,} bytes, and {most:,} are the limit"
+        raise OSError(errno.EINVAL, found, os.fspath(path))
+    return io.TextIOWrapper(file, encoding="utf-8", newline=newline)
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_BYTES) -> str:

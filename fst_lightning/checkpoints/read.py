@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-import stat
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -21,6 +21,7 @@ from fst_lightning.checkpoints.formats.safetensors_file import (
     read_safetensors,
 )
 from fst_lightning.checkpoints.formats.torch_file import LEGACY_START, read_torch
+from fst_lightning.regular_files import NotRegularError, length, open_regular
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
@@ -43,6 +44,7 @@ class Checkpoint:
         extra: BackdoorBench's `model_name`, `num_classes` and `img_size`; a folder's `network` (in
             words) and `labels`; else empty.
         others: keys under which the file holds further networks.
+        digest: SHA-256 of the bytes that were read, 64 hexadecimal digits.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Checkpoint:
     card: ModelCard | None = None
     extra: dict[str, object] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
@@ -82,26 +85,23 @@ def read_checkpoint(path: str | Path, key: str | None = None, *, plain: bool = F
         if path.is_dir():
             folder = open_folder(path)
             path = folder.weights
-        status = path.stat()
+        file = open_regular(path)
     except Refusal as refusal:
         raise refusal.about(path) from None
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: there is no such file. Check the path given as `checkpoint`."
         ) from None
+    except NotRegularError:
+        raise CheckpointError(f"{path}: is no regular file. {_VALID}.") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be opened ({error}). Check the path.") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path}: is no regular file. {_VALID}.")
-    if status.st_size == 0:
-        raise CheckpointError(f"{path}: is empty. Copy or download it again.")
-    if status.st_size > TOTAL_LIMIT:
-        raise CheckpointError(
-            f"{path}: has {status.st_size:,} bytes. {TOTAL_LIMIT:,} are the limit."
-        )
     try:
-        with path.open("rb") as file:
-            content = _read(path, file, status.st_size, key, plain)
+        with file:
+            content = _read(path, file, length(file), key, plain)
+            # Of the opened file: another one may have taken its name before somebody asks again.
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         card = _card(content)
     except Refusal as refusal:
         raise refusal.about(path) from None
@@ -114,15 +114,19 @@ def read_checkpoint(path: str | Path, key: str | None = None, *, plain: bool = F
     extra = content.extra
     if folder is not None:
         card, extra = card or folder.card, {**extra, **folder.facts}
-    return Checkpoint(path, content.format, content.tensors, card, extra, content.others)
+    return Checkpoint(path, content.format, content.tensors, card, extra, content.others, digest)
 
 
 def _read(path: Path, file: BufferedReader, size: int, key: str | None, plain: bool) -> Content:
+    if size == 0:
+        raise Refusal("is empty", "Copy or download it again")
+    if size > TOTAL_LIMIT:
+        raise Refusal(f"has {size:,} bytes", f"{TOTAL_LIMIT:,} are the limit")
     start = file.read(len(LEGACY_START))
     if start.startswith(b"PK\x03\x04") or start == LEGACY_START:
         return read_torch(file, size, key, plain=plain)
     if path.suffix == ".safetensors" or looks_like_safetensors(start):
-        return read_safetensors(path, file, size, key)
+        return read_safetensors(file, size, key)
     if start[:1] == b"\x80" or _OLD_PICKLE.match(start):
         file.seek(0)
         scan_pickle(file.read(PICKLE_LIMIT))  # names what the pickle would run

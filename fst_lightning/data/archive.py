@@ -18,6 +18,7 @@ from fst_lightning.checkpoints.errors import Refusal
 from fst_lightning.checkpoints.formats.archive import check_directory
 from fst_lightning.data.images import MAX_BYTES
 from fst_lightning.printable import printable
+from fst_lightning.regular_files import length, open_regular
 
 # What a few bytes may unpack to: images of one colour pack a thousandfold.
 _GROWTH_LIMIT = 100
@@ -120,13 +121,14 @@ def open_arrays(path: Path, keys: Sequence[str]) -> Iterator[Arrays]:
             f"Expected a NumPy archive (.npz) at {path}, but found "
             f"{'a folder' if path.is_dir() else 'nothing'}. Set `data.root` to the file."
         )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a NumPy archive. Write it with `np.savez`.")
-    length = path.stat().st_size
-    with path.open("rb") as file:
+    with _explained(path):
+        file = open_regular(path)
+    with file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is not a NumPy archive. Write it with `np.savez`.")
         with _explained(path):
-            archive = _opened(file, length)
-            headers = _check_headers(archive, keys, length)
+            archive = _opened(file, length(file))
+            headers = _check_headers(archive, keys, length(file))
         with archive:
             yield Arrays(path, archive, headers)
 
@@ -142,15 +144,15 @@ def _explained(path: Path) -> Iterator[None]:
         raise ValueError(f"Could not read {path}: {reason}{advice}") from error
 
 
-def _opened(file: BinaryIO, length: int) -> zipfile.ZipFile:
+def _opened(file: BinaryIO, size: int) -> zipfile.ZipFile:
     try:
-        check_directory(file, length)
+        check_directory(file, size)
     except Refusal as refusal:
         raise ValueError(f"it {refusal.found}. {refusal.advice}.") from None
     return zipfile.ZipFile(file)
 
 
-def _check_headers(archive: zipfile.ZipFile, keys: Sequence[str], length: int) -> dict[str, Header]:
+def _check_headers(archive: zipfile.ZipFile, keys: Sequence[str], size: int) -> dict[str, Header]:
     names = [entry.filename for entry in archive.infolist()]
     found = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
     missing = [key for key in keys if key not in found]
@@ -169,9 +171,9 @@ def _check_headers(archive: zipfile.ZipFile, keys: Sequence[str], length: int) -
             f"its arrays take {total / 2**30:.1f} GiB of memory, and the limit is "
             f"{MAX_BYTES / 2**30:.0f} GiB. Save uint8 images, or fewer of them."
         )
-    if total > max(_ALWAYS_ALLOWED, _GROWTH_LIMIT * length):
+    if total > max(_ALWAYS_ALLOWED, _GROWTH_LIMIT * size):
         raise ValueError(
-            f"it is a zip bomb: {length:,} bytes unpack to {total:,}. If the images are real, save "
+            f"it is a zip bomb: {size:,} bytes unpack to {total:,}. If the images are real, save "
             f"them with `np.savez`, which does not pack them."
         )
     for key, (header, there) in found_headers.items():

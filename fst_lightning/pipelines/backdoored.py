@@ -133,8 +133,7 @@ def from_file(
                 "attack=none."
             )
         fit_attack(run, source, attack, torch.device("cpu"))
-    with checkpoint.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    digest = checkpoint.digest[:16]
     identity = digest if run.cfg.checkpoint_key is None else f"{digest} {run.cfg.checkpoint_key}"
     return Backdoored(checkpoint.path.absolute(), keys, card, identity)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fst_lightning.checkpoints.card import ModelCard
 from fst_lightning.checkpoints.errors import CheckpointError, Refusal, shown
+from fst_lightning.text_files import read_text
 
 __all__ = ["HubFolder", "open_folder"]
 
@@ -71,15 +72,15 @@ def open_folder(folder: Path) -> HubFolder:
 
 
 def _config(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > _JSON_LIMIT:
-        raise Refusal(
-            f"has a config.json of {path.stat().st_size:,} bytes",
-            f"{_JSON_LIMIT:,} are the limit; give the file of weights itself",
-        )
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_text(path, _JSON_LIMIT))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise Refusal(
+            f"has a config.json that cannot be read: {error.strerror}",
+            "Give the file of weights itself",
+        ) from None
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -26,12 +26,11 @@ def looks_like_safetensors(start: bytes) -> bool:
     return len(start) >= 9 and start[8:9] == b"{"
 
 
-def read_safetensors(path: Path, file: BinaryIO, size: int, key: str | None = None) -> Content:
+def read_safetensors(file: BufferedReader, size: int, key: str | None = None) -> Content:
     """Read the tensors and the card.
 
     Args:
-        path: the file.
-        file: the same file, open.
+        file: the open file.
         size: its length in bytes.
         key: the start of the wanted names; None wants all of them.
 
@@ -51,7 +50,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int, key: str | None = No
     check_count(len(header))
     prefix = "" if key is None else check_prefix(key, header)
     try:
-        with safe_open(path, framework="pt", device="cpu") as stored:
+        with safe_open(_opened(file), framework="pt", device="cpu") as stored:
             # copies, because the file's own bytes may change under a mapping
             named = {
                 name: stored.get_tensor(name).clone()
@@ -63,6 +62,12 @@ def read_safetensors(path: Path, file: BinaryIO, size: int, key: str | None = No
     except (SafetensorError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise Refusal(f"is damaged: {shown(error)}", _DAMAGED) from None
     return Content("safetensors", checked_tensors(named), metadata.get(CARD_KEY))
+
+
+def _opened(file: BufferedReader) -> str:
+    """Return a name for an open file: another file may have taken its own name by now."""
+    name = f"/dev/fd/{file.fileno()}"
+    return name if Path(name).exists() else str(file.name)
 
 
 def _header(text: bytes) -> dict[str, object]:
