@@ -39,7 +39,7 @@ def argument_types(target: str) -> dict[str, Any]:
     A type that can't be told from the source alone is ``Any``, and a foreign target has none.
 
     Args:
-        target: its dotted name, as in ``_target_``.
+        target: Its dotted name, as in ``_target_``.
 
     Example:
         >>> hints = argument_types("fst_lightning.defenses.FST")
@@ -64,11 +64,11 @@ def argument_meanings(target: str) -> dict[str, str]:
     """Return what the docstring of a class or function of this package says of its arguments.
 
     Args:
-        target: its dotted name, as in ``_target_``.
+        target: Its dotted name, as in ``_target_``.
 
     Example:
         >>> argument_meanings("fst_lightning.data.Fake")["num_train"]
-        'number of training images, at least 1.'
+        'Number of training images, at least 1.'
     """
     module, _, name = target.rpartition(".")
     found = find_definition(module, name)
@@ -85,9 +85,9 @@ def fits(value: Any, hint: Any, *, choices: bool = True) -> bool:
     """Whether a plain value, as YAML has it, is of a type.
 
     Args:
-        value: what to look at.
-        hint: the type.
-        choices: whether a ``Literal`` admits its own words alone; else it admits everything.
+        value: What to look at.
+        hint: The type.
+        choices: Whether a ``Literal`` admits its own words alone; else it admits everything.
 
     Example:
         >>> fits(1, float), fits(True, int), fits("b", Literal["a"]), fits([1], list[int])

@@ -18,7 +18,7 @@ def conf_folder() -> Path:
     """The folder of the YAML files: inside an installed package, beside it in a checkout.
 
     Raises:
-        FileNotFoundError: where neither has it.
+        FileNotFoundError: If neither has it.
     """
     package = Path(__file__).resolve().parent
     for folder in (package / "conf", package.parent / "conf"):

@@ -21,10 +21,10 @@ def entries_inside(
     may be a link, for the user has named it, and nothing below it may lead elsewhere.
 
     Args:
-        root: the folder to stay in.
+        root: The folder to stay in.
         directory: `root` or a folder below it.
-        follow_symlinks: whether symbolic links may lead out of `root`.
-        advice: what to do about a link that leads out; a sentence.
+        follow_symlinks: Whether symbolic links may lead out of `root`.
+        advice: What to do about a link that leads out; a sentence.
 
     Raises:
         ValueError: If the folder cannot be listed, or a symbolic link leads out of `root`.

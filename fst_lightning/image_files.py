@@ -58,12 +58,12 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image whose size was looked at; its pixels are not decoded yet.
 
     Args:
-        path: the file; its content tells the format.
+        path: The file; its content tells the format.
 
     Raises:
         ValueError: If it is longer than `MAX_BYTES`, declares more than `MAX_PIXELS`, or would take
             more than `MAX_MEMORY` to decode.
-        Exception: of any type where Pillow can't read it.
+        Exception: If of any type where Pillow can't read it.
     """
     try:
         file = open_regular(path)
@@ -92,7 +92,7 @@ def opening_memory(path: Path) -> int:
     """Return how many bytes opening a file takes at most, its pixels not decoded.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
         ValueError: If it is no regular file, or longer than `MAX_BYTES`.
@@ -152,7 +152,7 @@ def decoding_memory(image: Image.Image) -> int:
     The figures per pixel were measured; `tests/test_image_files.py` measures them again.
 
     Args:
-        image: opened and not decoded.
+        image: Opened and not decoded.
     """
     of_mode = _BYTES_OF_MODE.get(image.mode, _BYTES_OF_OTHER_MODES)
     width, height = image.size
@@ -179,7 +179,7 @@ def is_image(path: Path) -> bool:
     if it is no image. Of a file with another suffix, or none, only the header is read.
 
     Args:
-        path: the file.
+        path: The file.
 
     Example:
         >>> is_image(Path("photo.JPG")), is_image(Path("missing.txt"))

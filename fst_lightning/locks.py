@@ -28,11 +28,11 @@ def file_lock(path: Path) -> FileLock:
     is locked first, which nobody else waits for.
 
     Args:
-        path: the lock's file, in a folder that exists.
+        path: The lock's file, in a folder that exists.
 
     Raises:
-        NoLocksError: the file system has no locks.
-        OSError: the folder cannot be written.
+        NoLocksError: If the file system has no locks.
+        OSError: If the folder cannot be written.
     """
     with tempfile.TemporaryFile(dir=path.parent) as file:
         try:
@@ -48,8 +48,8 @@ def lock_open_file(file: IO[bytes], *, shared: bool) -> None:
     """Lock an open file until it is closed: alone at once or not at all, or shared.
 
     Raises:
-        BlockingIOError: it is to be locked alone, and somebody has locked it.
-        OSError: the file system has no locks.
+        BlockingIOError: If it is to be locked alone, and somebody has locked it.
+        OSError: If the file system has no locks.
     """
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)

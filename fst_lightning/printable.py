@@ -21,7 +21,7 @@ def printable(text: object) -> str:
     encoded at all. Letters of any script stay.
 
     Args:
-        text: anything; its ``str`` counts.
+        text: Anything; its ``str`` counts.
 
     Example:
         >>> printable("Käfer"), printable("a" + chr(27) + "[2J"), printable("b" + chr(0xDCFF))

@@ -6,14 +6,14 @@ import hashlib
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
-    """A seed of its own for every purpose.
+    """Derive a separate seed for each purpose.
 
-    Two draws that take the run's seed as it is would be the same draw: the rows that are poisoned
-    would, for one, be the first rows of an epoch that is shuffled with the same seed.
+    Two draws with the run's seed itself would be the same draw: for example, the poisoned rows
+    would be the first rows of an epoch that is shuffled with the same seed.
 
     Args:
-        seed: of the run.
-        purpose: what the numbers are for, e.g. ``"order", epoch``.
+        seed: Of the run.
+        purpose: What the numbers are used for, for example ``"order", epoch``.
 
     Returns:
         A number from 0 to 2**63 - 1; the same on every machine.

@@ -19,9 +19,9 @@ def open_text(
     """Open a UTF-8 file; a pipe does not block, and a device is not read.
 
     Args:
-        path: the file, or a link to one.
-        most: bytes that it may have.
-        newline: as `open` takes it.
+        path: The file, or a link to one.
+        most: Bytes that it may have.
+        newline: As `open` takes it.
 
     Raises:
         OSError: If there is no such file, it is no regular file, or it is longer.

@@ -18,7 +18,7 @@ class BatchSizeAdvice(L.Callback):
     fit; the number is written into the error, which goes its way.
 
     Args:
-        key: what the error calls the batch size.
+        key: What the error calls the batch size.
 
     Example:
         >>> import lightning as L

@@ -15,7 +15,7 @@ from fst_lightning.defenses import Defense, HeadDefense
 from fst_lightning.defenses.common.graph import leaves
 from fst_lightning.modules.fit_guard import FitGuard
 
-# By name, since `lightning` and `pytorch_lightning` have classes of their own.
+# By name, since `lightning` and `pytorch_lightning` have their own classes.
 _SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
 _OFF_SPHERE = 1e-5  # relative; rounding stays below it
 
@@ -36,10 +36,10 @@ class DefenseCallback(L.Callback):
     every step; checkpoints that they write before that are not.
 
     Args:
-        defense: one that acts on the weights alone; a defense with a loss of its own, or one that
+        defense: One that acts on the weights alone; a defense with its own loss, or one that
             looks at all the clean images, needs a
             :class:`~fst_lightning.modules.PurificationModule`.
-        seed: of the defense's random numbers; None takes ``torch.initial_seed()``, which
+        seed: Of the defense's random numbers; None takes ``torch.initial_seed()``, which
             ``lightning.seed_everything`` sets.
 
     Raises:
@@ -197,7 +197,7 @@ class DefenseCallback(L.Callback):
         self._handles = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the head as it came in."""
+        """What a resumed run needs: the head as it was given."""
         return {"defense": {k: v.cpu() for k, v in self.defense.state_dict().items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -15,12 +15,12 @@ _MOST_KEPT = 1000
 class FiniteLoss(L.Callback):
     """Stop where loss or weights have become NaN or infinite, and say since which step.
 
-    Looked at once an epoch (and every thousand steps), before a checkpoint is written: the last
+    Looked at once per epoch (and every thousand steps), before a checkpoint is written: the last
     one is always good, and no step waits for the device. Loss scaling (fp16) leaves out a step
     whose loss is no number: that stops nothing.
 
     Args:
-        advice: what the error says besides, e.g. which settings to change.
+        advice: What the error says besides, e.g. which settings to change.
 
     Raises:
         FloatingPointError: names the step, its learning rate and the last good checkpoint.

@@ -13,11 +13,11 @@ class FSTCallback(DefenseCallback):
     of :class:`~fst_lightning.defenses.FST`.
 
     Args:
-        alpha: weight of the penalty on the inner product of new and old head, 0 or more.
+        alpha: Weight of the penalty on the inner product of new and old head, 0 or more.
         reinit: ``orthogonal``, ``uniform`` (the published algorithm) or ``none``.
-        project_norm: put the head's weight back to its norm after every step.
-        head: dotted name of the linear head within the LightningModule; None finds it.
-        seed: of the new head; None takes ``torch.initial_seed()``.
+        project_norm: Put the head's weight back to its norm after every step.
+        head: Dotted name of the linear head within the LightningModule; None finds it.
+        seed: Of the new head; None takes ``torch.initial_seed()``.
 
     Example:
         >>> import lightning as L

@@ -18,8 +18,8 @@ class PlainProgress(ProgressBar):
     """A line of text every few seconds, for logs and pipes: epoch, loss, CA, ASR, time left.
 
     Args:
-        title: what is being done, e.g. ``train``.
-        min_seconds: at least so long between two lines, but for the last.
+        title: What is being done, e.g. ``train``.
+        min_seconds: At least so long between two lines, but for the last.
 
     Example:
         >>> import lightning as L
@@ -119,7 +119,7 @@ class LiveProgress(PlainProgress):
     """One bar over all epochs of a fit, for terminals.
 
     Args:
-        title: what is being done, e.g. ``train``.
+        title: What is being done, e.g. ``train``.
     """
 
     def __init__(self, title: str = "train") -> None:
@@ -142,7 +142,7 @@ class LiveProgress(PlainProgress):
         self._bar.start()
 
     def advance(self) -> None:
-        """Advance the bar; it is redrawn ten times a second at most."""
+        """Advance the bar; it is redrawn ten times per second at most."""
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0])
 
@@ -160,7 +160,7 @@ class LiveProgress(PlainProgress):
 
 @contextmanager
 def stage(title: str, words: str) -> Iterator[None]:
-    """Show that something without epochs is under way: a spinner on a terminal, else two lines.
+    """Show that a task without epochs is running: a spinner on a terminal, otherwise two lines.
 
     Args:
         title: What is being done, e.g. ``purify``.

@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: of the command line; None takes the process's own.
+        arguments: Of the command line; None takes the process's own.
 
     Returns:
         The exit status.
@@ -66,7 +66,7 @@ def _show(store: Store) -> None:
         seed, size = printable(entry.description.get("seed", "?")), f"{entry.bytes / 1e6:.1f}"
         times = [f"{when:%Y-%m-%d}" for when in (entry.created, entry.used)]
         cells = [entry.key, *names, seed, size, *times, "stale" if entry.stale else ""]
-        table.add_row(*map(Text, cells))  # as it is: a name in brackets is no colour
+        table.add_row(*map(Text, cells))  # as it is: a name in brackets is no color
     if entries:
         # In a pipe nobody wants a line to be folded at 80 columns.
         Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -45,25 +45,25 @@ class ModelChoice(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the network is, what it was trained on and how images are normalised.
+    """What the network is, what it was trained on and how images are normalized.
 
     Everything is checked when a card is made, because most cards come out of files that
     nobody trusts.
 
     Args:
-        model: the network's name and its arguments.
-        num_classes: number of classes, 2 to 100,000.
-        classes: one name for each class.
-        image_size: side of the square images in pixels, 1 to 4,096.
-        mean: per-channel mean of images in [0, 1]; 1 to 4 finite numbers.
-        std: per-channel standard deviation, positive; as many numbers as `mean`.
+        model: The network's name and its arguments.
+        num_classes: Number of classes, 2 to 100,000.
+        classes: One name for each class.
+        image_size: Side of the square images in pixels, 1 to 4,096.
+        mean: Per-channel mean of images in [0, 1]; 1 to 4 finite numbers.
+        std: Per-channel standard deviation, positive; as many numbers as `mean`.
         attack: `name` and settings of the attack, or None where it is unknown. Values are plain or
             flat sequences of plain values.
-        head: dotted name of the linear layer that makes the logits, or None if there is none.
+        head: Dotted name of the linear layer that makes the logits, or None if there is none.
         schema_version: 1.
 
     Raises:
-        CheckpointError: a value has another type or lies outside its bounds.
+        CheckpointError: If a value has another type or lies outside its bounds.
 
     Example:
         >>> card = ModelCard(
@@ -98,10 +98,10 @@ class ModelCard:
         """Read a card from JSON that may have been written by anybody.
 
         Args:
-            text: the JSON, at most 10 MB.
+            text: The JSON, at most 10 MB.
 
         Raises:
-            CheckpointError: the text is no card of schema 1.
+            CheckpointError: If the text is no card of schema 1.
         """
         if not isinstance(text, str):
             raise _odd("the card", text, "a JSON string")

@@ -14,7 +14,7 @@ __all__ = ["Content", "check_count", "check_name", "checked_tensors"]
 
 _NAME_LIMIT = 1_000
 _TENSOR_LIMIT = 100_000
-# Those that torch can compute with; quantised files have others, which mean little by themselves.
+# Those that torch can compute with; quantized files have others, which mean little by themselves.
 _DTYPES = {
     torch.bool,
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -48,7 +48,7 @@ def check_name(name: object) -> str:
     """Return the name of a tensor.
 
     Raises:
-        Refusal: it is no short text.
+        Refusal: If it is no short text.
     """
     if type(name) is not str or not 1 <= len(name) <= _NAME_LIMIT:
         raise Refusal(
@@ -62,7 +62,7 @@ def checked_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return detached CPU tensors, after checking names and kinds.
 
     Raises:
-        Refusal: a name is no short text, or a tensor is not an ordinary dense one.
+        Refusal: If a name is no short text, or a tensor is not an ordinary dense one.
     """
     check_count(len(named))
     tensors: dict[str, Tensor] = {}

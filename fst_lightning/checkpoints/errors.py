@@ -16,11 +16,11 @@ class CheckpointError(ValueError):
 
 
 class Refusal(Exception):
-    """What is wrong with a file, said by code that does not know the file's name.
+    """What is wrong with a file, said by code that does not have the file's name.
 
     Args:
-        found: what was found, without a full stop.
-        advice: what is valid or what to do, a sentence without its full stop.
+        found: What was found, without a full stop.
+        advice: What is valid or what to do, a sentence without its full stop.
     """
 
     def __init__(self, found: str, advice: str) -> None:

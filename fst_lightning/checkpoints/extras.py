@@ -21,9 +21,9 @@ class Normalization:
     """A layer in front of a network that normalizes images in [0, 1].
 
     Args:
-        names: of its two tensors in the file.
-        mean: per channel.
-        std: per channel, positive.
+        names: Of its two tensors in the file.
+        mean: Per channel.
+        std: Per channel, positive.
     """
 
     names: tuple[str, str]
@@ -48,8 +48,8 @@ def find_normalization(names: Iterable[str], tensors: Mapping[str, Tensor]) -> N
     Values for images in [0, 255] are converted.
 
     Args:
-        names: of the tensors that the network lacks.
-        tensors: by name.
+        names: Of the tensors that the network lacks.
+        tensors: By name.
     """
     known = set(names)
     pairs = [

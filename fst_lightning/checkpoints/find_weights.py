@@ -29,9 +29,9 @@ class Layout:
 
     Args:
         format: `lightning`, `backdoorbench` or `state_dict`.
-        state: the described state_dict.
-        prefix: the start of the wanted names, with its dot; empty if all of them are.
-        others: keys of further state_dicts in the file.
+        state: The described state_dict.
+        prefix: The start of the wanted names, with its dot; empty if all of them are.
+        others: Keys of further state_dicts in the file.
     """
 
     format: str
@@ -46,12 +46,12 @@ def find_layout(root: object, key: str | None = None) -> Layout:
     Among several state_dicts the usual names go first. A single one is found under any name.
 
     Args:
-        root: the described value of the file's pickle.
-        key: the state_dict to take, as names joined by dots. It may go on with the start of the
+        root: The described value of the file's pickle.
+        key: The state_dict to take, as names joined by dots. It may go on with the start of the
             names in the state_dict, where that holds several networks. None chooses.
 
     Raises:
-        Refusal: there is no state_dict; or there are several, and none under a usual name.
+        Refusal: If there is no state_dict; or there are several, and none under a usual name.
     """
     if isinstance(root, Foreign):
         raise root.why
@@ -80,12 +80,12 @@ def check_prefix(key: str, names: Iterable[str], valid: Iterable[str] = ()) -> s
     """Return `key` as the start of some of the names, with its dot.
 
     Args:
-        key: the start, without its dot.
-        names: of the tensors.
-        valid: other keys that a message should offer.
+        key: The start, without its dot.
+        names: Of the tensors.
+        valid: Other keys that a message should offer.
 
     Raises:
-        Refusal: no name begins with it.
+        Refusal: If no name begins with it.
     """
     prefix = f"{key}."
     if any(name.startswith(prefix) for name in names):

@@ -23,10 +23,10 @@ class Fold:
     """A weight and the parts that a file holds instead of it.
 
     Args:
-        name: what the file would call the weight.
-        weight: made from the parts.
-        parts: names of the parts in the file.
-        split: makes parts, in this order, whose weight is a given one.
+        name: What the file would call the weight.
+        weight: Made from the parts.
+        parts: Names of the parts in the file.
+        split: Makes parts, in this order, whose weight is a given one.
     """
 
     name: str
@@ -49,8 +49,8 @@ def fold(
     spectral normalization :math:`W = W_{orig} / (u^\top W_{orig} v)`, as in evaluation mode.
 
     Args:
-        tensors: by the file's names.
-        net_names: names in the network's state_dict.
+        tensors: By the file's names.
+        net_names: Names in the network's state_dict.
 
     Returns:
         Tensors by the file's names, and what was folded.

@@ -24,13 +24,13 @@ class KeyMap:
     """Which name of the file is which name of the network.
 
     Args:
-        to_net: the file's name to the network's name, for every pair.
-        prefix: what stands before the network's names in the file, with its dot.
-        missing: names of the network that the file lacks; BatchNorm's counters are left out.
-        unexpected: names under the prefix that the network lacks.
-        outside: names that do not begin with the prefix.
-        folds: weights that the file holds in parts.
-        kept: tensors of the file that are not the network's and go back as they are.
+        to_net: The file's name to the network's name, for every pair.
+        prefix: What stands before the network's names in the file, with its dot.
+        missing: Names of the network that the file lacks; BatchNorm's counters are left out.
+        unexpected: Names under the prefix that the network lacks.
+        outside: Names that do not begin with the prefix.
+        folds: Weights that the file holds in parts.
+        kept: Tensors of the file that are not the network's and go back as they are.
     """
 
     to_net: Mapping[str, str]
@@ -58,10 +58,10 @@ class KeyMap:
         weight that the file holds in parts is split again.
 
         Args:
-            state_dict: tensors under the network's names.
+            state_dict: Tensors under the network's names.
 
         Raises:
-            CheckpointError: two tensors would get one name.
+            CheckpointError: If two tensors would get one name.
         """
         counted = any(name.endswith(_COUNTER) for name in self.to_net)
         restored: dict[str, Tensor] = {}
@@ -101,12 +101,12 @@ def match_keys(
     the wrappers `module` and `_orig_mod` count for nothing.
 
     Args:
-        file_names: names in the file.
-        net_names: names in the network's state_dict.
-        source: what an error calls the file.
+        file_names: Names in the file.
+        net_names: Names in the network's state_dict.
+        source: What an error calls the file.
 
     Raises:
-        CheckpointError: two names of the file mean one name of the network, or two parts of the
+        CheckpointError: If two names of the file mean one name of the network, or two parts of the
             file fit equally well.
 
     Example:

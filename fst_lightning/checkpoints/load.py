@@ -45,10 +45,10 @@ def load_into(
     defense's state); they are listed in the result.
 
     Args:
-        net: the network, on any device.
-        checkpoint: what `read_checkpoint` returned.
-        mean: per channel, by which images in [0, 1] are normalized for the network.
-        std: as `mean`.
+        net: The network, on any device.
+        checkpoint: What `read_checkpoint` returned.
+        mean: Per channel, by which images in [0, 1] are normalized for the network.
+        std: As `mean`.
 
     Returns:
         How names map, for writing the weights back under the file's names.

@@ -37,13 +37,13 @@ class Checkpoint:
     """What a file holds.
 
     Args:
-        path: the file; in a folder, that of the weights.
+        path: The file; in a folder, that of the weights.
         format: `safetensors`, `state_dict`, `lightning` or `backdoorbench`.
         tensors: CPU tensors under the names of the file.
-        card: what a file of our own, or a folder of timm's, says about itself; else None.
+        card: What a file of our own, or a folder of timm's, says about itself; else None.
         extra: BackdoorBench's `model_name`, `num_classes` and `img_size`; a folder's `network` (in
             words) and `labels`; else empty.
-        others: keys under which the file holds further networks.
+        others: Keys under which the file holds further networks.
         digest: SHA-256 of the bytes that were read, 64 hexadecimal digits.
     """
 
@@ -69,15 +69,15 @@ def read_checkpoint(path: str | Path, key: str | None = None, *, plain: bool = F
     training, may be of any kind: they are never built.
 
     Args:
-        path: a safetensors file, a state_dict (also inside of dictionaries), a Lightning `.ckpt`,
+        path: A safetensors file, a state_dict (also inside of dictionaries), a Lightning `.ckpt`,
             BackdoorBench's `attack_result.pt`; or a folder of the Hugging Face Hub.
-        key: which of several networks to take: the names of the dictionaries around it, or the
+        key: Which of several networks to take: the names of the dictionaries around it, or the
             start of its tensors' names, joined by dots; None chooses.
-        plain: refuse values that `torch.load(weights_only=True)` does not take.
+        plain: Refuse values that `torch.load(weights_only=True)` does not take.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is none of these, is damaged, or is made to harm.
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is none of these, is damaged, or is made to harm.
     """
     path = Path(path)
     folder = None

@@ -44,12 +44,12 @@ class StoreEntry:
     """One kept model.
 
     Args:
-        key: its name in the store.
-        description: the plain data that the key was made of.
-        bytes: size of its files.
-        created: when it was kept, in UTC; not later than now, whatever the clock was then.
-        used: when it was last kept or used, in UTC; the same.
-        path: its folder.
+        key: Its name in the store.
+        description: The plain data that the key was made of.
+        bytes: Size of its files.
+        created: When it was kept, in UTC; not later than now, whatever the clock was then.
+        used: When it was last kept or used, in UTC; the same.
+        path: Its folder.
     """
 
     key: str
@@ -73,7 +73,7 @@ class StoreUse:
     """Keeps an entry from being removed, for as long as this object lives and is not released.
 
     Attributes:
-        path: the entry's folder.
+        path: The entry's folder.
     """
 
     def __init__(self, path: Path, facts: BinaryIO) -> None:
@@ -92,13 +92,13 @@ class Store:
     """Keeps models by a key made of everything that decides how they turn out.
 
     Args:
-        root: the folder; made when something is first kept or locked.
-        limit_bytes: what the models may take, at least 0: when one is kept, those that were not
+        root: The folder; made when something is first kept or locked.
+        limit_bytes: What the models may take, at least 0: when one is kept, those that were not
             used for the longest time go, but neither this one nor any that is in use. None: no
             limit.
 
     Raises:
-        ValueError: the limit is no number of at least 0.
+        ValueError: If the limit is no number of at least 0.
 
     Example:
         >>> store = Store("store")
@@ -117,11 +117,11 @@ class Store:
         Neither the order of names nor the way a whole number is written (1 or 1.0) matters.
 
         Args:
-            description: plain data: dictionaries with string keys, sequences, numbers, strings,
+            description: Plain data: dictionaries with string keys, sequences, numbers, strings,
                 booleans and None.
 
         Raises:
-            ValueError: the description holds anything else.
+            ValueError: If the description holds anything else.
         """
         plain = _plain(description, "description")
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -161,12 +161,12 @@ class Store:
         The same thread may hold it more than once.
 
         Args:
-            key: the entry's key.
-            timeout: seconds to wait; None waits for ever.
+            key: The entry's key.
+            timeout: Seconds to wait; None waits for ever.
 
         Raises:
-            StoreError: the folder cannot be written, its file system has no locks, or the time is
-                over.
+            StoreError: If the folder cannot be written, its file system has no locks, or the time
+                is over.
         """
         lock = self._lock(key)
         try:
@@ -197,16 +197,16 @@ class Store:
 
         Args:
             key: `key(description)`.
-            description: what the model is.
-            write: gets an empty folder and fills it.
-            replace: put it in the place of an entry that is there already.
+            description: What the model is.
+            write: Gets an empty folder and fills it.
+            replace: Put it in the place of an entry that is there already.
 
         Returns:
             The entry's folder.
 
         Raises:
-            ValueError: the key is not the description's.
-            StoreError: the folder cannot be written.
+            ValueError: If the key is not the description's.
+            StoreError: If the folder cannot be written.
         """
         if key != self.key(description):
             raise ValueError(
@@ -257,11 +257,11 @@ class Store:
         An entry that somebody holds locked, or uses, stays.
 
         Args:
-            keep_bytes: remove entries until the rest has at most so many bytes; those that were
+            keep_bytes: Remove entries until the rest has at most so many bytes; those that were
                 not used for the longest time go first.
-            older_than_days: remove entries, and work folders, older than so many days.
-            keys: remove these entries and their work folders.
-            stale: remove the entries that today's code does not ask for.
+            older_than_days: Remove entries, and work folders, older than so many days.
+            keys: Remove these entries and their work folders.
+            stale: Remove the entries that today's code does not ask for.
 
         Returns:
             The keys of the removed entries.
@@ -302,7 +302,7 @@ class Store:
         """Make a work folder and hold it, so that nobody removes it; any number of processes may.
 
         Raises:
-            StoreError: the folder cannot be written.
+            StoreError: If the folder cannot be written.
         """
         while True:
             folder = self.work(key)

@@ -31,14 +31,14 @@ def write_state(
     """Write tensors to a safetensors file; whoever reads it sees the old file or the new one.
 
     Args:
-        path: the file; its folder is made if need be.
-        state_dict: tensors under the network's names, on any device.
-        key_map: gives the tensors the names of the file that they came from.
-        card: stored as JSON in the metadata, beside plain `mean` and `std`.
+        path: The file; its folder is made if need be.
+        state_dict: Tensors under the network's names, on any device.
+        key_map: Gives the tensors the names of the file that they came from.
+        card: Stored as JSON in the metadata, beside plain `mean` and `std`.
 
     Raises:
-        ValueError: there is no tensor, or one is not dense.
-        OSError: the file cannot be written.
+        ValueError: If there is no tensor, or one is not dense.
+        OSError: If the file cannot be written.
     """
     path = Path(path)
     named = dict(state_dict) if key_map is None else key_map.restore(state_dict)
@@ -80,7 +80,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Write a file beside its place, and put it there when it is complete and on the disk.
 
     Args:
-        path: where whoever reads it sees the old file or the new one; its folder is made.
+        path: Where whoever reads it sees the old file or the new one; its folder is made.
 
     Returns:
         The file to write.

@@ -20,7 +20,7 @@ from fst_lightning.data.images import MAX_BYTES
 from fst_lightning.printable import printable
 from fst_lightning.regular_files import length, open_regular
 
-# What a few bytes may unpack to: images of one colour pack a thousandfold.
+# What a few bytes may unpack to: images of one color pack a thousandfold.
 _GROWTH_LIMIT = 100
 _ALWAYS_ALLOWED = 256 * 2**20
 _VALUES_AT_A_TIME = 2**20
@@ -33,9 +33,9 @@ class Header:
     """What an array in an archive is.
 
     Attributes:
-        shape: of the array.
-        dtype: of its values, which are no Python objects.
-        fortran: whether the first dimension varies fastest in the file.
+        shape: Of the array.
+        dtype: Of its values, which are no Python objects.
+        fortran: Whether the first dimension varies fastest in the file.
     """
 
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ class Arrays:
     """Named arrays of a file whose headers were checked, and whose values were not read yet.
 
     Attributes:
-        headers: by name, in the order that was asked for.
+        headers: By name, in the order that was asked for.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, headers: dict[str, Header]) -> None:
@@ -76,9 +76,9 @@ class Arrays:
         """Read an array piece by piece, so that nothing but the result is held as a whole.
 
         Args:
-            key: its name.
-            dtype: of the result; None keeps that of the file.
-            convert: gets some values, flat, and returns as many of `dtype`.
+            key: Its name.
+            dtype: Of the result; None keeps that of the file.
+            convert: Gets some values, flat, and returns as many of `dtype`.
 
         Raises:
             ValueError: If the file is damaged, or what `convert` raises.
@@ -108,8 +108,8 @@ def open_arrays(path: Path, keys: Sequence[str]) -> Iterator[Arrays]:
     """Open named arrays; all headers are looked at before a value is read.
 
     Args:
-        path: a file as `np.savez` or `np.savez_compressed` writes it.
-        keys: the names to read; others are left alone.
+        path: A file as `np.savez` or `np.savez_compressed` writes it.
+        keys: The names to read; others are left alone.
 
     Raises:
         FileNotFoundError: If the file does not exist.

@@ -41,9 +41,9 @@ def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tenso
     made again.
 
     Args:
-        paths: the files.
-        image_size: height and width of the result in pixels.
-        folder: where the decoded images are kept; made where it is missing.
+        paths: The files.
+        image_size: Height and width of the result in pixels.
+        folder: Where the decoded images are kept; made where it is missing.
 
     Returns:
         uint8 of shape (N, 3, image_size, image_size), in the order of the paths. Writing to it
@@ -51,8 +51,8 @@ def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tenso
 
     Raises:
         ValueError: naming the first file that cannot be read.
-        TooLargeError: the disk is too small.
-        NoLocksError: the folder's file system has no locks.
+        TooLargeError: If the disk is too small.
+        NoLocksError: If the folder's file system has no locks.
     """
     name = fingerprint(paths, image_size)
     shape = (len(paths), _CHANNELS, image_size, image_size)
@@ -78,11 +78,11 @@ def fingerprint(paths: Iterable[Path], image_size: int) -> str:
     in 251. Another image of the same size and time in the place of a single one is not seen.
 
     Args:
-        paths: the files, which exist.
-        image_size: that they are resized to.
+        paths: The files, which exist.
+        image_size: That they are resized to.
 
     Raises:
-        ValueError: for a file that is not there any more.
+        ValueError: If the file no longer exists.
     """
     digest = hashlib.sha256(f"{_FORMAT} {image_size}".encode())
     for number, path in enumerate(paths):

@@ -26,12 +26,12 @@ class ClassFolders:
     suffix is unusual, its content. `warn` tells which other files were left out.
 
     Args:
-        root: the folder to stay in.
-        follow_symlinks: whether symbolic links may lead out of `root`.
+        root: The folder to stay in.
+        follow_symlinks: Whether symbolic links may lead out of `root`.
 
     Raises:
-        FileNotFoundError: if `root` does not exist.
-        NotADirectoryError: if `root` is a file.
+        FileNotFoundError: If `root` does not exist.
+        NotADirectoryError: If `root` is a file.
     """
 
     def __init__(self, root: Path, *, follow_symlinks: bool = False) -> None:
@@ -54,7 +54,7 @@ class ClassFolders:
             directory: `root` or a folder below it.
 
         Raises:
-            ValueError: if one is a symbolic link that leads out of `root`, has a name that can't
+            ValueError: If one is a symbolic link that leads out of `root`, has a name that can't
                 be printed, as that of a class has to be, or if two names differ in their Unicode
                 form alone.
         """
@@ -82,10 +82,10 @@ class ClassFolders:
         A folder that links lead to more than once counts once.
 
         Args:
-            directory: the folder of one class.
+            directory: The folder of one class.
 
         Raises:
-            ValueError: if there is none, a symbolic link leads out of `root`, or folders lie in
+            ValueError: If there is none, a symbolic link leads out of `root`, or folders lie in
                 folders more than 64 deep.
         """
         left_out: Counter[str] = Counter()
@@ -113,7 +113,7 @@ class ClassFolders:
         """Warn of the files below a directory that are in no class, or that `images` has left out.
 
         Args:
-            directory: the folder that holds the class folders.
+            directory: The folder that holds the class folders.
         """
         files = (Path(entry.path) for entry in self._entries(directory) if entry.is_file())
         beside = sum(map(is_image, files))
@@ -177,10 +177,10 @@ def _counted(suffixes: Mapping[str, int]) -> str:
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
-    """Sort by number where all names are integers, else by name.
+    """Sort by number where all names are integers, otherwise by name.
 
     Args:
-        names: the names of the class folders.
+        names: The names of the class folders.
 
     Example:
         >>> sort_classes(["10", "9", "0"]), sort_classes(["10", "9", "cat"])
@@ -198,9 +198,9 @@ def choose_classes(
     """Return the class names in the order of their labels.
 
     Args:
-        found: the class folders by name.
-        chosen: the names to use, in order; None takes all that were found, sorted.
-        directory: where they were found, for the error.
+        found: The class folders by name.
+        chosen: The names to use, in order; None takes all that were found, sorted.
+        directory: Where they were found, for the error.
 
     Raises:
         ValueError: for a chosen name that was not found or is given twice, or fewer than two

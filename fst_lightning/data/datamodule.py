@@ -45,25 +45,25 @@ class BackdoorDataModule(L.LightningDataModule):
     each batch. The trigger itself is put on by the module, on the device.
 
     Args:
-        source: where the images come from.
-        attack: which rows are poisoned, and which test rows count; None for no attack.
+        source: Where the images come from.
+        attack: Which rows are poisoned, and which test rows count; None for no attack.
         purpose: ``backdoor`` or ``purify``.
-        batch_size: images a training step, 1 or more.
-        eval_batch_size: images an evaluation step, 1 or more; None: 128 on a CPU, whose caches hold
+        batch_size: Images a training step, 1 or more.
+        eval_batch_size: Images an evaluation step, 1 or more; None: 128 on a CPU, whose caches hold
             what they need, and 1,000 elsewhere.
-        val_images: so many clean, and so many triggered, test images at most are evaluated after an
+        val_images: So many clean, and so many triggered, test images at most are evaluated after an
             epoch, the same in every one, 1 or more; None: all. Tests always take all.
-        clean_ratio: share of the training set that the defender holds, 0 to 1, drawn from all rows;
+        clean_ratio: Share of the training set that the defender holds, 0 to 1, drawn from all rows;
             what was poisoned is held as it was before.
-        balanced: draw as many of every class.
-        reserved: the images that the defender holds, where they are none of the training set.
-        held_out: share of the defender's images that no step sees, 0 to 1: ``held_out_rows``.
-        seed: of the plan, the defender's draw and the order of the rows.
-        num_workers: processes that load training images, and all that are streamed; None: one a
+        balanced: Draw as many of every class.
+        reserved: The images that the defender holds, where they are none of the training set.
+        held_out: Share of the defender's images that no step sees, 0 to 1: ``held_out_rows``.
+        seed: Of the plan, the defender's draw and the order of the rows.
+        num_workers: Processes that load training images, and all that are streamed; None: one a
             core for streamed images, and none for images in memory, which is fastest.
 
     Raises:
-        ValueError: for sizes below 1 and ratios outside (0, 1].
+        ValueError: If a size is below 1 or a ratio is outside (0, 1].
 
     Example:
         >>> from fst_lightning.attacks import BadNets
@@ -130,7 +130,7 @@ class BackdoorDataModule(L.LightningDataModule):
         """Load the images and choose the rows; before a training, craft what the attack crafts.
 
         Raises:
-            ValueError: where the attack has no row to poison, its target does not exist, or the
+            ValueError: If the attack has no row to poison, its target does not exist, or the
                 defender holds no image.
         """
         if not hasattr(self, "data"):
@@ -197,7 +197,7 @@ class BackdoorDataModule(L.LightningDataModule):
 
     @torch.no_grad()
     def delivered(self) -> ImageSet:
-        """The training set as an attacker hands it over: triggered, and labelled to match.
+        """The training set as an attacker hands it over: triggered, and labeled to match.
 
         Poisoned and cover rows of an attack that changes them in every step are one draw of it.
 
@@ -320,9 +320,9 @@ def check_crafted(attack: Attack, train: ImageSet, plan: PoisonPlan) -> None:
     """Refuse an attack that replaces more of streamed images than fit into memory.
 
     Args:
-        attack: what it crafts is kept in memory.
-        train: the training images.
-        plan: which of them it changes.
+        attack: What it crafts is kept in memory.
+        train: The training images.
+        plan: Which of them it changes.
 
     Raises:
         TooLargeError: saying how much they need.

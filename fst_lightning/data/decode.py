@@ -37,7 +37,7 @@ class UnreadableImageError(ValueError):
     """A file that cannot be decoded; the message names it, says why, and what to do.
 
     Args:
-        message: which a DataLoader, where one of its processes met the file, hands on with the
+        message: Which a DataLoader, where one of its processes met the file, hands on with the
             whole traceback before it.
     """
 
@@ -55,17 +55,17 @@ def decode_images(
 ) -> Tensor:
     """Decode files in parallel threads.
 
-    The centre square of each image is resized, bilinear with antialiasing (that is: the shorter
+    The center square of each image is resized, bilinear with antialiasing (that is: the shorter
     side is resized and the longer one cropped). Everything becomes RGB: an alpha channel is
-    dropped, 16-bit grey is scaled to 8 bits. Of an animation the first frame counts, and the
+    dropped, 16-bit gray is scaled to 8 bits. Of an animation the first frame counts, and the
     orientation tag of cameras is ignored, as torchvision does.
 
     Args:
-        paths: the files.
-        image_size: height and width of the result in pixels.
-        into: what to write the result to, of its shape; None makes a tensor in memory.
-        report: say every few seconds how far it is.
-        processes: so many do this side by side, and share the cores and the memory.
+        paths: The files.
+        image_size: Height and width of the result in pixels.
+        into: What to write the result to, of its shape; None makes a tensor in memory.
+        report: Say every few seconds how far it is.
+        processes: So many do this side by side, and share the cores and the memory.
 
     Returns:
         uint8 of shape (N, 3, image_size, image_size), in the order of the paths.
@@ -154,7 +154,7 @@ def _square(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """RGB or grey; grey takes a quarter of the memory, and becomes RGB when it is small."""
+    """RGB or gray; gray takes a quarter of the memory, and becomes RGB when it is small."""
     if image.mode in ("RGB", "L"):
         return image
     if image.mode in ("1", "LA"):

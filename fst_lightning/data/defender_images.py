@@ -31,9 +31,9 @@ def clean_rows(
 
     Args:
         labels: ``(N,)`` of the training set.
-        ratio: share of it, 0 to 1.
-        seed: of the draw.
-        balanced: draw the same number of every class, up to one; a class that has fewer images
+        ratio: Share of it, 0 to 1.
+        seed: Of the draw.
+        balanced: Draw the same number of every class, up to one; a class that has fewer images
             gives all of them, and the others make up for it.
         changed: ``(N,)`` bool, rows that an attack is known to have changed. They are never drawn,
             and the ratio is a share of the others.
@@ -42,7 +42,7 @@ def clean_rows(
         ``(N,)`` bool.
 
     Raises:
-        ValueError: where the ratio rounds to no image.
+        ValueError: If the ratio rounds to no image.
 
     Example:
         >>> labels = torch.tensor([0] * 90 + [1] * 10)
@@ -77,7 +77,7 @@ def clean_rows(
 
 
 def with_training_images(source: Source, images: ImageSet, changed: Tensor | None = None) -> Source:
-    """The same source with other training images; normalised as before, and unchanged itself."""
+    """The same source with other training images; normalized as before, and unchanged itself."""
     other = copy.copy(source)
     other._data = dataclasses.replace(source.load(), train=images, changed=changed)
     return other
@@ -87,14 +87,14 @@ def reserve(source: Source, rows: Tensor) -> tuple[Source, ImageSet]:
     """Take rows out of the training set before anybody sees it.
 
     Args:
-        source: stays as it is.
+        source: Stays as it is.
         rows: ``(N,)`` bool.
 
     Returns:
         The source without these rows, and the rows.
 
     Raises:
-        ValueError: where no row would be left.
+        ValueError: If no row would be left.
     """
     train, changed = source.load().train, source.load().changed
     if bool(rows.all()):

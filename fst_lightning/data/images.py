@@ -25,8 +25,8 @@ class TooLargeError(ValueError):
     """Images take more memory, or disk, than there is.
 
     Args:
-        found: how much they need, and how much there is; a clause.
-        advice: what to do; a sentence.
+        found: How much they need, and how much there is; a clause.
+        advice: What to do; a sentence.
     """
 
     def __init__(self, found: str, advice: str) -> None:
@@ -39,12 +39,12 @@ class ImageSet:
     """Images with one label each.
 
     Args:
-        images: uint8 of shape (N, 3, H, W), RGB, or (N, 1, H, W), gray; or
+        images: Uint8 of shape (N, 3, H, W), RGB, or (N, 1, H, W), gray; or
             :class:`StreamedImages`, which stand for such a tensor wherever rows are taken of it.
-        labels: int64 of shape (N,), each at least 0.
+        labels: Int64 of shape (N,), each at least 0.
 
     Raises:
-        ValueError: for another dtype or shape, unequal lengths or a negative label.
+        ValueError: If a dtype or shape is wrong, lengths differ, or a label is negative.
 
     Example:
         >>> rows = ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
@@ -83,10 +83,10 @@ class ImageSet:
         """Copy the given rows, in the given order; of streamed images nothing is decoded.
 
         Args:
-            indices: row numbers in [0, N), shape (M,).
+            indices: Row numbers in [0, N), shape (M,).
 
         Raises:
-            IndexError: for a row that does not exist.
+            IndexError: If a row does not exist.
         """
         rows = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
         if rows.dim() != 1:
@@ -109,10 +109,10 @@ class ImageSet:
         """These images in a tensor: themselves, unless they are streamed.
 
         Args:
-            why: who needs that, for the error; the start of a sentence.
+            why: Who needs that, for the error; the start of a sentence.
 
         Raises:
-            TooLargeError: if they don't fit.
+            TooLargeError: If they don't fit.
         """
         if not self.streamed:
             return self
@@ -123,7 +123,7 @@ class ImageSet:
         """Refuse streamed images that :meth:`in_memory` would refuse, before any work is done.
 
         Args:
-            why: who needs them in memory, for the error; the start of a sentence.
+            why: Who needs them in memory, for the error; the start of a sentence.
 
         Raises:
             TooLargeError: saying how much they need.
@@ -134,22 +134,22 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """What a source loads: training and test images, class names, normalisation.
+    """What a source loads: training and test images, class names, normalization.
 
     Args:
-        train: the training images, at least one.
-        test: the test images, at least one, of the same height and width.
-        classes: the class names; a label is an index into them. At least 2.
-        mean: per channel, in units of the [0, 1] range.
-        std: per channel, above 0.
-        triggered: test images that carry a trigger already, with their true labels; None where
+        train: The training images, at least one.
+        test: The test images, at least one, of the same height and width.
+        classes: The class names; a label is an index into them. At least 2.
+        mean: Per channel, in units of the [0, 1] range.
+        std: Per channel, above 0.
+        triggered: Test images that carry a trigger already, with their true labels; None where
             there are none.
         changed: ``(N,)`` bool, the training images that an attack is known to have changed, which
             no defender may take for clean; None if nothing is known.
 
     Raises:
         ValueError: for a label without a class, unequal image sizes, an empty set, or a mean or
-            std that cannot normalise.
+            std that cannot normalize.
     """
 
     train: ImageSet
@@ -200,13 +200,13 @@ class ImageData:
 def check_channels(
     name: str, values: Sequence[float], *, positive: bool = False, channels: int = _CHANNELS
 ) -> None:
-    """Refuse values that are not one finite number a channel.
+    """Refuse values that are not one finite number per channel.
 
     Args:
-        name: what the error calls the values.
-        values: numbers, one a channel.
-        positive: whether they must be above 0.
-        channels: how many there have to be.
+        name: What the error calls the values.
+        values: Numbers, one a channel.
+        positive: Whether they must be above 0.
+        channels: How many there have to be.
 
     Raises:
         ValueError: saying what was found.
@@ -227,7 +227,7 @@ def to_gray(images: Tensor) -> Tensor:
     .. math:: L = (19595 R + 38470 G + 7471 B + 2^{15}) / 2^{16}, rounded down
 
     Args:
-        images: uint8, ``(..., 3, H, W)``.
+        images: Uint8, ``(..., 3, H, W)``.
 
     Returns:
         uint8, ``(..., 1, H, W)``.
@@ -249,12 +249,12 @@ def check_memory(num_images: int, image_size: int, why: str = "") -> None:
     """Refuse a data set that would not fit into memory, before any work is done.
 
     Args:
-        num_images: training and test images together.
-        image_size: height and width in pixels.
-        why: who needs them in memory, for the error; the start of a sentence.
+        num_images: Training and test images together.
+        image_size: Height and width in pixels.
+        why: Who needs them in memory, for the error; the start of a sentence.
 
     Raises:
-        TooLargeError: if the images take more than `MAX_BYTES`.
+        TooLargeError: If the images take more than `MAX_BYTES`.
     """
     needed = num_images * _CHANNELS * image_size * image_size
     if needed > MAX_BYTES:
@@ -278,7 +278,7 @@ def channel_statistics(
     standard deviation is at least `MIN_STD`, so that images of one color can be normalized.
 
     Args:
-        images: uint8 of shape (N, C, H, W), N at least 1; taken in chunks.
+        images: Uint8 of shape (N, C, H, W), N at least 1; taken in chunks.
 
     Example:
         >>> channel_statistics(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8))

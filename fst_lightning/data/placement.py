@@ -19,8 +19,8 @@ def on_device(placement: Placement, num_bytes: int, device: torch.device) -> boo
 
     Args:
         placement: ``host``, ``device``, or ``auto``: on a GPU that has four times as much free.
-        num_bytes: that the images take.
-        device: of the run.
+        num_bytes: That the images take.
+        device: Of the run.
 
     Example:
         >>> on_device("auto", 10**6, torch.device("cpu"))

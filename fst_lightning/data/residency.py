@@ -28,10 +28,10 @@ def held_images(
     """Hold the images of some sets of files, each where it has room.
 
     Args:
-        parts: the files of each set.
-        image_size: height and width to resize to, in pixels.
-        cache: see :data:`Cache`.
-        folder: of the cache; None for none.
+        parts: The files of each set.
+        image_size: Height and width to resize to, in pixels.
+        cache: See :data:`Cache`.
+        folder: Of the cache; None for none.
 
     Returns:
         For each set uint8 of shape (N, 3, image_size, image_size), or :class:`StreamedImages`,

@@ -11,11 +11,11 @@ _PIXELS_AT_A_TIME = 2**24
 
 
 def resize_images(images: Tensor, image_size: int) -> Tensor:
-    """Cut out the centre square and resize it, bilinear with antialiasing.
+    """Cut out the center square and resize it, bilinear with antialiasing.
 
     Args:
-        images: uint8 of shape (N, C, H, W).
-        image_size: height and width of the result in pixels.
+        images: Uint8 of shape (N, C, H, W).
+        image_size: Height and width of the result in pixels.
 
     Returns:
         uint8 of shape (N, C, image_size, image_size); values are rounded to the nearest.
@@ -44,8 +44,8 @@ def interpolate(values: Tensor, image_size: int) -> Tensor:
     """Resize float images with values in [0, 255] and round them to uint8.
 
     Args:
-        values: float of shape (N, C, H, W).
-        image_size: height and width of the result in pixels.
+        values: Float of shape (N, C, H, W).
+        image_size: Height and width of the result in pixels.
     """
     resized = functional.interpolate(
         values, size=(image_size, image_size), mode="bilinear", align_corners=False, antialias=True

@@ -25,7 +25,7 @@ class Rows(Dataset[Batch]):
     Use with a DataLoader whose ``collate_fn`` is :func:`as_gathered`.
 
     Args:
-        data: images and true labels.
+        data: Images and true labels.
         poisoned: ``(N,)`` bool, which rows get the trigger.
         cover: ``(N,)`` bool, which rows are cover rows; None for none.
         crafted: ``(M, C, H, W)`` uint8, images that take the place of the stored ones.
@@ -69,7 +69,7 @@ class Rows(Dataset[Batch]):
 
 
 def as_gathered(batch: Any) -> Any:
-    """Leave a gathered batch as it is; a function of its own so that workers can import it."""
+    """Leave a gathered batch as it is; its own function so that workers can import it."""
     return batch
 
 
@@ -81,10 +81,10 @@ class Chunks(Dataset[Batch]):
     number of steps.
 
     Args:
-        data: images and true labels.
-        triggered: whether the rows are to get the trigger.
-        batch_size: at most so many rows a batch.
-        num_processes: how many processes share the work.
+        data: Images and true labels.
+        triggered: Whether the rows are to get the trigger.
+        batch_size: At most so many rows per batch.
+        num_processes: How many processes share the work.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class EpochShuffle(Sampler[int]):
     """A random order that depends on the seed and the epoch alone, so that a resume repeats it.
 
     Args:
-        num_rows: how many rows there are.
-        seed: of the order; Lightning sets the epoch.
+        num_rows: How many rows there are.
+        seed: Of the order; Lightning sets the epoch.
     """
 
     def __init__(self, num_rows: int, seed: int) -> None:
@@ -139,10 +139,10 @@ class ShuffleShare(DistributedSampler[int]):
     process does the same number of steps, on as many rows.
 
     Args:
-        num_rows: how many rows there are.
-        seed: of the order; Lightning sets the epoch.
-        num_processes: how many share them.
-        rank: which of them this is, from 0.
+        num_rows: How many rows there are.
+        seed: Of the order; Lightning sets the epoch.
+        num_processes: How many share them.
+        rank: Which of them this is, from 0.
 
     Example:
         >>> shares = [list(ShuffleShare(5, 0, 2, rank)) for rank in range(2)]
@@ -174,10 +174,10 @@ def training_loader(
     """Shuffled batches, each one gather.
 
     Args:
-        rows: what to train on.
-        batch_size: images a step of this process, 1 or more.
-        order: of the rows.
-        options: for the DataLoader.
+        rows: What to train on.
+        batch_size: Images per step of this process, 1 or more.
+        order: Of the rows.
+        options: For the DataLoader.
     """
     return DataLoader(
         rows,

@@ -19,15 +19,15 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     the total; a class of one row keeps it.
 
     Args:
-        labels: int64 of shape (N,), each at least 0.
-        fraction: share to hold out, in (0, 1).
-        seed: of the draw; the same seed gives the same rows.
+        labels: Int64 of shape (N,), each at least 0.
+        fraction: Share to hold out, in (0, 1).
+        seed: Of the draw; the same seed gives the same rows.
 
     Returns:
         The rows kept and the rows held out, both ascending.
 
     Raises:
-        ValueError: if `fraction` is not in (0, 1).
+        ValueError: If `fraction` is not in (0, 1).
 
     Example:
         >>> kept, held_out = stratified_split(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, seed=0)

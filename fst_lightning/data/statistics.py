@@ -15,7 +15,7 @@ from fst_lightning.data.stream import StreamedImages
 from fst_lightning.text_files import read_text
 
 Statistics = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation, one number a channel each, in units of the [0, 1] range."""
+"""Mean and standard deviation, one number per channel each, in units of the [0, 1] range."""
 
 _MOST_JSON = 1000
 
@@ -24,8 +24,8 @@ def training_statistics(train: ImageSet, folder: Path | None) -> Statistics:
     """Compute mean and standard deviation; those of streamed images once, where they can be kept.
 
     Args:
-        train: the training images.
-        folder: where those of streamed images are kept; None for nowhere.
+        train: The training images.
+        folder: Where those of streamed images are kept; None for nowhere.
     """
     images = train.images
     if not isinstance(images, StreamedImages):

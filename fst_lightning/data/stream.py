@@ -28,14 +28,14 @@ class StreamedImages:
     found when it is its turn.
 
     Args:
-        paths: the files.
-        image_size: height and width that the images are resized to, in pixels.
+        paths: The files.
+        image_size: Height and width that the images are resized to, in pixels.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from PIL import Image
         >>> with TemporaryDirectory() as folder:
-        ...     file = Path(folder) / "grey.png"
+        ...     file = Path(folder) / "gray.png"
         ...     Image.new("RGB", (9, 9), (128, 128, 128)).save(file)
         ...     images = StreamedImages([file, file, file], image_size=4)
         ...     images.shape, images[torch.tensor([2, 0])].shape, int(images[1].max())
@@ -55,11 +55,11 @@ class StreamedImages:
         return len(self._rows)
 
     def __getitem__(self, key: Any) -> Tensor:
-        """Decode rows: ``(3, H, W)`` for a row's number, else ``(n, 3, H, W)``.
+        """Decode rows: ``(3, H, W)`` for a row's number, otherwise ``(n, 3, H, W)``.
 
         Raises:
             ValueError: naming the first file that cannot be read, and why.
-            IndexError: for a row that does not exist.
+            IndexError: If a row does not exist.
         """
         rows = self._rows[key]
         worker = get_worker_info()

@@ -40,8 +40,8 @@ class BackdoorMetrics(nn.Module):
         """Count clean images.
 
         Args:
-            logits: what the network said of them, (N, C); or predicted labels, (N,).
-            labels: their true labels, (N,).
+            logits: What the network said of them, (N, C); or predicted labels, (N,).
+            labels: Their true labels, (N,).
         """
         self.ca.update(logits, labels)
 
@@ -49,9 +49,9 @@ class BackdoorMetrics(nn.Module):
         """Count images that carry the trigger; those whose label is the target left out before.
 
         Args:
-            logits: what the network said of them, (N, C); or predicted labels, (N,).
-            labels: their true labels, (N,).
-            targets: the labels the attacker wants, (N,).
+            logits: What the network said of them, (N, C); or predicted labels, (N,).
+            labels: Their true labels, (N,).
+            targets: The labels the attacker wants, (N,).
         """
         self.asr.update(logits, targets)
         self.ra.update(logits, labels)
@@ -60,9 +60,9 @@ class BackdoorMetrics(nn.Module):
         """Count clean images that get the attacker's label without the trigger.
 
         Args:
-            logits: what the network said of clean images, (N, C); or predicted labels, (N,).
-            targets: the labels the attacker wants, (N,).
-            counted: the rows that the attack success rate is measured on, (N,) bool.
+            logits: What the network said of clean images, (N, C); or predicted labels, (N,).
+            targets: The labels the attacker wants, (N,).
+            counted: The rows that the attack success rate is measured on, (N,) bool.
         """
         self.control.update(logits, targets, counted)
 

@@ -39,8 +39,8 @@ def other_order(
     Args:
         labels: ``(N,)`` int64, the true classes.
         predictions: ``(N,)`` int64, each in [0, num_classes).
-        num_classes: the number of classes, 2 or more.
-        usual: orders that are taken if they fit the images as well as the best one; they also tell
+        num_classes: The number of classes, 2 or more.
+        usual: Orders that are taken if they fit the images as well as the best one; they also tell
             where classes without images belong.
 
     Returns:

@@ -16,9 +16,9 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     JASA 22, 1927.
 
     Args:
-        successes: rows that count, in [0, total].
-        total: all rows, at least 1.
-        confidence: the interval's coverage, in (0, 1).
+        successes: Rows that count, in [0, total].
+        total: All rows, at least 1.
+        confidence: The interval's coverage, in (0, 1).
 
     Returns:
         The lower and the upper end, in [0, 1].
@@ -65,9 +65,9 @@ def rate_difference_interval(
     comparison of eleven methods", Statistics in Medicine 17, 1998, method 10.
 
     Args:
-        first: rows that count, and all rows, at least 1.
-        second: the same for the rate that is subtracted.
-        confidence: the interval's coverage, in (0, 1).
+        first: Rows that count, and all rows, at least 1.
+        second: The same for the rate that is subtracted.
+        confidence: The interval's coverage, in (0, 1).
 
     Returns:
         The lower and the upper end, in [-1, 1].

@@ -26,16 +26,17 @@ def paired_drop_interval(
     the paired-sample design", Statistics in Medicine 17, 1998.
 
     Args:
-        lost: b, images that only the first network gets right.
-        gained: c, images that only the second one gets right.
-        total: n, all images, 1 or more.
-        confidence: the interval's coverage, in (0, 1).
+        lost: B, images that only the first network gets right.
+        gained: C, images that only the second one gets right.
+        total: N, all images, 1 or more.
+        confidence: The interval's coverage, in (0, 1).
 
     Returns:
         The lower and the upper end, in [-1, 1]; below 0 it is a rise.
 
     Raises:
-        ValueError: for negative counts, more changes than images, or no such confidence.
+        ValueError: If a count is negative, there are more changes than images, or the confidence is
+            not in (0, 1).
 
     Example:
         >>> [round(end, 4) for end in paired_drop_interval(6, 2, 200)]

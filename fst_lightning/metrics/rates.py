@@ -28,9 +28,9 @@ class _MatchRate(Metric):
         """Count one batch. Only shapes and types are checked, so nothing waits for the device.
 
         Args:
-            preds: logits or probabilities of shape (N, C), or class numbers of shape (N,).
-            target: class numbers of shape (N,). A number that is no class is never matched.
-            counted: which rows to count, (N,) bool; None counts all.
+            preds: Logits or probabilities of shape (N, C), or class numbers of shape (N,).
+            target: Class numbers of shape (N,). A number that is no class is never matched.
+            counted: Which rows to count, (N,) bool; None counts all.
 
         Raises:
             ValueError: If the shapes do not fit or a type is wrong.
@@ -85,7 +85,7 @@ class CleanAccuracy(_MatchRate):
     (N,) as integers; `compute()` gives a scalar.
 
     Args:
-        kwargs: options of `torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -112,7 +112,7 @@ class AttackSuccessRate(_MatchRate):
     images, and the *attacker's* labels (N,) as integers; `compute()` gives a scalar.
 
     Args:
-        kwargs: options of `torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -137,7 +137,7 @@ class RobustAccuracy(_MatchRate):
     images, and the *true* labels (N,) as integers; `compute()` gives a scalar.
 
     Args:
-        kwargs: options of `torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -162,7 +162,7 @@ class ControlRate(_MatchRate):
     `compute()` gives a scalar.
 
     Args:
-        kwargs: options of `torchmetrics.Metric`.
+        kwargs: Options of `torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -180,9 +180,9 @@ def matches(preds: Tensor, target: Tensor) -> Tensor:
     """Say which rows have the given class as their prediction: (N,) bool.
 
     Args:
-        preds: logits or probabilities of shape (N, C), or class numbers of shape (N,). A row that
+        preds: Logits or probabilities of shape (N, C), or class numbers of shape (N,). A row that
             holds a NaN predicts nothing.
-        target: class numbers of shape (N,).
+        target: Class numbers of shape (N,).
 
     Raises:
         ValueError: If the shapes do not fit or a type is wrong.

@@ -16,10 +16,10 @@ def defense_effectiveness_rating(
     minimization", ICCV 2023 (arXiv:2304.11823), equation 7.
 
     Args:
-        ca_before: clean accuracy of the backdoored network, in [0, 1].
-        asr_before: attack success rate of the backdoored network, in [0, 1].
-        ca_after: clean accuracy of the purified network, in [0, 1].
-        asr_after: attack success rate of the purified network, in [0, 1].
+        ca_before: Clean accuracy of the backdoored network, in [0, 1].
+        asr_before: Attack success rate of the backdoored network, in [0, 1].
+        ca_after: Clean accuracy of the purified network, in [0, 1].
+        asr_after: Attack success rate of the purified network, in [0, 1].
 
     Raises:
         ValueError: If a rate is outside [0, 1] or not a number.

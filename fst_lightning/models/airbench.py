@@ -49,7 +49,7 @@ class Airbench(nn.Module):
         self.logit_scale = 1 / 9
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify normalised images ``(N, 3, H, W)``: logits ``(N, num_classes)``."""
+        """Classify normalized images ``(N, 3, H, W)``: logits ``(N, num_classes)``."""
         features = self.groups(functional.gelu(self.whiten(images)))
         features = functional.adaptive_max_pool2d(features, 1).flatten(1)
         logits: Tensor = self.head(features) * self.logit_scale
@@ -60,7 +60,7 @@ class Airbench(nn.Module):
         """Compute the whitening layer from training images, before training.
 
         Args:
-            images: ``(N, 3, H, W)``, normalised; about 5,000 are enough.
+            images: ``(N, 3, H, W)``, normalized; about 5,000 are enough.
         """
         channels = images.shape[1]
         rows = (
@@ -68,7 +68,7 @@ class Airbench(nn.Module):
             .transpose(1, 2)
             .reshape(-1, channels * _PATCH**2)
         )
-        # Not centred: the mean is a direction like any other.
+        # Not centered: the mean is a direction like any other.
         values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
         scaled = (vectors / (values + _EPSILON).sqrt()).T.flip(0)
         filters = scaled.reshape(-1, channels, _PATCH, _PATCH)
@@ -77,7 +77,7 @@ class Airbench(nn.Module):
             self.whiten.bias.zero_()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Train the first layer's bias in the first three epochs alone: its gradient is dear."""
+        """Train the first layer's bias only for three epochs: its gradient is expensive."""
         if self.whiten.bias is not None:
             self.whiten.bias.requires_grad_(epoch < _FIRST_EPOCHS)
 
@@ -127,6 +127,6 @@ def airbench(num_classes: int, width: int = 64) -> Airbench:
         width: Channels of the first group, at least 1.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: If a number is out of range.
     """
     return Airbench(num_classes, width)

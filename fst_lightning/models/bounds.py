@@ -18,7 +18,7 @@ def check_bounds(**sizes: object) -> None:
         sizes: Values by argument name; every name is a key of ``BOUNDS``.
 
     Raises:
-        ValueError: A value is not an int, or too small or too large.
+        ValueError: If a value is not an int, or too small or too large.
 
     Example:
         >>> check_bounds(width=64, blocks=2)

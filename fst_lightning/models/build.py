@@ -39,8 +39,8 @@ def build_model(name: str, num_classes: int, /, **arguments: object) -> nn.Modul
         arguments: What the builder takes besides; plain numbers, strings and booleans.
 
     Raises:
-        ValueError: No network has this name, or an argument is unknown, missing, of the wrong type
-            or out of range. Nothing has been allocated then.
+        ValueError: If no network has this name, or an argument is unknown, missing, of the wrong
+            type or out of range. Nothing has been allocated then.
 
     Example:
         >>> build_model("small_resnet", 10, width=8).fc
@@ -60,7 +60,7 @@ def rebuild_model(name: str, num_classes: int, arguments: Mapping[str, object]) 
     Args:
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
-        arguments: What the builder takes besides.
+        arguments: What the builder takes in addition.
 
     Raises:
         ValueError: As ``build_model``, or the network has more than 10^9 parameters.
@@ -81,7 +81,7 @@ def check_description(
     Args:
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
-        arguments: What the builder takes besides.
+        arguments: What the builder takes in addition.
         most: Parameters that the file has the numbers for.
         channels: Of its images.
 
@@ -138,7 +138,7 @@ def outline(name: str, num_classes: int, /, **arguments: object) -> nn.Module:
     Args:
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
-        arguments: What the builder takes besides.
+        arguments: What the builder takes in addition.
 
     Example:
         >>> outline("small_resnet", 10).fc.weight.device.type

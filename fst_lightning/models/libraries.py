@@ -29,7 +29,7 @@ def torchvision_model(name: str, num_classes: int, pretrained: bool = False) -> 
             head; otherwise all weights are random.
 
     Raises:
-        ValueError: No classification network has this name, or ``num_classes`` is out of range.
+        ValueError: If no classification network has this name, or ``num_classes`` is out of range.
 
     Example:
         >>> torchvision_model("resnet18", num_classes=7).fc.out_features
@@ -63,8 +63,8 @@ def timm_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Modu
         pretrained: Whether to download the weights and give the network a new head.
 
     Raises:
-        ImportError: timm is not installed.
-        ValueError: No network has this name, or ``num_classes`` is out of range.
+        ImportError: If timm is not installed.
+        ValueError: If no network has this name, or ``num_classes`` is out of range.
     """
     check_bounds(num_classes=num_classes)
     timm = _import_timm(name)
@@ -121,7 +121,7 @@ def timm_input(name: str, pretrained: bool = False) -> LibraryInput:
         pretrained: Makes no difference; a tag in the name tells weights apart.
 
     Raises:
-        ImportError: timm is not installed.
+        ImportError: If timm is not installed.
         ValueError: If no network has this name.
     """
     timm = _import_timm(name)

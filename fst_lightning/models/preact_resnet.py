@@ -9,7 +9,7 @@ from fst_lightning.models.shortcut import shortcut_convolution
 
 
 class PreActBlock(nn.Module):
-    """A basic block that normalises first: ``x' + conv2(relu(bn2(conv1(a))))``.
+    """A basic block that normalizes first: ``x' + conv2(relu(bn2(conv1(a))))``.
 
     ``a`` is ``relu(bn1(x))``; ``x'`` is ``x``, or a strided 1x1 convolution of ``a`` where the
     shape changes.
@@ -62,7 +62,7 @@ class PreActResNet(nn.Module):
         Images ``(N, 3, H, W)`` to logits ``(N, num_classes)``; any size from 1x1 up.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(self, num_classes: int, width: int = 64, final_norm: bool = True) -> None:
@@ -80,7 +80,7 @@ class PreActResNet(nn.Module):
         initialise_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of normalised images."""
+        """Return the logits of normalized images."""
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
         x = self.relu(self.norm(x))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))

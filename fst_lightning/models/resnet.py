@@ -62,7 +62,7 @@ class SmallImageResNet(nn.Module):
         Images ``(N, 3, H, W)`` to logits ``(N, num_classes)``; any size from 1x1 up.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(self, num_classes: int, width: int, blocks: int) -> None:
@@ -80,7 +80,7 @@ class SmallImageResNet(nn.Module):
         initialise_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of normalised images."""
+        """Return the logits of normalized images."""
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))

@@ -45,7 +45,7 @@ def kind_of_outputs(outputs: object) -> Outputs:
     exponentials do.
 
     Args:
-        outputs: what a network returned, ``(N, C)``; anything else counts as logits.
+        outputs: What a network returned, ``(N, C)``; anything else counts as logits.
 
     Example:
         >>> kind_of_outputs(torch.tensor([[0.25, 0.75]])), kind_of_outputs(torch.eye(2) * 3)
@@ -76,8 +76,8 @@ def take_logits(net: nn.Module, *, warn: bool = True) -> None:
     logarithms already stays as it is: they are logits.
 
     Args:
-        net: the network.
-        warn: whether to warn once if it returns probabilities.
+        net: The network.
+        warn: Whether to warn once if it returns probabilities.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2), nn.Softmax(dim=1))
@@ -100,7 +100,7 @@ def return_as_before(net: nn.Module) -> None:
     """Let a network return what its class returns: undo :func:`take_logits`.
 
     Args:
-        net: the network, or a copy of it.
+        net: The network, or a copy of it.
     """
     if takes_logits(net):
         before = net.__dict__.pop("_forward_before")

@@ -28,7 +28,7 @@ class SmallImageVGG(nn.Module):
         Images ``(N, 3, H, W)`` to logits ``(N, num_classes)``; H and W at least 32.
 
     Raises:
-        ValueError: ``num_classes`` is out of its range, or the images are too small.
+        ValueError: If ``num_classes`` is out of its range, or the images are too small.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -51,7 +51,7 @@ class SmallImageVGG(nn.Module):
         initialise_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of normalised images."""
+        """Return the logits of normalized images."""
         height, width = images.shape[-2:]
         if min(height, width) < SMALLEST_IMAGE:
             raise ValueError(

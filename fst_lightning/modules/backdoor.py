@@ -24,29 +24,29 @@ from fst_lightning.modules.inputs import CropFill, InputPipeline
 class BackdoorModule(ClassifierModule):
     r"""Train a network on data of which some rows carry a trigger and the attacker's label.
 
-    Minimises :math:`\mathrm{CE}(f(T(x)), \eta(y))` on the poisoned rows and
+    Minimizes :math:`\mathrm{CE}(f(T(x)), \eta(y))` on the poisoned rows and
     :math:`\mathrm{CE}(f(x), y)` on the others, or what else the attack aims at. Batches are
     ``(images, labels, poisoned)``, with ``cover`` as a fourth where an attack has cover rows, as
     :class:`~fst_lightning.data.BackdoorDataModule` makes them.
 
     Args:
-        net: the classifier.
-        attack: trigger and label map.
-        optimizer: makes the optimizer from the parameters; None: SGD, lr 0.01, momentum 0.9.
-        scheduler: makes the schedule from the optimizer; None for a constant rate.
+        net: The classifier.
+        attack: Trigger and label map.
+        optimizer: Makes the optimizer from the parameters; None: SGD, lr 0.01, momentum 0.9.
+        scheduler: Makes the schedule from the optimizer; None for a constant rate.
         scheduler_interval: ``epoch`` or ``step``.
-        mean: per channel, of images in [0, 1]; None for images that are not to be normalised.
-        std: per channel.
-        crop_padding: pixels of padding for random crops; 0 for none.
-        horizontal_flip: mirror half of the training images.
-        crop_fill: what the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
-        alternate_flips: mirror the two halves of the images in turn, epoch after epoch.
+        mean: Per channel, of images in [0, 1]; None for images that are not to be normalized.
+        std: Per channel.
+        crop_padding: Pixels of padding for random crops; 0 for none.
+        horizontal_flip: Mirror half of the training images.
+        crop_fill: What the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
+        alternate_flips: Mirror the two halves of the images in turn, epoch after epoch.
         label_smoothing: 0 to 1.
-        cuda_graphs: replay the network's steps as CUDA graphs on one GPU; see
+        cuda_graphs: Replay the network's steps as CUDA graphs on one GPU; see
             :class:`~fst_lightning.modules.replay.ReplayedNetwork`.
-        compile_network: train with ``torch.compile``, which takes a minute and a C++ compiler. The
+        compile_network: Train with ``torch.compile``, which takes a minute and a C++ compiler. The
             network itself stays as it is: its keys, and what is measured with it.
-        seed: makes the random numbers of every epoch reproducible.
+        seed: Makes the random numbers of every epoch reproducible.
         card: JSON text that says what the network is, kept in checkpoints.
 
     Example:

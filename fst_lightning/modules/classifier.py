@@ -90,19 +90,19 @@ class ClassifierModule(L.LightningModule):
     trigger here. Batches are ``(images, labels, ...)`` with the *true* labels.
 
     Args:
-        net: the classifier; images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
-        inputs: what happens to a batch before the network.
-        optimizer: makes the optimizer from the parameters; SGD with lr 0.01 and momentum 0.9
+        net: The classifier; images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
+        inputs: What happens to a batch before the network.
+        optimizer: Makes the optimizer from the parameters; SGD with lr 0.01 and momentum 0.9
             where None.
-        scheduler: makes the learning rate schedule from the optimizer; None for a constant rate.
-        scheduler_interval: whether the schedule steps per ``epoch`` or per ``step``.
-        seed: reseeds the random numbers of augmentation and dropout every epoch, so that a resumed
+        scheduler: Makes the learning rate schedule from the optimizer; None for a constant rate.
+        scheduler_interval: Whether the schedule steps per ``epoch`` or per ``step``.
+        seed: Reseeds the random numbers of augmentation and dropout every epoch, so that a resumed
             run sees the same; None leaves the global generator alone.
         card: JSON text that says what this network is, kept in checkpoints.
-        replays: whether :attr:`replayed` may replay steps as CUDA graphs.
+        replays: Whether :attr:`replayed` may replay steps as CUDA graphs.
 
     Attributes:
-        replayed: calls the network; a step that is plain cross-entropy takes it instead.
+        replayed: Calls the network; a step that is plain cross-entropy takes it instead.
     """
 
     def __init__(

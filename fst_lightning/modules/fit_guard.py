@@ -28,7 +28,7 @@ class FitGuard:
     The Trainer may be one of ``lightning.pytorch`` or of ``pytorch_lightning``.
 
     Args:
-        defense: the defense that the fit runs.
+        defense: The defense that the fit runs.
     """
 
     def __init__(self, defense: Defense) -> None:

@@ -22,30 +22,30 @@ _ADVICE = (
 
 
 class InputPipeline(nn.Module):
-    r"""Scale to [0, 1], put the trigger on, augment, normalise: in this order, everywhere.
+    r"""Scale to [0, 1], put the trigger on, augment, normalize: in this order, everywhere.
 
     The trigger comes before augmentation, as if it had been in the image file. Attack and
-    normaliser are submodules, so that they move to the device and are saved with the module;
-    normalisation stays out of the network, whose keys must not change.
+    normalizer are submodules, so that they move to the device and are saved with the module;
+    normalization stays out of the network, whose keys must not change.
 
     Args:
-        attack: whose trigger to use; None where there is none.
-        mean: per channel, of images in [0, 1]; None leaves images as they are.
-        std: per channel, greater than 0.
-        crop_padding: pixels of padding for random crops while training; 0 for no crops.
-        horizontal_flip: mirror half of the training images.
-        crop_fill: what the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
-        alternate_flips: mirror one half of the images in even epochs and the other half in odd
+        attack: Whose trigger to use; None where there is none.
+        mean: Per channel, of images in [0, 1]; None leaves images as they are.
+        std: Per channel, greater than 0.
+        crop_padding: Pixels of padding for random crops while training; 0 for no crops.
+        horizontal_flip: Mirror half of the training images.
+        crop_fill: What the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
+        alternate_flips: Mirror one half of the images in even epochs and the other half in odd
             ones, instead of a new draw in every epoch (Jordan, 2024, arXiv 2404.00498).
-        random_triggers: share of the training images that get a random trigger, in [0, 1]; see
+        random_triggers: Share of the training images that get a random trigger, in [0, 1]; see
             :func:`~fst_lightning.attacks.common.random_triggers`.
-        trigger_strength: of those, in [0, 1].
+        trigger_strength: Of those, in [0, 1].
 
     Attributes:
-        epoch: of the training, which alternating flips go by.
+        epoch: Of the training, which alternating flips go by.
 
     Raises:
-        ValueError: where only one of mean and std is given, a std is not positive, the padding is
+        ValueError: If only one of mean and std is given, a std is not positive, the padding is
             negative or of an unknown kind, or a share or strength is outside [0, 1].
     """
 
@@ -100,10 +100,10 @@ class InputPipeline(nn.Module):
         Args:
             images: ``(N, C, H, W)``, uint8, or float in [0, 1].
             triggered: ``(N,)`` bool, which rows get the trigger; or all, or none.
-            augment: crop and flip at random.
+            augment: Crop and flip at random.
 
         Returns:
-            ``(N, C, H, W)``, normalised, float32; of the default type where that is another, and of
+            ``(N, C, H, W)``, normalized, float32; of the default type where that is another, and of
             the type of the images where they are float.
         """
         stamps = self.attack is not None and triggered is not False
@@ -157,7 +157,7 @@ class InputPipeline(nn.Module):
             )
 
     def from_pixels(self, pixels: Tensor, *, augment: bool = False) -> Tensor:
-        """Augment and normalise images in [0, 1]: what follows the trigger."""
+        """Augment and normalize images in [0, 1]: what follows the trigger."""
         if augment:
             pixels = self._augment(pixels)
         if self.normalises:
@@ -184,12 +184,12 @@ class InputPipeline(nn.Module):
 
 
 def random_crop(images: Tensor, padding: int, fill: CropFill = "zeros") -> Tensor:
-    """Pad, and cut every image out again at a place of its own.
+    """Pad, and cut every image out again at its own place.
 
     Args:
         images: ``(N, C, H, W)``.
-        padding: pixels on every side, 1 or more; for ``reflect`` less than the image has.
-        fill: what the padding holds.
+        padding: Pixels on every side, 1 or more; for ``reflect`` less than the image has.
+        fill: What the padding holds.
 
     Returns:
         Images of the same shape.
@@ -201,7 +201,7 @@ def random_crop(images: Tensor, padding: int, fill: CropFill = "zeros") -> Tenso
 
 
 class _Cut(torch.autograd.Function):
-    """Windows of images, each at a place of its own.
+    """Windows of images, each at its own place.
 
     The gradient of a view of all windows is as large as all of them, 81 times the images for a
     padding of 4. What a window owes to its image is a window again, of the padded gradient.

@@ -45,25 +45,25 @@ class PurificationModule(ClassifierModule):
     reference head.
 
     Args:
-        net: the network to purify, in place.
-        defense: what to do to it.
-        optimizer: makes the optimizer from the parameters; None: SGD, lr 0.01, momentum 0.9.
-        scheduler: makes the schedule from the optimizer; None for a constant rate.
+        net: The network to purify, in place.
+        defense: What to do to it.
+        optimizer: Makes the optimizer from the parameters; None: SGD, lr 0.01, momentum 0.9.
+        scheduler: Makes the schedule from the optimizer; None for a constant rate.
         scheduler_interval: ``epoch`` or ``step``.
-        attack: whose trigger to measure with; the defense never sees it. None measures CA only.
-        mean: per channel, of images in [0, 1]; None for images that are normalised already.
-        std: per channel.
-        crop_padding: pixels of padding for random crops; 0 for none.
-        horizontal_flip: mirror half of the images while tuning.
-        random_triggers: share of the images that get a random trigger while tuning, in [0, 1]; see
+        attack: Whose trigger to measure with; the defense never sees it. None measures CA only.
+        mean: Per channel, of images in [0, 1]; None for images that are normalized already.
+        std: Per channel.
+        crop_padding: Pixels of padding for random crops; 0 for none.
+        horizontal_flip: Mirror half of the images while tuning.
+        random_triggers: Share of the images that get a random trigger while tuning, in [0, 1]; see
             :func:`~fst_lightning.attacks.common.random_triggers`.
-        trigger_strength: of those, in [0, 1].
-        seed: of the defense's random numbers and of every epoch's; None takes
+        trigger_strength: Of those, in [0, 1].
+        seed: Of the defense's random numbers and of every epoch's; None takes
             ``torch.initial_seed()`` for the former.
         card: JSON text that says what the network is, kept in checkpoints.
-        cuda_graphs: replay the network's steps as CUDA graphs on one GPU, where the defense's loss
+        cuda_graphs: Replay the network's steps as CUDA graphs on one GPU, where the defense's loss
             is cross-entropy; see :class:`~fst_lightning.modules.replay.ReplayedNetwork`.
-        clean: the clean images as a whole, for a defense that looks at all of them; None gathers
+        clean: The clean images as a whole, for a defense that looks at all of them; None gathers
             them from the Trainer's training loader. A defense that wants some held out, or the
             training set as it was delivered, needs it: see
             :meth:`~fst_lightning.defenses.CleanData.split`.
@@ -72,7 +72,7 @@ class PurificationModule(ClassifierModule):
     Raises:
         ValueError: If the defense needs images that it is not given; at the start of a fit, if the
             head's weights were replaced after they were prepared.
-        MisconfigurationException: At the start of a fit, if nothing in front of the head trains
+        MisconfigurationException: If At the start of a fit, if nothing in front of the head trains
             although the defense is to change the features.
         TypeError: If the optimizer or the schedule is not a function that makes one.
 

@@ -21,11 +21,11 @@ def triangle(
     r"""Raise the learning rate linearly to its full value, then lower it linearly.
 
     Args:
-        optimizer: whose rates are full.
-        total_steps: of the training, 1 or more.
-        start: share of the rate in the first step.
-        peak: share of the steps after which it is full, in (0, 1).
-        end: share of the rate after the last step.
+        optimizer: Whose rates are full.
+        total_steps: Of the training, 1 or more.
+        start: Share of the rate in the first step.
+        peak: Share of the steps after which it is full, in (0, 1).
+        end: Share of the rate after the last step.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -51,11 +51,11 @@ class LookaheadSGD(torch.optim.SGD):
     :math:`d = 1`, which keeps the average.
 
     Args:
-        params: what to train.
+        params: What to train.
         total_steps: :math:`T`, of the training.
         decay: :math:`d_0`, in [0, 1].
-        every: steps between two pulls, 1 or more.
-        options: of ``torch.optim.SGD``.
+        every: Steps between two pulls, 1 or more.
+        options: Of ``torch.optim.SGD``.
 
     Source: Jordan, 2024, arXiv 2404.00498, after Zhang et al., 2019, arXiv 1907.08610.
     """
@@ -111,10 +111,10 @@ class MuonSGD(torch.optim.SGD):
     with BatchNorm behind them does not notice.
 
     Args:
-        params: what to train.
+        params: What to train.
         filter_lr: :math:`\eta`, above 0; schedules change it as they change ``lr``.
         filter_momentum: :math:`\mu`, in [0, 1).
-        options: of ``torch.optim.SGD``, for the other parameters.
+        options: Of ``torch.optim.SGD``, for the other parameters.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     ``torch.optim.Muon`` takes no tensor of four dimensions.
@@ -175,7 +175,7 @@ def orthogonalised(matrix: Tensor, iterations: int = 3) -> Tensor:
 
     Args:
         matrix: ``(n, m)``.
-        iterations: of the polynomial, 0 or more.
+        iterations: Of the polynomial, 0 or more.
 
     Example:
         >>> singular = torch.linalg.svdvals(orthogonalised(torch.diag(torch.tensor([3.0, 1.0]))))

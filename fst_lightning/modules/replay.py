@@ -44,7 +44,7 @@ class ReplayedNetwork(nn.Module):
     :attr:`enabled` to False.
 
     Args:
-        net: what to call. It stays as it is, and is no submodule of this one.
+        net: What to call. It stays as it is, and is no submodule of this one.
         enabled: False calls the network as it is, always.
 
     Example:
@@ -209,7 +209,7 @@ def capture(net: nn.Module, images: Tensor) -> Replay:
     """Capture a network's forward and backward pass, and leave the network as it was.
 
     Args:
-        net: in the mode that it is to be captured in, on a GPU.
+        net: In the mode that it is to be captured in, on a GPU.
         images: ``(N, C, H, W)``; the capture takes batches of this shape.
     """
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]

@@ -57,11 +57,11 @@ class Backdoored:
     """A backdoored model that is loaded.
 
     Attributes:
-        path: the file its weights are in.
-        keys: how that file names them.
-        card: what it is.
-        identity: tells models apart: the store's key, or a digest of the file.
-        use: keeps it in the store, as long as the run lasts.
+        path: The file its weights are in.
+        keys: How that file names them.
+        card: What it is.
+        identity: Tells models apart: the store's key, or a digest of the file.
+        use: Keeps it in the store, as long as the run lasts.
     """
 
     path: Path
@@ -110,7 +110,7 @@ def from_file(
     """Load anybody's weights into the network, and the trigger that lies beside them.
 
     Raises:
-        ValueError: where the attack's trigger is learned with the model and is not there.
+        ValueError: If the attack's trigger is learned with the model and is not there.
     """
     data = source.load()
     _check_order(checkpoint, data.classes)
@@ -142,7 +142,7 @@ def _check_order(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
     """Refuse classes in another order than the checkpoint names them.
 
     Raises:
-        ValueError: the names are the same, and their order is not.
+        ValueError: If the names are the same, and their order is not.
     """
     card = checkpoint.card
     labels = checkpoint.extra.get("labels", () if card is None else card.classes)
@@ -320,14 +320,14 @@ def load_attack(attack: Attack, beside: Path) -> bool:
     """Load the trigger that a model was trained with, where it is kept beside the model.
 
     Args:
-        attack: prepared for the images; changed in place.
-        beside: the model's file, or the trigger's own.
+        attack: Prepared for the images; changed in place.
+        beside: The model's file, or the trigger's own.
 
     Returns:
         Whether there was one.
 
     Raises:
-        ValueError: where the file is of another attack, or for images of another size.
+        ValueError: If the file is of another attack, or for images of another size.
     """
     path = beside.with_name(ATTACK_FILE)
     if not (attack.has_trigger and path.is_file()):

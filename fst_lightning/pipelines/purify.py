@@ -348,7 +348,7 @@ def check_enough_images(net: nn.Module, data: BackdoorDataModule) -> None:
     """Refuse a tuning set that BatchNorm can't take, before anything is trained.
 
     Raises:
-        ValueError: where batches hold a single image and the network has BatchNorm.
+        ValueError: If batches hold a single image and the network has BatchNorm.
     """
     batch = min(len(data.train_rows), data.batch_size)
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

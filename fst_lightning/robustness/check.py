@@ -35,15 +35,15 @@ class Subject:
     """Two networks, and what an attacker has who knows the trigger.
 
     Attributes:
-        backdoored: the network before the defense, in evaluation mode; a check changes copies.
-        purified: the same after it.
-        train: training images as they were before the attack, with true labels.
-        poisoned: the poisoned training images, with the labels that were trained.
-        stamp: puts the trigger on images of ``train``: ``(N, C, H, W)`` to the same.
-        test: clean test images.
-        triggered: triggered test images of those that count, with true labels.
+        backdoored: The network before the defense, in evaluation mode; a check changes copies.
+        purified: The same after it.
+        train: Training images as they were before the attack, with true labels.
+        poisoned: The poisoned training images, with the labels that were trained.
+        stamp: Puts the trigger on images of ``train``: ``(N, C, H, W)`` to the same.
+        test: Clean test images.
+        triggered: Triggered test images of those that count, with true labels.
         wanted: ``(logits, true labels)`` to the labels that are a success for the attacker.
-        make_clean: makes a network that was never backdoored, trained by the same recipe.
+        make_clean: Makes a network that was never backdoored, trained by the same recipe.
 
     Networks and images are on one device.
     """
@@ -67,7 +67,7 @@ class Subject:
 class RobustnessCheck(ABC):
     """Something that is done to a purified network, and measured.
 
-    Another one is a subclass in a file of its own, and a YAML in ``conf/robustness/``.
+    Another one is a subclass in its own file, and a YAML in ``conf/robustness/``.
     """
 
     @abstractmethod
@@ -75,8 +75,8 @@ class RobustnessCheck(ABC):
         """Do it.
 
         Args:
-            subject: stays as it is.
-            generator: a CPU generator, the only source of random numbers.
+            subject: Stays as it is.
+            generator: A CPU generator, the only source of random numbers.
 
         Returns:
             Figures for ``results.json``: plain values, fractions in [0, 1].
@@ -90,9 +90,9 @@ def rates_of(
     """Measure a network on the test images of a subject, in evaluation mode.
 
     Args:
-        net: the network, where the images are.
-        subject: whose images.
-        shift: makes other images of the *triggered* ones, in [0, 1]; None leaves them.
+        net: The network, where the images are.
+        subject: Whose images.
+        shift: Makes other images of the *triggered* ones, in [0, 1]; None leaves them.
     """
     with keep_modes(net):
         net.eval()

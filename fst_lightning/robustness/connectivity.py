@@ -30,11 +30,11 @@ class LinearConnectivity(RobustnessCheck):
     they are computed anew at every point, both ends included, on the same clean training images.
 
     Args:
-        points: evenly spaced, both ends included, 2 or more.
-        images: clean training images for the statistics of BatchNorm, 2 or more.
+        points: Evenly spaced, both ends included, 2 or more.
+        images: Clean training images for the statistics of BatchNorm, 2 or more.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> LinearConnectivity().points

@@ -31,22 +31,22 @@ class ReactivationAttack(RobustnessCheck):
     with :math:`f_p` the purified network, :math:`f_r` a copy that a
     :class:`~fst_lightning.robustness.RetuningAttack` has backdoored again and :math:`f_c` a network
     that never was, on clean and triggered training images x with their true labels y. The second
-    term keeps the perturbation from being an attack of its own. One network, an autoencoder of
+    term keeps the perturbation from being its own attack. One network, an autoencoder of
     three hidden layers, makes :math:`\delta`; :math:`x + \delta` is kept in [0, 1]. Its gradients
     pass through :math:`f_p`: that is more than queries alone would give.
 
     Args:
-        images: clean ones, and as many triggered ones, 1 or more.
-        epsilon: bound of the perturbation in a pixel, in units of [0, 1], 0 or more.
-        alpha: weight of the first term, 0 or more.
-        epochs: passes over the images, 1 or more.
-        lr: of SGD with momentum 0.9, above 0.
-        batch_size: images a step, 1 or more.
-        width: of the hidden layers, 1 or more.
-        retuning: makes :math:`f_r`; None: with its defaults.
+        images: Clean ones, and as many triggered ones, 1 or more.
+        epsilon: Bound of the perturbation in a pixel, in units of [0, 1], 0 or more.
+        alpha: Weight of the first term, 0 or more.
+        epochs: Passes over the images, 1 or more.
+        lr: Of SGD with momentum 0.9, above 0.
+        batch_size: Images per step, 1 or more.
+        width: Of the hidden layers, 1 or more.
+        retuning: Makes :math:`f_r`; None: with its defaults.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> ReactivationAttack(images=100).images
@@ -143,8 +143,8 @@ class Perturbation(nn.Module):
 
     Args:
         shape: (channels, height, width) of an image.
-        epsilon: largest change of a pixel.
-        width: of the three hidden layers of g.
+        epsilon: Largest change of a pixel.
+        width: Of the three hidden layers of g.
 
     Example:
         >>> images = torch.rand(2, 3, 4, 4)

@@ -30,16 +30,16 @@ class RetuningAttack(RobustnessCheck):
     the same images, in the same order, is the control.
 
     Args:
-        poisoned_images: poisoned training images among the others, 1 or more; no more than there
+        poisoned_images: Poisoned training images among the others, 1 or more; no more than there
             are.
-        share: of the training images that are tuned on, above 0, at most 1.
-        epochs: passes over them, 1 or more.
-        lr: of SGD with momentum 0.9 at a constant rate, above 0.
-        batch_size: images a step, 2 or more.
-        control: retune a network that was never backdoored as well.
+        share: Of the training images that are tuned on, above 0, at most 1.
+        epochs: Passes over them, 1 or more.
+        lr: Of SGD with momentum 0.9 at a constant rate, above 0.
+        batch_size: Images per step, 2 or more.
+        control: Retune a network that was never backdoored as well.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> RetuningAttack(poisoned_images=5).poisoned_images

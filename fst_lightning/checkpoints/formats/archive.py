@@ -42,7 +42,7 @@ class Archive:
         """Read the data of a tensor, as bytes, and check their checksum.
 
         Raises:
-            Refusal: the data are damaged.
+            Refusal: If the data are damaged.
         """
         return _read(self.file, self.data[key])
 
@@ -55,11 +55,11 @@ def open_archive(file: BinaryIO, size: int) -> Archive:
     between or after the entries, nothing after the end record.
 
     Args:
-        file: the open file.
-        size: its length in bytes.
+        file: The open file.
+        size: Its length in bytes.
 
     Raises:
-        Refusal: the archive is damaged, ambiguous, a zip bomb or none of torch's.
+        Refusal: If the archive is damaged, ambiguous, a zip bomb or none of torch's.
     """
     check_directory(file, size)
     try:
@@ -90,11 +90,12 @@ def check_directory(file: BinaryIO, size: int) -> None:
     """Look at the end of a zip file, where its list of entries is announced.
 
     Args:
-        file: the open file.
-        size: its length in bytes.
+        file: The open file.
+        size: Its length in bytes.
 
     Raises:
-        Refusal: it is damaged, bytes lie where a plain zip file has none, or the list is too long.
+        Refusal: If it is damaged, bytes lie where a plain zip file has none, or the list is too
+            long.
     """
     file.seek(max(0, size - 22))
     end = file.read(22)

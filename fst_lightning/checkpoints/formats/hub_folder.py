@@ -25,8 +25,8 @@ class HubFolder:
     """What a folder says.
 
     Args:
-        weights: the file with the tensors.
-        card: what the network is, if timm builds it by its name.
+        weights: The file with the tensors.
+        card: What the network is, if timm builds it by its name.
         facts: `network`, a description in words, and `labels`, the names of the classes, as far as
             the folder tells.
     """
@@ -42,10 +42,10 @@ def open_folder(folder: Path) -> HubFolder:
     Names in it choose among the networks of this project. No class is taken from it.
 
     Args:
-        folder: from the Hub, or written by `save_pretrained` or timm's `save_for_hf`.
+        folder: From the Hub, or written by `save_pretrained` or timm's `save_for_hf`.
 
     Raises:
-        Refusal: there are no weights, or the text is damaged.
+        Refusal: If there are no weights, or the text is damaged.
     """
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if weights is None:

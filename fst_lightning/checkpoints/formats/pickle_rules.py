@@ -137,7 +137,7 @@ def call(function: object, arguments: object) -> object:
     """Describe what a harmless call would make, without making it.
 
     Raises:
-        Refusal: weights need no such call.
+        Refusal: If weights need no such call.
     """
     if isinstance(function, Named) and type(arguments) is tuple:
         rule = _CALLS.get(function.name) or _NUMPY_CALLS.get(function.name)
@@ -150,7 +150,7 @@ def call(function: object, arguments: object) -> object:
 
 
 def weight(values: object) -> int:
-    """Return about how many bytes a call copies from `values`, its arguments or its state."""
+    """Return about how many bytes per call copies from `values`, its arguments or its state."""
     total = 0
     for value in values if type(values) is tuple else ():
         if isinstance(value, str | bytes):
@@ -166,7 +166,7 @@ def build(target: object, state: object) -> None:
     """Apply a state to the description of a value.
 
     Raises:
-        Refusal: weights need no such state.
+        Refusal: If weights need no such state.
     """
     match target, state:
         case Pairs(ordered=True), Pairs(items=[("_metadata", Pairs())]):

@@ -72,11 +72,11 @@ def scan_pickle(data: bytes, start: int = 0) -> Scan:
     A value that only foreign code could build is described as `Foreign`.
 
     Args:
-        data: bytes that hold the pickle.
-        start: position of its first byte.
+        data: Bytes that hold the pickle.
+        start: Position of its first byte.
 
     Raises:
-        Refusal: it names a function that runs programs or touches files, or is damaged or too
+        Refusal: If it names a function that runs programs or touches files, or is damaged or too
             large.
     """
     stream = io.BytesIO(data)

@@ -104,8 +104,8 @@ class Foreign:
     """Stands for a value that only code from elsewhere could build; that code is never run.
 
     Args:
-        name: the function or class that the pickle names.
-        why: says what it is, if it stands where a tensor is needed.
+        name: The function or class that the pickle names.
+        why: Says what it is, if it stands where a tensor is needed.
     """
 
     name: str

@@ -30,12 +30,12 @@ def read_safetensors(file: BufferedReader, size: int, key: str | None = None) ->
     """Read the tensors and the card.
 
     Args:
-        file: the open file.
-        size: its length in bytes.
-        key: the start of the wanted names; None wants all of them.
+        file: The open file.
+        size: Its length in bytes.
+        key: The start of the wanted names; None wants all of them.
 
     Raises:
-        Refusal: the header lies or the file is damaged.
+        Refusal: If the header lies or the file is damaged.
     """
     file.seek(0)
     start = file.read(8)

@@ -46,13 +46,13 @@ def read_torch(
     described state_dict are made from their data in the file. Nothing else is built.
 
     Args:
-        file: the open file; must begin like a zip file or like `LEGACY_START`.
-        size: its length in bytes.
-        key: which state_dict to take; None chooses.
-        plain: refuse a file that holds anything that `torch.load(weights_only=True)` does not take.
+        file: The open file; must begin like a zip file or like `LEGACY_START`.
+        size: Its length in bytes.
+        key: Which state_dict to take; None chooses.
+        plain: Refuse a file that holds anything that `torch.load(weights_only=True)` does not take.
 
     Raises:
-        Refusal: the file is damaged, hostile or holds no state_dict.
+        Refusal: If the file is damaged, hostile or holds no state_dict.
     """
     file.seek(0)
     scan, data, stored = (
@@ -139,7 +139,7 @@ def _described(layout: Layout) -> dict[str, TensorRef]:
     """Return the tensors of the state_dict that are wanted.
 
     Raises:
-        Refusal: one of them could be made by foreign code alone.
+        Refusal: If one of them could be made by foreign code alone.
     """
     refs: dict[str, TensorRef] = {}
     for name, value in layout.state.items:

@@ -82,21 +82,21 @@ class CIFAR10(_Cifar):
     Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 
     Args:
-        root: the folder that holds, or will hold, `cifar-10-batches-py`.
-        download: whether to fetch the files (170 MB) if they are missing.
-        image_size: height and width in pixels, at least 1; images are resized if it is not 32.
-        mean: per channel, in units of [0, 1]; None is computed from the training images.
-        std: per channel, above 0; None is computed from the training images.
-        crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
-        horizontal_flip: whether training mirrors half of the images.
-        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+        root: The folder that holds, or will hold, `cifar-10-batches-py`.
+        download: Whether to fetch the files (170 MB) if they are missing.
+        image_size: Height and width in pixels, at least 1; images are resized if it is not 32.
+        mean: Per channel, in units of [0, 1]; None is computed from the training images.
+        std: Per channel, above 0; None is computed from the training images.
+        crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
+        horizontal_flip: Whether training mirrors half of the images.
+        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
             a GPU where they fit.
-        triggered_root: folder of triggered test images, in folders of their true classes, that
+        triggered_root: Folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     _name = "CIFAR-10"
@@ -141,21 +141,21 @@ class CIFAR100(_Cifar):
     Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 
     Args:
-        root: the folder that holds, or will hold, `cifar-100-python`.
-        download: whether to fetch the files (169 MB) if they are missing.
-        image_size: height and width in pixels, at least 1; images are resized if it is not 32.
-        mean: per channel, in units of [0, 1]; None is computed from the training images.
-        std: per channel, above 0; None is computed from the training images.
-        crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
-        horizontal_flip: whether training mirrors half of the images.
-        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+        root: The folder that holds, or will hold, `cifar-100-python`.
+        download: Whether to fetch the files (169 MB) if they are missing.
+        image_size: Height and width in pixels, at least 1; images are resized if it is not 32.
+        mean: Per channel, in units of [0, 1]; None is computed from the training images.
+        std: Per channel, above 0; None is computed from the training images.
+        crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
+        horizontal_flip: Whether training mirrors half of the images.
+        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
             a GPU where they fit.
-        triggered_root: folder of triggered test images, in folders of their true classes, that
+        triggered_root: Folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     _name = "CIFAR-100"

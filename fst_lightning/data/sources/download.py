@@ -12,12 +12,12 @@ def explain_missing(name: str, root: Path, by_hand: str) -> Iterator[None]:
     """Say where files belong when they are missing and cannot be downloaded.
 
     Args:
-        name: of the data set.
-        root: the folder that holds it.
-        by_hand: which files to put there, and where they are found.
+        name: Of the data set.
+        root: The folder that holds it.
+        by_hand: Which files to put there, and where they are found.
 
     Raises:
-        FileNotFoundError: for any failure to find, download or read the files.
+        FileNotFoundError: If the files cannot be found, downloaded or read.
     """
     try:
         yield

@@ -22,15 +22,15 @@ def changed_files(root: Path, files: Iterable[Path]) -> Tensor | None:
     """Look up which images an attack has changed, if a folder says so.
 
     Args:
-        root: the folder, as ``export=`` wrote it; a list with other columns is somebody else's and
+        root: The folder, as ``export=`` wrote it; a list with other columns is somebody else's and
             does not count.
-        files: images below `root`.
+        files: Images below `root`.
 
     Returns:
         ``(N,)`` bool, true for poisoned and cover rows; None if the folder does not say.
 
     Raises:
-        ValueError: if the list can't be read, or is a link out of `root`.
+        ValueError: If the list can't be read, or is a link out of `root`.
     """
     index = root / INDEX
     if not index.is_file():

@@ -26,23 +26,23 @@ class Fake(Source):
     enlarged, both from N(0, 1). Every class has the same number of images, up to one.
 
     Args:
-        num_classes: at least 2.
-        num_train: number of training images, at least 1.
-        num_test: number of test images, at least 1.
-        image_size: height and width in pixels, at least 1.
-        mean: per channel, in units of [0, 1]; None is computed from the training images.
-        std: per channel, above 0; None is computed from the training images.
-        crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
-        horizontal_flip: whether training mirrors half of the images.
-        seed: of patterns, noise and labels; the same seed gives the same images.
-        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+        num_classes: At least 2.
+        num_train: Number of training images, at least 1.
+        num_test: Number of test images, at least 1.
+        image_size: Height and width in pixels, at least 1.
+        mean: Per channel, in units of [0, 1]; None is computed from the training images.
+        std: Per channel, above 0; None is computed from the training images.
+        crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
+        horizontal_flip: Whether training mirrors half of the images.
+        seed: Of patterns, noise and labels; the same seed gives the same images.
+        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
             a GPU where they fit.
-        triggered_root: folder of triggered test images, in folders of their true classes, that
+        triggered_root: Folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> data = Fake(num_classes=3, num_train=30, num_test=6, image_size=8).load()

@@ -32,38 +32,38 @@ class ImageFolder(Source):
     The training folder may also be called `training`, the test folder `testing`, `val`, `valid` or
     `validation`, each in upper or lower case and with `set`, `data` or `images` at its end. Without
     such folders a share of every class is held out to test. Images may have any size: the center
-    square is resized. Class folders sort by number if all names are integers, else by name.
+    square is resized. Class folders sort by number if all names are integers, otherwise by name.
 
     A file counts as an image by its suffix, or if that is unusual by its content; a warning counts
     the files that are left out.
 
     Args:
-        root: the folder.
-        image_size: height and width in pixels, at least 1.
-        classes: class names in the order of their labels, which may be fewer than there are
+        root: The folder.
+        image_size: Height and width in pixels, at least 1.
+        classes: Class names in the order of their labels, which may be fewer than there are
             folders; None takes all, sorted.
-        mean: per channel, in units of [0, 1]; None is computed from the training images.
-        std: per channel, above 0; None is computed from the training images.
-        crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
-        horizontal_flip: whether training mirrors half of the images; wrong for signs, digits and
+        mean: Per channel, in units of [0, 1]; None is computed from the training images.
+        std: Per channel, above 0; None is computed from the training images.
+        crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
+        horizontal_flip: Whether training mirrors half of the images; wrong for signs, digits and
             text.
-        test_fraction: share of every class that is held out, in (0, 1), where there is no test
+        test_fraction: Share of every class that is held out, in (0, 1), where there is no test
             folder.
-        split_seed: of the draw of the held-out images.
-        follow_symlinks: whether symbolic links may lead out of `root`.
+        split_seed: Of the draw of the held-out images.
+        follow_symlinks: Whether symbolic links may lead out of `root`.
         cache: ``auto`` keeps the decoded images of large folders in `cache_folder`, where later
             runs find them, and streams what fits neither there nor into memory: such images are
             decoded whenever they are needed; ``off`` decodes in every run, into memory; ``stream``
             streams.
         cache_folder: None for no cache.
-        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
             a GPU where they fit; streamed ones stay where they are.
-        triggered_root: folder of triggered test images, in folders of their true classes, that
+        triggered_root: Folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(

@@ -28,22 +28,22 @@ class Npz(Source):
     or with a single channel. Labels are integers from 0, of shape (N,) or (N, 1).
 
     Args:
-        root: the file.
-        image_size: height and width in pixels, at least 1: the centre square is resized; None
+        root: The file.
+        image_size: Height and width in pixels, at least 1: the center square is resized; None
             keeps the size, which must then be square.
-        classes: class names in the order of their labels; None numbers them.
-        mean: per channel, in units of [0, 1]; None is computed from the training images.
-        std: per channel, above 0; None is computed from the training images.
-        crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
-        horizontal_flip: whether training mirrors half of the images.
-        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+        classes: Class names in the order of their labels; None numbers them.
+        mean: Per channel, in units of [0, 1]; None is computed from the training images.
+        std: Per channel, above 0; None is computed from the training images.
+        crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
+        horizontal_flip: Whether training mirrors half of the images.
+        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
             a GPU where they fit.
-        triggered_root: folder of triggered test images, in folders of their true classes, that
+        triggered_root: Folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(

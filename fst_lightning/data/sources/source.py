@@ -18,25 +18,25 @@ from fst_lightning.data.stream import StreamedImages
 
 
 class Source(ABC):
-    """A data set together with how its images are normalised and augmented.
+    """A data set together with how its images are normalized and augmented.
 
     A subclass writes `_load`; everything else is here.
 
     Args:
-        image_size: height and width of every image in pixels, at least 1; None keeps the size
+        image_size: Height and width of every image in pixels, at least 1; None keeps the size
             that the images have, where a subclass supports it.
-        mean: per channel, in units of the [0, 1] range; None is computed from the training images.
-        std: per channel, above 0; None is computed from the training images.
-        crop_padding: pixels added on each side before a random crop in training; 0 is no crop.
-        horizontal_flip: whether training mirrors half of the images.
-        placement: where the images lie while they are used: ``host``, ``device``, or ``auto``, on
+        mean: Per channel, in units of the [0, 1] range; None is computed from the training images.
+        std: Per channel, above 0; None is computed from the training images.
+        crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
+        horizontal_flip: Whether training mirrors half of the images.
+        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
             a GPU where they fit.
-        triggered_root: folder of triggered test images, in folders of their true classes, that
+        triggered_root: Folder of triggered test images, in folders of their true classes, that
             take the place of an attack's trigger in the measurements; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     follow_symlinks = False
@@ -134,9 +134,9 @@ def check_at_least(name: str, value: int, minimum: int) -> None:
     """Refuse what is not a whole number of at least `minimum`.
 
     Args:
-        name: what the error calls the value.
-        value: the number to check.
-        minimum: the least valid value.
+        name: What the error calls the value.
+        value: The number to check.
+        minimum: The least valid value.
 
     Raises:
         ValueError: saying what was found.

@@ -27,14 +27,14 @@ def read_triggered(
     folders that other tools write (``bd_test_dataset/3/17.png``) can be read as they are.
 
     Args:
-        root: the folder.
-        classes: names of the data set's classes, in the order of their labels.
-        size: height and width to resize to, in pixels.
-        follow_symlinks: whether symbolic links may lead out of `root`.
-        cache: where the images are held; none are kept for later runs.
+        root: The folder.
+        classes: Names of the data set's classes, in the order of their labels.
+        size: Height and width to resize to, in pixels.
+        follow_symlinks: Whether symbolic links may lead out of `root`.
+        cache: Where the images are held; none are kept for later runs.
 
     Raises:
-        ValueError: where a folder is of no class, or holds no image.
+        ValueError: If a folder is of no class, or holds no image.
     """
     listing = ClassFolders(root, follow_symlinks=follow_symlinks)
     found = listing.folders(root)

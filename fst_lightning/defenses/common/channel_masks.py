@@ -77,11 +77,11 @@ def scaled_batchnorms(net: nn.Module, name: str) -> dict[str, _BatchNorm]:
     """The BatchNorm layers that have a scale, in order of registration.
 
     Args:
-        net: the network.
-        name: what the error calls the defense.
+        net: The network.
+        name: What the error calls the defense.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: If there is none.
     """
     found = require_batchnorm(net, name)
     scaled = {path: norm for path, norm in found.items() if norm.affine}
@@ -98,7 +98,7 @@ def prune(norm: _BatchNorm, pruned: Tensor) -> None:
     r"""Silence channels for good: :math:`\gamma_c = \beta_c = 0`.
 
     Args:
-        norm: the layer, changed in place.
+        norm: The layer, changed in place.
         pruned: ``(C,)`` bool.
     """
     norm.weight[pruned] = 0
@@ -113,7 +113,7 @@ def outliers(scores: Tensor, u: float) -> Tensor:
 
     Args:
         scores: ``(C,)``; what is not finite takes no part and is no outlier.
-        u: deviations, greater than 0.
+        u: Deviations, greater than 0.
 
     Example:
         >>> outliers(torch.tensor([1.0] * 15 + [9.0]), u=3).nonzero().flatten().tolist()
@@ -139,10 +139,10 @@ class OutlierPruning(Defense):
         s_c > \mathrm{mean}_c(s) + u\,\mathrm{std}_c(s)
 
     Args:
-        u: deviations above the mean of the layer, greater than 0; fewer prune more.
+        u: Deviations above the mean of the layer, greater than 0; fewer prune more.
 
     Raises:
-        ValueError: for another u.
+        ValueError: If ``u`` is not greater than 0.
     """
 
     tunes: ClassVar[bool] = False
@@ -166,7 +166,7 @@ class OutlierPruning(Defense):
 
     @torch.no_grad()
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Score all channels of the network as it came in, then prune."""
+        """Score all channels of the network as it was given, then prune."""
         for name, scores in self.scores(net, clean, generator).items():
             self._pruned[name] = outliers(scores, self.u)
             prune(self._norms[name], self._pruned[name])
@@ -200,7 +200,7 @@ class MaskDefense(Defense):
     """
 
     batch_statistics: ClassVar[bool] = True
-    """Whether the steps normalise by the batch; False: by the running statistics."""
+    """Whether the steps normalize by the batch; False: by the running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class MaskDefense(Defense):
             attach(norm, "weight", self._masks[name])
         self._momenta = {name: norm.momentum for name, norm in norms.items()}
         for norm in norms.values():
-            # In training mode: normalise by the batch, and remember nothing of it.
+            # In training mode: normalize by the batch, and remember nothing of it.
             norm.momentum = 0.0
 
     def make_mask(self, scale: Tensor) -> ChannelMask:
@@ -241,7 +241,7 @@ class MaskDefense(Defense):
         return 0.0
 
     def always_eval(self) -> Iterator[nn.Module]:
-        """The whole network where the steps normalise by the running statistics."""
+        """The whole network where the steps normalize by the running statistics."""
         if not self.batch_statistics:
             yield from self._net
 
@@ -260,9 +260,9 @@ class MaskDefense(Defense):
         t costs more, nothing is pruned, and the findings say what the least costly one costs.
 
         Args:
-            net: the network, masked.
-            clean: its ``held_out`` decides; all of it if nothing is held out.
-            max_ca_drop: in [0, 1].
+            net: The network, masked.
+            clean: Its ``held_out`` decides; all of it if nothing is held out.
+            max_ca_drop: In [0, 1].
         """
         judges = clean if clean.held_out is None else clean.held_out
         values = {name: mask.mask.detach().clone() for name, mask in self._masks.items()}
@@ -345,12 +345,12 @@ def check_number(
     """Check an argument of a constructor.
 
     Args:
-        name: what the error calls it.
-        value: the argument.
-        low: the least valid value.
-        high: the largest one.
-        low_open: whether ``low`` itself is not valid.
-        whole: whether it has to be an int.
+        name: What the error calls it.
+        value: The argument.
+        low: The least valid value.
+        high: The largest one.
+        low_open: Whether ``low`` itself is not valid.
+        whole: Whether it has to be an int.
 
     Raises:
         ValueError: If it is not a finite number within the bounds; True and False are no numbers.
@@ -377,9 +377,9 @@ def merged_moments(
     over images and positions; batches are merged exactly, in float64, whatever their sizes.
 
     Args:
-        net: the network, in evaluation mode.
-        norms: its BatchNorm layers by name.
-        batches: ``(images, labels)``, normalised.
+        net: The network, in evaluation mode.
+        norms: Its BatchNorm layers by name.
+        batches: ``(images, labels)``, normalized.
 
     Returns:
         By name, mean and variance, ``(C,)`` each, float64, on the CPU; a layer that was not
@@ -415,10 +415,10 @@ def watch_inputs(
     """Run a network and show ``look(name, values)`` what reaches each layer: ``(C, n)`` float32.
 
     Args:
-        net: the network.
-        norms: the layers to watch, by name.
+        net: The network.
+        norms: The layers to watch, by name.
         batches: ``(images, labels)``.
-        look: called for every layer and batch; n counts images and positions.
+        look: Called for every layer and batch; n counts images and positions.
     """
     with ExitStack() as hooks:
         for name, norm in norms.items():

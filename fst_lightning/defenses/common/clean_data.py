@@ -13,20 +13,20 @@ Data = TypeVar("Data", bound="LabelledImages")
 
 
 class LabelledImages:
-    r"""Images in memory with one label each, and how the network wants them normalised.
+    r"""Images in memory with one label each, and how the network wants them normalized.
 
     .. math:: z = (x - \mu) / \sigma, \quad x \in [0, 1]
 
     Args:
-        images: ``(N, C, H, W)``, uint8, or float: in [0, 1] with ``mean`` and ``std``, normalised
+        images: ``(N, C, H, W)``, uint8, or float: in [0, 1] with ``mean`` and ``std``, normalized
             already without.
         labels: ``(N,)`` int64.
-        mean: per channel, of images in [0, 1]; None for images that are normalised already.
-        std: per channel, greater than 0; None likewise.
-        dtype: of what the network gets.
+        mean: Per channel, of images in [0, 1]; None for images that are normalized already.
+        std: Per channel, greater than 0; None likewise.
+        dtype: Of what the network gets.
 
     Raises:
-        ValueError: for images and labels of unequal number, or only one of mean and std.
+        ValueError: If images and labels differ in number, or only one of mean and std is given.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LabelledImages:
 
     @property
     def unit(self) -> Tensor:
-        """The size of one unit of [0, 1] in normalised units, 1/std: ``(1, C, 1, 1)``; else ones.
+        """The size of one unit of [0, 1] in normalized units, 1/std: ``(1, C, 1, 1)``; else ones.
 
         A perturbation that is bounded in [0, 1] is added as ``images + delta * unit``.
         """
@@ -99,11 +99,11 @@ class LabelledImages:
         BatchNorm can't learn from it, and another pass will show that image.
 
         Args:
-            batch_size: at most so many images a batch, 1 or more.
-            generator: a CPU generator that shuffles; None keeps the order, every image included.
+            batch_size: At most so many images per batch, 1 or more.
+            generator: A CPU generator that shuffles; None keeps the order, every image included.
 
         Yields:
-            Images ``(n, C, H, W)``, normalised, and labels ``(n,)``.
+            Images ``(n, C, H, W)``, normalized, and labels ``(n,)``.
         """
         count = len(self)
         order = torch.arange(count)
@@ -148,13 +148,13 @@ class CleanData(LabelledImages):
     A defense gets nothing else: neither the test set, nor the trigger, nor which rows are poisoned.
 
     Args:
-        images: see :class:`LabelledImages`.
+        images: See :class:`LabelledImages`.
         labels: ``(N,)`` int64, true labels.
-        held_out: clean images that no training step sees, for thresholds and early stopping.
-        mean: see :class:`LabelledImages`.
-        std: see :class:`LabelledImages`.
-        poisoned: the training set as it was delivered, for a defense that asks for it.
-        dtype: of what the network gets.
+        held_out: Clean images that no training step sees, for thresholds and early stopping.
+        mean: See :class:`LabelledImages`.
+        std: See :class:`LabelledImages`.
+        poisoned: The training set as it was delivered, for a defense that asks for it.
+        dtype: Of what the network gets.
 
     Example:
         >>> clean = CleanData(torch.rand(10, 3, 8, 8), torch.arange(10) % 2)
@@ -188,11 +188,11 @@ class CleanData(LabelledImages):
         """Hold a share of the images out, at least one of them.
 
         Args:
-            share: in [0, 1); 0 holds nothing out.
-            generator: a CPU generator.
+            share: In [0, 1); 0 holds nothing out.
+            generator: A CPU generator.
 
         Raises:
-            ValueError: where that leaves no image to tune on.
+            ValueError: If that leaves no image to tune on.
         """
         if share == 0:
             return self
@@ -211,7 +211,7 @@ class CleanData(LabelledImages):
         """Concatenate the batches ``(images, labels, ...)`` of a loader.
 
         Raises:
-            ValueError: for a loader without a batch.
+            ValueError: If the loader has no batch.
         """
         images, labels = [], []
         for batch in batches:
@@ -226,12 +226,12 @@ def held_out_rows(count: int, share: float, generator: torch.Generator) -> tuple
     """Draw the rows that are held out, and those that are kept; each ascending.
 
     Args:
-        count: how many rows there are.
-        share: in (0, 1); rounded, at least one row.
-        generator: a CPU generator.
+        count: How many rows there are.
+        share: In (0, 1); rounded, at least one row.
+        generator: A CPU generator.
 
     Raises:
-        ValueError: where no row would be kept.
+        ValueError: If no row would be kept.
     """
     held = max(1, round(share * count))
     if held >= count:

@@ -16,15 +16,15 @@ def conv_batchnorm_pairs(net: nn.Module) -> dict[str, str]:
 
     The network's forward pass is traced symbolically. A BatchNorm layer that is fed by a sum (the
     first one of a pre-activation block) has no partner. Where the forward pass can't be traced, for
-    it branches on values or shapes, a pair is two neighbours in the same parent module, the
+    it branches on values or shapes, a pair is two neighbors in the same parent module, the
     convolution first. Either way the numbers of channels have to agree.
 
     Args:
-        net: the network.
+        net: The network.
 
     Returns:
         The name of the convolution, by the name of the BatchNorm layer; in order of execution where
-        the network can be traced, else of registration.
+        the network can be traced, otherwise of registration.
 
     Example:
         >>> conv_batchnorm_pairs(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))

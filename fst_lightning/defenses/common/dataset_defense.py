@@ -41,9 +41,9 @@ class DatasetDefense(Defense, ABC):
         """Find the suspicious rows.
 
         Args:
-            net: the network that was trained on the set, in evaluation mode.
-            poisoned: the training set as it was delivered, on the network's device.
-            generator: a CPU generator, the only source of random numbers.
+            net: The network that was trained on the set, in evaluation mode.
+            poisoned: The training set as it was delivered, on the network's device.
+            generator: A CPU generator, the only source of random numbers.
 
         Returns:
             ``(N,)`` bool.
@@ -53,7 +53,7 @@ class DatasetDefense(Defense, ABC):
         """Find the suspicious rows, and keep them.
 
         Raises:
-            ValueError: where :meth:`suspects` gives anything but one truth value a row.
+            ValueError: If :meth:`suspects` gives anything but one truth value per row.
         """
         if clean.poisoned is None:
             raise ValueError(
@@ -79,17 +79,17 @@ class DatasetDefense(Defense, ABC):
         """Train a fresh network on what is left.
 
         Args:
-            make_net: makes a network with new weights.
-            poisoned: the training set as it was delivered.
+            make_net: Makes a network with new weights.
+            poisoned: The training set as it was delivered.
             suspects: ``(N,)`` bool.
-            generator: a CPU generator.
-            fit: trains a network by the recipe that the network which came in was trained by.
+            generator: A CPU generator.
+            fit: Trains a network by the recipe that the original network was trained by.
 
         Returns:
             The network; None leaves the one that came in: so here where no row is suspected.
 
         Raises:
-            ValueError: where no row is left.
+            ValueError: If no row is left.
         """
         if not bool(suspects.any()):
             return None

@@ -52,22 +52,22 @@ class Defense(ShowsArguments, nn.Module):
     """Whether an ``alpha`` of the constructor can be searched by what it costs: ``alpha=auto``."""
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Look at the network that came in and change it: snapshot, masks, new weights, freezes.
+        """Look at the original network and change it: snapshot, masks, new weights, freezes.
 
         Quick, and on the CPU.
 
         Args:
-            net: the backdoored network (or a LightningModule around it); changed in place.
-            generator: a CPU generator, the only source of random numbers.
+            net: The backdoored network (or a LightningModule around it); changed in place.
+            generator: A CPU generator, the only source of random numbers.
         """
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Work on all the clean images at once: a teacher, a ranking, an inversion, unlearning.
 
         Args:
-            net: the network, on its device, in evaluation mode; changed in place.
-            clean: the clean images, on the same device.
-            generator: a CPU generator, the only source of random numbers.
+            net: The network, on its device, in evaluation mode; changed in place.
+            clean: The clean images, on the same device.
+            generator: A CPU generator, the only source of random numbers.
         """
 
     def begin_epoch(
@@ -76,10 +76,10 @@ class Defense(ShowsArguments, nn.Module):
         """Act before the steps of an epoch.
 
         Args:
-            net: the network, in training mode.
-            clean: the clean images, on the same device.
-            epoch: from 0.
-            generator: a CPU generator, of this epoch.
+            net: The network, in training mode.
+            clean: The clean images, on the same device.
+            epoch: From 0.
+            generator: A CPU generator, of this epoch.
         """
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ class Defense(ShowsArguments, nn.Module):
         It may move the weights in place as long as :meth:`after_backward` puts them back exactly.
 
         Args:
-            net: the network.
-            images: ``(N, C, H, W)``, augmented and normalised.
+            net: The network.
+            images: ``(N, C, H, W)``, augmented and normalized.
             labels: ``(N,)`` int64.
         """
         return functional.cross_entropy(net(images), labels)
@@ -111,9 +111,9 @@ class Defense(ShowsArguments, nn.Module):
         """Act after the last step: choose a threshold, prune, recompute BatchNorm.
 
         Args:
-            net: the network, in evaluation mode; changed in place.
-            clean: the clean images, on the same device; decisions are taken on ``clean.held_out``.
-            generator: a CPU generator, the only source of random numbers.
+            net: The network, in evaluation mode; changed in place.
+            clean: The clean images, on the same device; decisions are taken on ``clean.held_out``.
+            generator: A CPU generator, the only source of random numbers.
         """
 
     def finish(self) -> None:
@@ -127,7 +127,7 @@ class Defense(ShowsArguments, nn.Module):
         return iter(())
 
     def statistics(self) -> dict[str, Tensor]:
-        """Figures worth a curve, as scalars; logged once an epoch as ``train/<name>``."""
+        """Figures worth a curve, as scalars; logged once per epoch as ``train/<name>``."""
         return {}
 
     def findings(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Defense(ShowsArguments, nn.Module):
         For a defense that has an alpha; both above 0.
 
         Args:
-            net: the network that came in.
+            net: The original network.
 
         Returns:
             The weakest and the strongest setting: the former changes clean accuracy least.
@@ -208,10 +208,10 @@ def apply(
     """Run a defense that needs no training steps, in place: prepare, study, conclude, finish.
 
     Args:
-        defense: one whose ``tunes`` is False.
-        net: the network to purify; afterwards in the modes that it came in.
-        clean: the clean images, on the network's device.
-        generator: a CPU generator, the only source of random numbers.
+        defense: One whose ``tunes`` is False.
+        net: The network to purify; afterwards in its original mode.
+        clean: The clean images, on the network's device.
+        generator: A CPU generator, the only source of random numbers.
 
     Returns:
         The network.

@@ -21,12 +21,12 @@ class FeatureWatch:
     does not see passes without gradients or inside compiled code.
 
     Args:
-        head: the layer whose input is watched.
-        trained: the parameters that an optimizer trains.
+        head: The layer whose input is watched.
+        trained: The parameters that an optimizer trains.
 
     Attributes:
-        seen: whether a pass with gradients was seen.
-        trains: whether one of them depended on a trained parameter.
+        seen: Whether a pass with gradients was seen.
+        trains: Whether one of them depended on a trained parameter.
 
     Example:
         >>> body, head = nn.Linear(4, 3), nn.Linear(3, 2)

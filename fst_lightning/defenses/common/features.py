@@ -42,7 +42,7 @@ def features_of(net: nn.Module, head: Head, images: Tensor) -> Tensor:
     """The features ``(N, d)`` that a network hands to its head.
 
     Raises:
-        ValueError: where the head is not called exactly once with one vector an image.
+        ValueError: If the head is not called exactly once with one vector per image.
     """
     with head_inputs(head) as collected:
         net(images)
@@ -63,12 +63,12 @@ def all_features(
     """The features ``(N, d)`` of all images, in their order, without gradient.
 
     Args:
-        net: the network, in the mode that it is to be looked at in.
-        head: its head.
+        net: The network, in the mode that it is to be looked at in.
+        head: Its head.
         images: N of them.
-        batch_size: images a batch.
+        batch_size: Images per batch.
 
     Raises:
-        ValueError: as :func:`features_of`.
+        ValueError: If :func:`features_of` raises it.
     """
     return torch.cat([features_of(net, head, batch) for batch, _ in images.batches(batch_size)])

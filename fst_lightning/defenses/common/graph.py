@@ -11,7 +11,7 @@ def nodes(tensor: Tensor) -> list[Any]:
     """The nodes of the graph behind a tensor, in no particular order; none if it has no graph.
 
     Args:
-        tensor: any tensor.
+        tensor: Any tensor.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ def leaves(tensor: Tensor) -> list[nn.Parameter]:
     """The tensors whose gradient a backward pass from here would fill, in no particular order.
 
     Args:
-        tensor: any tensor.
+        tensor: Any tensor.
 
     Example:
         >>> layer = nn.Linear(3, 2)

@@ -1,4 +1,4 @@
-"""What the defenses of the FST paper share: a head that is snapshot, re-initialised, projected."""
+"""What the defenses of the FST paper share: a head that is snapshot, re-initialized, projected."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class HeadDefense(Defense):
     :math:`W_0`.
 
     Args:
-        reinit: how the head is re-initialized before the first step. ``uniform``: weight and bias
+        reinit: How the head is re-initialized before the first step. ``uniform``: weight and bias
             from :math:`U(-1/\sqrt d, 1/\sqrt d)`; ``orthogonal``: see
             :func:`~fst_lightning.defenses.common.orthogonal.orthogonal_to`, bias zero; ``none``.
-        project_norm: scale :math:`W` back to the norm of :math:`W_0` after every step.
+        project_norm: Scale :math:`W` back to the norm of :math:`W_0` after every step.
         train_head: False freezes the head's weight and bias.
         train_features: False freezes everything but the head, and keeps BatchNorm and dropout in
             evaluation mode, so that its running statistics don't drift either.
-        head: dotted name of the head; None finds it.
+        head: Dotted name of the head; None finds it.
 
     Raises:
         ValueError: If ``reinit`` is unknown.
@@ -224,7 +224,7 @@ class HeadDefense(Defense):
 
 @torch.no_grad()
 def reinitialise(linear: Head, reinit: Reinit, generator: torch.Generator) -> None:
-    """Re-initialise a head in place, with numbers drawn on the CPU: the same on every device."""
+    """Re-initialize a head in place, with numbers drawn on the CPU: the same on every device."""
     if reinit == "none":
         return
     if reinit == "orthogonal":

@@ -18,13 +18,13 @@ def orthogonal_to(original: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         original: ``(C, d)``, the weight to get away from; not zero.
-        generator: a CPU generator; the only source of randomness.
+        generator: A CPU generator; the only source of randomness.
 
     Returns:
         ``(C, d)`` on the CPU, float64.
 
     Raises:
-        ValueError: for a weight of rank 0, with values that are not finite, or of a single element.
+        ValueError: If the weight has rank 0, values that are not finite, or a single element.
 
     Example:
         >>> old = torch.randn(10, 64)

@@ -14,7 +14,7 @@ class Preparation:
     with a new head that nobody trained. Only the tensors that the preparation changes are kept.
 
     Args:
-        net: the network, not yet prepared.
+        net: The network, not yet prepared.
 
     Example:
         >>> net = nn.Linear(3, 2)

@@ -18,7 +18,7 @@ class ReferenceHead:
     itself, so that it goes with copies of the network. It is not part of the ``state_dict``.
 
     Args:
-        linear: the head.
+        linear: The head.
 
     Example:
         >>> head = nn.Linear(3, 2)

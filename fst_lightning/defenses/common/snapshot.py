@@ -1,4 +1,4 @@
-"""A network's weights in one tensor, for a defense that compares with what came in."""
+"""A network's weights in one tensor, for a defense that compares with the original network."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def call_with(net: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
     Hooks on the network see this pass too. Gradients reach the images alone.
 
     Args:
-        net: the network; it keeps its own weights and its mode.
-        weights: a snapshot of it.
-        images: ``(N, C, H, W)``, normalised.
+        net: The network; it keeps its own weights and its mode.
+        weights: A snapshot of it.
+        images: ``(N, C, H, W)``, normalized.
 
     Example:
         >>> net = nn.Linear(3, 2)

@@ -36,14 +36,14 @@ def tune(
     mode that it came in, without gradients.
 
     Args:
-        net: the network, on the device of the images.
-        clean: what to train on.
-        generator: a CPU generator, the only source of random numbers.
-        epochs: passes over the images, 0 or more.
-        lr: greater than 0.
-        batch_size: images a step, 1 or more.
+        net: The network, on the device of the images.
+        clean: What to train on.
+        generator: A CPU generator, the only source of random numbers.
+        epochs: Passes over the images, 0 or more.
+        lr: Greater than 0.
+        batch_size: Images per step, 1 or more.
         loss: ``(net, images, labels)`` to a scalar; None for cross-entropy.
-        parameters: what to train; None for everything in the network that asks for gradients.
+        parameters: What to train; None for everything in the network that asks for gradients.
         weight_decay: 0 or more.
         decay: False for a constant rate.
 
@@ -78,7 +78,7 @@ def cross_entropy(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, clean: LabelledImages, batch_size: int = 500) -> float:
-    """The share of images that the network classifies as labelled, in evaluation mode: 0 to 1."""
+    """The share of images that the network classifies as labeled, in evaluation mode: 0 to 1."""
     with keep_modes(net):
         net.eval()
         hits = [
@@ -92,8 +92,8 @@ def fresh_copy(net: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy of a network with weights like those that its layers start with.
 
     Args:
-        net: stays as it is; what has no ``reset_parameters`` is copied with its values.
-        generator: a CPU generator; one number is drawn.
+        net: Stays as it is; what has no ``reset_parameters`` is copied with its values.
+        generator: A CPU generator; one number is drawn.
 
     Example:
         >>> net = nn.Linear(3, 2)
@@ -124,11 +124,11 @@ def require_batchnorm(net: nn.Module, name: str) -> dict[str, _BatchNorm]:
     """The BatchNorm layers of a network for a defense that can't do without.
 
     Args:
-        net: the network.
-        name: what the error calls the defense.
+        net: The network.
+        name: What the error calls the defense.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: If there is none.
     """
     found = batchnorms(net)
     if not found:
@@ -147,9 +147,9 @@ def recompute_batchnorm(net: nn.Module, clean: LabelledImages, batch_size: int =
     else of the network is in evaluation mode meanwhile.
 
     Args:
-        net: the network; a layer that keeps no running statistics stays as it is.
-        clean: what to estimate them on, at least 2 images.
-        batch_size: images a batch, 2 or more.
+        net: The network; a layer that keeps no running statistics stays as it is.
+        clean: What to estimate them on, at least 2 images.
+        batch_size: Images per batch, 2 or more.
     """
     norms = [norm for norm in batchnorms(net).values() if norm.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
@@ -196,8 +196,8 @@ def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     """Let global random numbers (dropout's, say) follow the generator, and put them back.
 
     Args:
-        generator: a CPU generator; one number is drawn.
-        device: whose global generator is meant, besides the CPU's.
+        generator: A CPU generator; one number is drawn.
+        device: Whose global generator is meant, besides the CPU's.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -23,8 +23,8 @@ def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
     some comparison of a number with text, deep in the code, ``attack.target_label=1.5`` never.
 
     Args:
-        config: with a ``_target_``; its other keys are arguments.
-        given: keys whose value is replaced, and is not looked at.
+        config: With a ``_target_``; its other keys are arguments.
+        given: Keys whose value is replaced, and is not looked at.
 
     Raises:
         ValueError: that names the key, the value and what is valid.
@@ -125,8 +125,8 @@ def check_names(config: DictConfig, given: Container[str] = ()) -> None:
     """Refuse arguments that the target does not have, and missing ones that it needs.
 
     Args:
-        config: with a ``_target_``; its other keys are arguments.
-        given: arguments that it gets besides.
+        config: With a ``_target_``; its other keys are arguments.
+        given: Arguments that it gets in addition.
 
     Raises:
         ValueError: If the arguments do not fit, with those that do.

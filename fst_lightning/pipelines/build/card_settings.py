@@ -38,16 +38,16 @@ _MOST_MEMORY = 2 * 2**30
 def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
     """Fill in from a checkpoint's card what the command line leaves open.
 
-    The network, the image size, the normalisation, and the attack. The card's content comes out of
+    The network, the image size, the normalization, and the attack. The card's content comes out of
     a file that nobody trusts: it may choose among the options of this project's own configuration
     and set keys that those options have, no more; no ``_target_`` is taken from it.
 
     Args:
-        run: as composed.
-        checkpoint: with a card; or without one, if it is of somebody else's and says nothing.
+        run: As composed.
+        checkpoint: With a card; or without one, if it is of somebody else's and says nothing.
 
     Raises:
-        ValueError: where a file without a card comes without ``model=``, or a card names an option
+        ValueError: If a file without a card comes without ``model=``, or a card names an option
             that does not exist, or a network that can't be built or is larger than its weights.
     """
     card = checkpoint.card
@@ -100,11 +100,11 @@ def check_adopted(
     """Refuse an attack that takes more memory than a file may ask for, before it is prepared.
 
     Args:
-        run: as `adopt_card` returned it.
-        checkpoint: whose card may describe the attack.
-        attack: made, and not prepared yet.
+        run: As `adopt_card` returned it.
+        checkpoint: Whose card may describe the attack.
+        attack: Made, and not prepared yet.
         images: ``(N, C, H, W)`` uint8, the clean training images.
-        num_classes: of the data.
+        num_classes: Of the data.
 
     Raises:
         ValueError: If it takes more than 2 GiB, and the command line does not choose the attack.

@@ -46,7 +46,7 @@ def check_settings(run: Run) -> None:
     Raises:
         ValueError: for a part that is left out or is none, a ``${...}`` that leads nowhere, a seed,
             recipe or precision that can't be used.
-        FileNotFoundError: where ``resume`` names no checkpoint.
+        FileNotFoundError: If ``resume`` names no checkpoint.
     """
     _check_complete(run.cfg)
     _check_parts(run.cfg)

@@ -16,9 +16,9 @@ def delivered_set(source: Source, attack: Attack, seed: int) -> tuple[PoisonedDa
     """What the victim gets: stored images with the trigger in the planned rows, and their labels.
 
     Args:
-        source: of the clean training images.
-        attack: with the trigger that the backdoored model was trained with.
-        seed: of the run: of the plan, and of what the attack draws.
+        source: Of the clean training images.
+        attack: With the trigger that the backdoored model was trained with.
+        seed: Of the run: of the plan, and of what the attack draws.
 
     Returns:
         The images as uint8, with the labels that are trained; and which rows are poisoned, for

@@ -17,12 +17,12 @@ def make(config: DictConfig, kind: type[Part] | None, **more: Any) -> Part:
     """Instantiate a part of the configuration, and unwrap the error of its constructor.
 
     Args:
-        config: with a ``_target_``.
-        kind: what it has to be; None for anything.
-        more: further arguments.
+        config: With a ``_target_``.
+        kind: What it has to be; None for anything.
+        more: Further arguments.
 
     Raises:
-        ValueError: where the target can't be found or is of another kind; else whatever its
+        ValueError: If the target can't be found or is of another kind; else whatever its
             constructor raises.
     """
     try:

@@ -17,7 +17,7 @@ _BRINGS: dict[str, Callable[[str, bool], LibraryInput]] = {
     "fst_lightning.models.torchvision_model": torchvision_input,
     "fst_lightning.models.timm_model": timm_input,
 }
-_ANY_SIZE = "image_folder"  # Its images have no size of their own.
+_ANY_SIZE = "image_folder"  # Its images may have any size.
 
 
 def library_input(run: Run) -> LibraryInput | None:
@@ -41,7 +41,7 @@ def adopt_library_input(run: Run) -> Run:
     data set with its own size and statistics win.
 
     Args:
-        run: its configuration.
+        run: Its configuration.
 
     Raises:
         ValueError: If the configuration asks for a size that the network does not take.

@@ -21,8 +21,8 @@ def library_network(tensors: Mapping[str, Tensor], wanted: str) -> str | None:
     Only networks of the same family are built, and none of their numbers: it takes a moment.
 
     Args:
-        tensors: of the file, by name.
-        wanted: the network that the file was taken for, such as ``resnet18``.
+        tensors: Of the file, by name.
+        wanted: The network that the file was taken for, such as ``resnet18``.
 
     Returns:
         What to say on the command line; None if no network of the family fits.

@@ -108,7 +108,7 @@ def make_store(run: Run) -> Store:
     """Where backdoored models are kept.
 
     Raises:
-        ValueError: where its size limit is no number of at least 0.
+        ValueError: If its size limit is no number of at least 0.
     """
     limit = run.cfg.paths.store_limit_gb
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
@@ -124,8 +124,8 @@ def make_network(run: Run, num_classes: int, image_shape: Sequence[int]) -> nn.M
     A class that knows no ``num_classes`` is called without it.
 
     Args:
-        run: its configuration.
-        num_classes: how many classes there are.
+        run: Its configuration.
+        num_classes: How many classes there are.
         image_shape: ``(C, H, W)`` of the images.
 
     Raises:
@@ -219,10 +219,10 @@ def with_head(run: Run, net: nn.Module, num_classes: int, defense: Defense | Non
     """The same run, which knows the head of its network.
 
     Args:
-        run: its configuration.
-        net: the network.
-        num_classes: how many classes it has.
-        defense: what is to be done to it.
+        run: Its configuration.
+        net: The network.
+        num_classes: How many classes it has.
+        defense: What is to be done to it.
 
     Raises:
         ValueError: If the configuration names no linear layer of that many outputs; if it names
@@ -290,10 +290,10 @@ def make_clean(
     """What the defense is given: clean images of the defender's, and nothing else of the data.
 
     Args:
-        data: holds the defender's images.
-        rows: those that it tunes on; None: all that the data module tunes on.
-        held_out: those that no step sees; None: what the data module holds out.
-        poisoned: the training set as it was delivered, for a defense that inspects it.
+        data: Holds the defender's images.
+        rows: Those that it tunes on; None: all that the data module tunes on.
+        held_out: Those that no step sees; None: what the data module holds out.
+        poisoned: The training set as it was delivered, for a defense that inspects it.
     """
     rows = data.train_rows if rows is None else rows
     held_out = data.held_out_rows if held_out is None else held_out
@@ -314,11 +314,11 @@ def make_trainer(
     """The Trainer.
 
     Args:
-        run: its configuration.
-        title: what the progress lines say is being done.
-        max_epochs: of the recipe.
-        work: where the last checkpoint of an interrupted run is kept.
-        quiet: show no progress, write no curves and call no callbacks of the user's.
+        run: Its configuration.
+        title: What the progress lines say is being done.
+        max_epochs: Of the recipe.
+        work: Where the last checkpoint of an interrupted run is kept.
+        quiet: Show no progress, write no curves and call no callbacks of the user's.
     """
     quiet_lightning()
     options = {name: value for name, value in run.arguments("trainer").items() if value is not None}

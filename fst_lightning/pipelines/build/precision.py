@@ -16,15 +16,15 @@ from lightning.fabric.plugins.precision.precision import (
 def resolve_precision(precision: str | int, accelerator: str) -> str:
     """Turn what is asked for into the name of what Lightning will compute in.
 
-    ``auto`` becomes bf16-mixed where the hardware does it natively, else 32-true; ``16``, ``bf16``,
-    ``32`` and ``64`` get their full names; and 16-mixed is bf16-mixed on a CPU.
+    ``auto`` becomes bf16-mixed where the hardware does it natively, otherwise 32-true; ``16``,
+    ``bf16``, ``32`` and ``64`` get their full names; and 16-mixed is bf16-mixed on a CPU.
 
     Args:
         precision: ``auto``, or any of Lightning's.
         accelerator: Lightning's name for the kind of device, or ``auto``.
 
     Raises:
-        ValueError: for a precision that Lightning does not know.
+        ValueError: If Lightning does not support the precision.
 
     Example:
         >>> resolve_precision(32, "cpu"), resolve_precision("16-mixed", "cpu")

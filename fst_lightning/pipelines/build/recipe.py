@@ -26,8 +26,8 @@ def fit_recipe(run: Run, data: BackdoorDataModule) -> None:
     makes :data:`FEWEST_STEPS` steps. What the command line sets stays.
 
     Args:
-        run: its configuration; the numbers are written into it.
-        data: the defender's images; its batch size is set.
+        run: Its configuration; the numbers are written into it.
+        data: The defender's images; its batch size is set.
     """
     tuning, count = run.cfg.tuning, len(data.train_rows)
     if tuning.recipe_images is None or count >= tuning.recipe_images:
@@ -63,11 +63,11 @@ def fitted(
     """Choose the batch size and the epochs for few images.
 
     Args:
-        count: of the images, 1 or more.
-        batch_size: of the recipe, 1 or more.
-        max_epochs: of the recipe, 1 or more.
-        fix_batch_size: keep the batch size.
-        fix_max_epochs: keep the epochs.
+        count: Of the images, 1 or more.
+        batch_size: Of the recipe, 1 or more.
+        max_epochs: Of the recipe, 1 or more.
+        fix_batch_size: Keep the batch size.
+        fix_max_epochs: Keep the epochs.
 
     Returns:
         The largest batch size, by halving down to :data:`SMALLEST_BATCH`, that makes

@@ -14,11 +14,11 @@ class Run:
     """One run: its configuration, and how it was asked for.
 
     Attributes:
-        cfg: the composed configuration.
-        choices: the option that was chosen of every group, e.g. ``{"attack": "blended"}``.
-        overrides: what the command line said.
-        folder: where the run writes.
-        head: dotted name of the network's head; None before it was looked for, and for a network
+        cfg: The composed configuration.
+        choices: The option that was chosen of every group, e.g. ``{"attack": "blended"}``.
+        overrides: What the command line said.
+        folder: Where the run writes.
+        head: Dotted name of the network's head; None before it was looked for, and for a network
             that has none.
     """
 
@@ -67,7 +67,7 @@ class Run:
         """The parts of a group that may hold any number of them, by names of the user's.
 
         Raises:
-            ValueError: where one is no part.
+            ValueError: If one is no part.
         """
         parts = self.cfg.get(group) or {}
         if not all(

@@ -47,10 +47,10 @@ class EvidenceCollector:
     raise: what went wrong stands in :attr:`trouble`.
 
     Args:
-        run: its configuration.
-        trainer: whose device and precision are used.
-        module: the network and what comes before it.
-        data: the test images.
+        run: Its configuration.
+        trainer: Whose device and precision are used.
+        module: The network and what comes before it.
+        data: The test images.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class EvidenceCollector:
             _array(torch.cat(parts)) for parts in zip(*columns, strict=True)
         )
         kept = torch.cat(features).numpy() if features else None
-        # A head that is called for every patch, or twice, has no one feature an image.
+        # A head that is called for every patch, or twice, has no one feature per image.
         usable = kept is not None and len(kept) == len(rows) and bool(np.isfinite(kept).all())
         return Answers(
             labels,
@@ -236,7 +236,7 @@ class EvidenceCollector:
         return _array(torch.stack([rate.cpu() for rate in rates]))
 
     def _labelled(self, images: ImageSet, most: int) -> LabelledImages:
-        """Up to so many of the images, on the device, and how they are normalised."""
+        """Up to so many of the images, on the device, and how they are normalized."""
         rows = spread(len(images), most)
         device = self.trainer.strategy.root_device
         return LabelledImages(
@@ -252,8 +252,8 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
     r"""How far the parameters of every layer moved: :math:`\|\theta - \theta_0\|/\|\theta_0\|`.
 
     Args:
-        before: parameters by name; weight and bias of a layer count as one vector.
-        after: the same later; those that are missing, or of another shape, are left out.
+        before: Parameters by name; weight and bias of a layer count as one vector.
+        after: The same later; those that are missing, or of another shape, are left out.
 
     Example:
         >>> one = {"fc.weight": torch.tensor([3.0]), "fc.bias": torch.tensor([4.0])}

@@ -56,11 +56,11 @@ class _Answers:
     """What the network says under a normalization.
 
     Attributes:
-        mean: per channel, of images in [0, 1].
-        std: per channel.
-        right: which images it gets right, ``(N,)`` bool.
-        order: the label that it gives each class, if another order than the given one fits.
-        right_in_order: how many images it gets right then.
+        mean: Per channel, of images in [0, 1].
+        std: Per channel.
+        right: Which images it gets right, ``(N,)`` bool.
+        order: The label that it gives each class, if another order than the given one fits.
+        right_in_order: How many images it gets right then.
     """
 
     mean: Sequence[float]
@@ -91,9 +91,9 @@ def check_match(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
     on all only if it does not do worse there. Neither finding an accuracy at chance is a warning.
 
     Args:
-        run: its configuration; ``on_mismatch=warn`` makes a warning of each error.
-        net: the network, with the weights of the checkpoint; it stays as it is.
-        data: holds the defender's images. Its test set is not looked at.
+        run: Its configuration; ``on_mismatch=warn`` makes a warning of each error.
+        net: The network, with the weights of the checkpoint; it stays as it is.
+        data: Holds the defender's images. Its test set is not looked at.
 
     Raises:
         ValueError: If another order of the classes or another normalization fits.

@@ -32,7 +32,7 @@ def make_checks(run: Run, attack: Attack) -> dict[str, RobustnessCheck]:
     """The checks of the configuration, by name.
 
     Raises:
-        ValueError: where nobody knows the trigger that they need.
+        ValueError: If the trigger that they need is unknown.
     """
     configs = run.cfg.get("robustness") or {}
     checks = {str(name): make(config, RobustnessCheck) for name, config in configs.items()}
@@ -56,13 +56,13 @@ def check_robustness(
     """Run the checks, each with random numbers of its own, in float32.
 
     Args:
-        run: its configuration.
-        checks: by name.
-        backdoored: the network before the defense.
-        purified: the same after it; both stay as they are.
-        data: holds the images that networks are measured with.
-        attack: with the trigger that the backdoored network was trained with.
-        device: where to compute.
+        run: Its configuration.
+        checks: By name.
+        backdoored: The network before the defense.
+        purified: The same after it; both stay as they are.
+        data: Holds the images that networks are measured with.
+        attack: With the trigger that the backdoored network was trained with.
+        device: Where to compute.
 
     Returns:
         What every check found, for ``results.json``.

@@ -36,9 +36,9 @@ def compare_answers(
     """Count the clean test images that only one of two networks gets right, over all processes.
 
     Args:
-        trainer: of both tests.
-        before: which images the network got right before, ``(n,)`` bool, of this process.
-        after: the same after the defense.
+        trainer: Of both tests.
+        before: Which images the network got right before, ``(n,)`` bool, of this process.
+        after: The same after the defense.
 
     Returns:
         Images lost, images gained, and all images; None if the tests were of different images.
@@ -132,10 +132,10 @@ def findings_block(
     it is a shortfall if the images show, with 95 % confidence, that it costs more.
 
     Args:
-        run: its configuration.
-        searches: what the search for automatic settings tried; empty without such settings.
-        defense: after its run.
-        answers: test images lost, gained, and all: see :func:`compare_answers`.
+        run: Its configuration.
+        searches: What the search for automatic settings tried; empty without such settings.
+        defense: After its run.
+        answers: Test images lost, gained, and all: see :func:`compare_answers`.
     """
     findings = {**searches, **defense.findings()}
     missed = list(searches.get("shortfalls", []))

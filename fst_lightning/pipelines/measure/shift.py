@@ -19,10 +19,10 @@ class Shift:
     r"""Looks at a network now, and compares what is there later.
 
     Args:
-        run: its configuration.
-        trainer: whose device and precision are used.
-        module: the network and what comes before it.
-        data: up to 256 of the images that the defender holds are looked at.
+        run: Its configuration.
+        trainer: Whose device and precision are used.
+        module: The network and what comes before it.
+        data: Up to 256 of the images that the defender holds are looked at.
     """
 
     def __init__(

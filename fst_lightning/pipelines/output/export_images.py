@@ -19,12 +19,12 @@ def check_export(folder: Path, data: BackdoorDataModule) -> None:
     """Refuse what would fail after the training.
 
     Args:
-        folder: to write to.
-        data: set up, for a training.
+        folder: To write to.
+        data: Set up, for a training.
 
     Raises:
-        FileExistsError: the folder holds something already.
-        TooLargeError: the images are streamed, and don't fit into memory.
+        FileExistsError: If the folder holds something already.
+        TooLargeError: If the images are streamed, and don't fit into memory.
     """
     for rows in (data.data.train, data.data.test):
         rows.check_memory(f"export={folder}")
@@ -44,8 +44,8 @@ def export_images(folder: Path, data: BackdoorDataModule) -> None:
     ``data.triggered_root=FOLDER/triggered`` the third.
 
     Args:
-        folder: empty, or not there yet.
-        data: set up, for a training.
+        folder: Empty, or not there yet.
+        data: Set up, for a training.
     """
     original, plan, test = data.data.train, data.plan, data.data.test.in_memory("export")
     train = data.delivered()

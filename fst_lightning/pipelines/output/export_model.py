@@ -25,12 +25,12 @@ _SIZES = (1, 2, 7)
 
 
 class ImagesToLogits(nn.Module):
-    r"""A network with its normalisation: :math:`f((x - \mu) / \sigma)`.
+    r"""A network with its normalization: :math:`f((x - \mu) / \sigma)`.
 
     Args:
-        net: the classifier; it stays as it is.
-        mean: per channel, of images in [0, 1]; None for a network that takes images as they are.
-        std: per channel, greater than 0; None likewise.
+        net: The classifier; it stays as it is.
+        mean: Per channel, of images in [0, 1]; None for a network that takes images as they are.
+        std: Per channel, greater than 0; None likewise.
 
     Example:
         >>> net = ImagesToLogits(nn.Flatten(), mean=[0.5], std=[0.25])
@@ -61,14 +61,14 @@ def check_formats(formats: object) -> tuple[str, ...]:
     """Refuse what can't be exported, before anything is trained.
 
     Args:
-        formats: the value of ``export_model``.
+        formats: The value of ``export_model``.
 
     Returns:
         The formats, each once.
 
     Raises:
-        ValueError: for another format.
-        ImportError: where a package is missing; with the command that installs it.
+        ValueError: If the format is unknown.
+        ImportError: If a package is missing; with the command that installs it.
     """
     names = [formats] if isinstance(formats, str) else formats
     if not isinstance(names, Sequence) or not all(name in FORMATS for name in names):
@@ -96,18 +96,18 @@ def export_model(
 ) -> dict[str, dict[str, Any]]:
     """Write a network in other formats, and try each file on images.
 
-    The graph takes any number of float32 images in [0, 1], ``(N, C, H, W)``, normalises them
+    The graph takes any number of float32 images in [0, 1], ``(N, C, H, W)``, normalizes them
     itself and gives logits. A file stays only where its logits, read back, are those of the
     network, for batches of several sizes; whatever goes wrong is told, not raised.
 
     Args:
-        net: the purified network.
+        net: The purified network.
         images: ``(N, C, H, W)`` in [0, 1], one or more, to compare on.
-        folder: where to write.
-        formats: of :data:`FORMATS`.
-        mean: per channel, of images in [0, 1]; None for images that are not normalised.
-        std: per channel; None likewise.
-        card: what the network is, as JSON, for the file's metadata.
+        folder: Where to write.
+        formats: Of :data:`FORMATS`.
+        mean: Per channel, of images in [0, 1]; None for images that are not normalized.
+        std: Per channel; None likewise.
+        card: What the network is, as JSON, for the file's metadata.
 
     Returns:
         By format: ``file``, ``bytes`` and ``max_difference`` (of logits, in units of the greatest
@@ -190,7 +190,7 @@ def _largest_difference(ready: nn.Module, read: Reader, images: Tensor) -> float
     """Compare on all images, and on batches of several sizes.
 
     Raises:
-        ValueError: where the file gives other logits than the network.
+        ValueError: If the file gives other logits than the network.
     """
     worst = 0.0
     for size in (*_SIZES, len(images)):

@@ -32,12 +32,12 @@ def make_loggers(run: Run, stage: str) -> list[Logger]:
     """The loggers of a Trainer, which are told the settings of the run.
 
     Args:
-        run: its configuration.
-        stage: what is being done; ``{stage}`` in a value of a logger's configuration becomes this,
+        run: Its configuration.
+        stage: What is being done; ``{stage}`` in a value of a logger's configuration becomes this,
             and a logger that writes files gets a folder of this name, for the next would empty it.
 
     Raises:
-        ValueError: where W&B has no account, or can't be reached.
+        ValueError: If W&B has no account, or can't be reached.
     """
     loggers = [_make_logger(config, stage) for config in run.parts("logger")]
     for logger in loggers:
@@ -103,9 +103,9 @@ def log_report(trainer: L.Trainer, results: Mapping[str, Any], page: Path) -> li
     """Hand the figures and the report of a run to its loggers.
 
     Args:
-        trainer: whose loggers they are.
-        results: the content of results.json.
-        page: the report, where there is one.
+        trainer: Whose loggers they are.
+        results: The content of results.json.
+        page: The report, where there is one.
 
     Returns:
         What went wrong, a line a logger; the others have what they should.

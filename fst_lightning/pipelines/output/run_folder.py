@@ -27,7 +27,7 @@ def prepare_folder(run: Run) -> None:
     """Make the run's folder and write the resolved configuration into it.
 
     Raises:
-        ValueError: where no report could be made as the configuration wants it.
+        ValueError: If no report could be made as the configuration wants it.
     """
     if run.cfg.get("report"):
         check_projection(run.cfg.report.projection)
@@ -45,9 +45,9 @@ def finish(run: Run, results: dict[str, Any], collector: EvidenceCollector | Non
     """Write ``results.json``, print the final table and write the report.
 
     Args:
-        run: its configuration.
-        results: what ``results.json`` holds.
-        collector: what has looked at the networks, for the report; None for a run without one.
+        run: Its configuration.
+        results: What ``results.json`` holds.
+        collector: What has looked at the networks, for the report; None for a run without one.
     """
     if not is_first_process():
         return

@@ -13,8 +13,8 @@ class Costs:
     """Seconds and peak memory of the stages of a run, each measured by itself.
 
     Attributes:
-        seconds: by stage; the sum, where a stage was entered several times.
-        peak_memory_mb: by stage, MiB: of the whole process, imports and images included, or of the
+        seconds: By stage; the sum, where a stage was entered several times.
+        peak_memory_mb: By stage, MiB: of the whole process, imports and images included, or of the
             GPU, where one was used; the greatest, where a stage was entered several times. Stages
             whose memory nobody counts are left out.
 

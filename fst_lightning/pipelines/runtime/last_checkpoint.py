@@ -21,7 +21,7 @@ class LastCheckpoint(ModelCheckpoint):
     ``save_last=True`` it writes ``last.ckpt`` at the end of the training alone.)
 
     Args:
-        work: the folder.
+        work: The folder.
     """
 
     def __init__(self, work: Path) -> None:

@@ -23,12 +23,12 @@ def resume_point(run: Run, work: Path, stage: Stage) -> Path | None:
     a ``.ckpt`` file, or a folder with a ``last.ckpt``.
 
     Args:
-        run: its configuration.
-        work: where a run of this configuration keeps its last checkpoint.
+        run: Its configuration.
+        work: Where a run of this configuration keeps its last checkpoint.
         stage: ``train`` or ``tune``, whichever is about to begin.
 
     Raises:
-        FileNotFoundError: where the path holds no checkpoint.
+        FileNotFoundError: If the path holds no checkpoint.
     """
     last = work / "last.ckpt"
     named = named_checkpoint(run)
@@ -50,9 +50,9 @@ def named_digest(run: Run, stage: Stage, own: Path) -> str | None:
     What it took part in is another model than that of an undisturbed run, and has another key.
 
     Args:
-        run: its configuration.
+        run: Its configuration.
         stage: ``train`` or ``tune``.
-        own: where an undisturbed run of this configuration keeps its last checkpoint; to name that
+        own: Where an undisturbed run of this configuration keeps its last checkpoint; to name that
             is to say ``resume=true``.
     """
     path = named_checkpoint(run)
@@ -76,9 +76,9 @@ def named_checkpoint(run: Run) -> Path | None:
     """The checkpoint that ``resume=PATH`` names; None for true and false.
 
     Raises:
-        FileNotFoundError: where the path holds no checkpoint.
-        CheckpointError: where a file is none of Lightning's, or made to harm.
-        ValueError: where a training can't go on from it.
+        FileNotFoundError: If the path holds no checkpoint.
+        CheckpointError: If a file is none of Lightning's, or made to harm.
+        ValueError: If a training can't go on from it.
     """
     resume = run.cfg.resume
     if resume is None or isinstance(resume, bool):

@@ -54,11 +54,11 @@ def choose_settings(
     the results say that the budget was not kept.
 
     Args:
-        run: its configuration, with ``tuning.optimizer.lr=auto``, ``defense.alpha=auto`` or both;
+        run: Its configuration, with ``tuning.optimizer.lr=auto``, ``defense.alpha=auto`` or both;
             the numbers that are chosen are written into it.
-        net: the backdoored network; it stays as it is.
-        data: holds the defender's images. Its test set and trigger are not looked at.
-        poisoned: the training set as it was delivered, for a defense that inspects it.
+        net: The backdoored network; it stays as it is.
+        data: Holds the defender's images. Its test set and trigger are not looked at.
+        poisoned: The training set as it was delivered, for a defense that inspects it.
 
     Returns:
         What was tried, for ``results.json``; with ``shortfalls`` if the budget was not kept.
@@ -112,11 +112,11 @@ class _Search:
     """Looks for the strongest value of one key within a budget of clean accuracy.
 
     Args:
-        probe: tries the values.
-        key: of the configuration.
-        before: which images the network gets right before, ``(N,)`` bool.
-        allowed: the drop in clean accuracy that a value may cost, in [0, 1].
-        on_no_setting: what happens if no value is within it.
+        probe: Tries the values.
+        key: Of the configuration.
+        before: Which images the network gets right before, ``(N,)`` bool.
+        allowed: The drop in clean accuracy that a value may cost, in [0, 1].
+        on_no_setting: What happens if no value is within it.
     """
 
     def __init__(
@@ -272,8 +272,8 @@ def strongest(grid: list[float], fits: Callable[[float], bool]) -> float:
     """The last of the numbers that fit, by bisection; all before one that fits must fit as well.
 
     Args:
-        grid: the numbers in order; the first one is assumed to fit.
-        fits: called about as often as the logarithm of their count.
+        grid: The numbers in order; the first one is assumed to fit.
+        fits: Called about as often as the logarithm of their count.
 
     Example:
         >>> strongest([1.0, 2.0, 3.0, 4.0, 5.0], lambda number: number < 3.5)

@@ -37,9 +37,9 @@ class Comparison:
     """Two networks' answers to the same clean images.
 
     Attributes:
-        lost: images that only the first one gets right.
-        gained: images that only the second one gets right.
-        total: images that were compared.
+        lost: Images that only the first one gets right.
+        gained: Images that only the second one gets right.
+        total: Images that were compared.
     """
 
     lost: int
@@ -66,9 +66,9 @@ class Trial:
     """What one setting gave.
 
     Attributes:
-        right: which images were classified right, ``(N,)`` bool.
-        asked: which images were classified, ``(N,)`` bool: all, unless too much was lost early.
-        found: the comparison with the baseline.
+        right: Which images were classified right, ``(N,)`` bool.
+        asked: Which images were classified, ``(N,)`` bool: all, unless too much was lost early.
+        found: The comparison with the baseline.
     """
 
     right: Tensor
@@ -89,10 +89,10 @@ class Probe:
     defense that holds images out of its steps gets its share of the images that a copy is tuned on.
 
     Args:
-        run: its configuration; what :meth:`set` writes goes into a copy.
-        net: the network before the defense; it stays as it is.
-        data: holds the defender's images.
-        poisoned: the training set as it was delivered, for a defense that inspects it.
+        run: Its configuration; what :meth:`set` writes goes into a copy.
+        net: The network before the defense; it stays as it is.
+        data: Holds the defender's images.
+        poisoned: The training set as it was delivered, for a defense that inspects it.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class Probe:
         A fold that was tuned with this setting before is not tuned again.
 
         Args:
-            reference: which images the baseline gets right, ``(N,)`` bool.
-            allowed: the drop in accuracy that the setting may cost, in [0, 1].
+            reference: Which images the baseline gets right, ``(N,)`` bool.
+            allowed: The drop in accuracy that the setting may cost, in [0, 1].
         """
         rows = self.rows
         right, asked = (torch.zeros(len(rows), dtype=torch.bool) for _ in range(2))
@@ -178,7 +178,7 @@ class Probe:
 
 @torch.no_grad()
 def _right(trainer: L.Trainer, module: ClassifierModule, rows: ImageSet) -> Tensor:
-    """Which images are classified as labelled, ``(N,)`` bool; the same in every process."""
+    """Which images are classified as labeled, ``(N,)`` bool; the same in every process."""
     device = trainer.strategy.root_device
     hits = []
     with untouched(trainer, module):
@@ -197,7 +197,7 @@ def compare(first: Tensor, second: Tensor, total: int) -> Comparison:
     Args:
         first: ``(n,)`` bool, whether it is right.
         second: ``(n,)`` bool.
-        total: all images, n or more; those that were not asked count as unchanged.
+        total: All images, n or more; those that were not asked count as unchanged.
 
     Example:
         >>> compare(torch.tensor([True, True, False]), torch.tensor([True, False, False]), 3)
