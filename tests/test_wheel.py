@@ -95,6 +95,8 @@ def test_has_every_module_the_types_and_nothing_else(wheel: Path) -> None:
     assert {name for name in packed if ".dist-info/" not in name} == expected
     assert "fst_lightning/py.typed" in packed
     assert "fst_lightning/reports/results/results.schema.json" in packed
+    assert "fst_lightning/reports/html/templates/page.html.j2" in packed
+    assert "fst_lightning/reports/charts/fst.mplstyle" in packed
     assert any(name.endswith("licenses/LICENSE") for name in packed)
 
 

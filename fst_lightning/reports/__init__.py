@@ -1,7 +1,11 @@
 """Show results: results.json, tables, charts, HTML pages and leaderboards."""
 
-from fst_lightning.reports.html.leaderboard import render_leaderboard, write_leaderboard
-from fst_lightning.reports.html.run_page import render_page
+from fst_lightning.reports.html.leaderboard import (
+    leaderboard_page,
+    render_leaderboard,
+    write_leaderboard,
+)
+from fst_lightning.reports.html.run_page import render_page, run_page
 from fst_lightning.reports.results.build import Score, build_results, plain
 from fst_lightning.reports.results.curves import Curves, read_curves
 from fst_lightning.reports.results.files import (
@@ -41,6 +45,7 @@ __all__ = [
     "Verdict",
     "at_chance",
     "build_results",
+    "leaderboard_page",
     "notes",
     "plain",
     "print_line",
@@ -52,6 +57,7 @@ __all__ = [
     "render_run",
     "render_sweep",
     "results_schema",
+    "run_page",
     "summarise_sweep",
     "validate",
     "verdict",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from PIL import Image
 
 from fst_lightning.pipelines.build.instantiate import make
 from fst_lightning.pipelines.build.run import Run
-from fst_lightning.reports.html.charts import Chart, charts, png
+from fst_lightning.reports.html.page import Page
 
 _GROUPS = ("attack", "defense", "data", "model", "training", "tuning", "trainer")
 
@@ -99,30 +99,32 @@ def _make_logger(config: DictConfig, stage: str) -> Logger:
     return make(OmegaConf.create({**told, **values}), Logger)
 
 
-def log_report(trainer: L.Trainer, results: Mapping[str, Any], page: Path) -> list[str]:
+def log_report(
+    trainer: L.Trainer, results: Mapping[str, Any], page: Page | None, folder: Path
+) -> list[str]:
     """Hand the figures and the report of a run to its loggers.
 
     Args:
-        trainer: Whose loggers they are.
+        trainer: The one that has the loggers.
         results: The content of results.json.
-        page: The report, where there is one.
+        page: The report, or None if there is none.
+        folder: The folder of the run, with the files of the report.
 
     Returns:
-        What went wrong, a line a logger; the others have what they should.
+        What went wrong, one line per logger. The other loggers have what they should.
     """
     troubles = []
-    drawn = charts(page.read_text(encoding="utf-8")) if page.is_file() else []
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             continue  # The report itself and results.json lie beside its file.
         try:
             logger.log_metrics(final_figures(results))
             if isinstance(logger, TensorBoardLogger):
-                _to_tensorboard(logger, drawn)
+                _to_tensorboard(logger, page)
             elif isinstance(logger, WandbLogger):
-                _to_wandb(logger, drawn, page)
+                _to_wandb(logger, page, folder)
             elif isinstance(logger, MLFlowLogger):
-                _to_mlflow(logger, drawn, page)
+                _to_mlflow(logger, page, folder)
             logger.save()
         except Exception as error:
             troubles.append(f"{type(logger).__name__} lacks the report: {error}")
@@ -142,28 +144,34 @@ def final_figures(results: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _pictures(drawn: Iterable[Chart]) -> dict[str, Image.Image]:
-    return {chart.name: Image.open(io.BytesIO(png(chart.svg))).convert("RGB") for chart in drawn}
+def _pictures(page: Page | None) -> dict[str, Image.Image]:
+    """The charts of the report, by ``report/NAME``."""
+    charts = {} if page is None else page.charts()
+    return {
+        f"report/{name}": Image.open(io.BytesIO(chart.png())).convert("RGB")
+        for name, chart in charts.items()
+    }
 
 
-def _to_tensorboard(logger: TensorBoardLogger, drawn: Iterable[Chart]) -> None:
-    for name, picture in _pictures(drawn).items():
-        logger.experiment.add_image(f"report/{name}", np.asarray(picture), dataformats="HWC")
+def _to_tensorboard(logger: TensorBoardLogger, page: Page | None) -> None:
+    for name, picture in _pictures(page).items():
+        logger.experiment.add_image(name, np.asarray(picture), dataformats="HWC")
 
 
-def _to_wandb(logger: WandbLogger, drawn: Iterable[Chart], page: Path) -> None:
+def _to_wandb(logger: WandbLogger, page: Page | None, folder: Path) -> None:
     import wandb
 
-    if page.is_file():
-        logger.experiment.log({"report": wandb.Html(str(page), inject=False)})
-    pictures = {f"report/{n}": wandb.Image(picture) for n, picture in _pictures(drawn).items()}
+    if page is not None:
+        file = str(folder / "report.html")
+        logger.experiment.log({"report": wandb.Html(file, inject=False)})
+    pictures = {name: wandb.Image(picture) for name, picture in _pictures(page).items()}
     logger.experiment.log(pictures)
 
 
-def _to_mlflow(logger: MLFlowLogger, drawn: Iterable[Chart], page: Path) -> None:
-    run = logger.run_id
-    for file in (page, page.with_name("results.json")):
+def _to_mlflow(logger: MLFlowLogger, page: Page | None, folder: Path) -> None:
+    names = ["results.json"] if page is None else ["report.html", "charts.pdf", "results.json"]
+    for file in (folder / name for name in names):
         if file.is_file():
-            logger.experiment.log_artifact(run, str(file))
-    for chart in drawn:
-        logger.experiment.log_text(run, chart.svg, f"charts/{chart.name}.svg")
+            logger.experiment.log_artifact(logger.run_id, str(file))
+    for file in sorted((folder / "charts").glob("*.png")) if page else ():
+        logger.experiment.log_artifact(logger.run_id, str(file), "charts")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -12,8 +11,8 @@ from rich.console import Console
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.output.loggers import log_report
 from fst_lightning.pipelines.runtime.processes import is_first_process
-from fst_lightning.reports import print_line, read_curves, render_page, render_run, write_json
-from fst_lightning.reports.html.robustness import write_connectivity
+from fst_lightning.reports import print_line, read_curves, render_run, run_page, write_json
+from fst_lightning.reports.html.page import Page
 from fst_lightning.reports.results.evidence import check_projection
 from fst_lightning.reports.results.files import write_text
 from fst_lightning.reports.results.notes import shortfalls
@@ -34,7 +33,7 @@ def prepare_folder(run: Run) -> None:
     if is_first_process():
         run.folder.mkdir(parents=True, exist_ok=True)
         # Of an earlier run in this folder.
-        files = "results.json", "failure.json", "traceback.txt", "report.html", "connectivity.svg"
+        files = "results.json", "failure.json", "traceback.txt", "report.html", "charts.pdf"
         for stale in files:
             (run.folder / stale).unlink(missing_ok=True)
         text = OmegaConf.to_yaml(run.cfg, resolve=True)
@@ -56,13 +55,13 @@ def finish(run: Run, results: dict[str, Any], collector: EvidenceCollector | Non
         results["inversion"] = found
     write_json(run.folder / "results.json", results)
     console = Console()
-    report, trouble = None, None
+    page, trouble = None, None
     if collector is not None and collector.wanted:
-        report, trouble = _write_report(run, results, collector)
+        page, trouble = _write_report(run, results, collector)
     troubles = [trouble] if trouble else []
     if collector is not None:
-        troubles += log_report(collector.trainer, results, run.folder / "report.html")
-    written = [*([report] if report else []), *write_connectivity(run.folder, results)]
+        troubles += log_report(collector.trainer, results, page, run.folder)
+    written = [] if page is None else [run.folder / "report.html"]
     render_run(results, console, written, folder=run.folder)
     for line in robustness_lines(results):
         print_line(console, line)
@@ -74,13 +73,12 @@ def finish(run: Run, results: dict[str, Any], collector: EvidenceCollector | Non
 
 def _write_report(
     run: Run, results: dict[str, Any], collector: EvidenceCollector
-) -> tuple[Path | None, str | None]:
-    """Write ``report.html``. The results stand, whatever happens here.
+) -> tuple[Page | None, str | None]:
+    """Write ``report.html`` and its charts. The results stand, whatever happens here.
 
     Returns:
-        The file, where there is one, and what went wrong, where something did.
+        The page, or None if it was not written, and what went wrong, or None.
     """
-    path = run.folder / "report.html"
     try:
         curves = {
             stage: read_curves(run.folder / "curves" / stage / "metrics.csv")
@@ -88,9 +86,10 @@ def _write_report(
             if results["seconds"][stage]  # else they are of an earlier run in this folder
         }
         command = f"python {results['task']}.py {shlex.join(run.overrides)}".rstrip()
-        write_text(path, render_page(results, collector.evidence(), curves, command))
+        page = run_page(results, collector.evidence(), curves, command)
+        page.write(run.folder / "report.html")
     except Exception as error:
         return None, f"report.html was not written: {type(error).__name__}: {error}"
     if collector.trouble:
-        return path, f"report.html lacks its pictures: {collector.trouble}"
-    return path, None
+        return page, f"report.html lacks its pictures: {collector.trouble}"
+    return page, None

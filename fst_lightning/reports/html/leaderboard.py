@@ -4,64 +4,78 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from fst_lightning.reports.html.pages import details, escape, figure, figures, page, section, table
-from fst_lightning.reports.html.svg import Point, Series, heat_map, scatter
+from fst_lightning.reports.charts.palette import RING
+from fst_lightning.reports.charts.plots import Point, Series, heat_map, scatter
+from fst_lightning.reports.html.page import Cell, Figure, Link, Page, Section, Table, address_of
+from fst_lightning.reports.html.unknown_triggers import unknown_headline, unknown_section
+from fst_lightning.reports.numbers import significant
 from fst_lightning.reports.results.boards import Cells, boards_of
-from fst_lightning.reports.results.files import write_text
-from fst_lightning.reports.results.sweep import Spread, SweepSummary
+from fst_lightning.reports.results.sweep import Group, Spread, SweepSummary
 from fst_lightning.reports.results.sweep_text import (
     failure_line,
+    rating_digits,
     shared_lines,
-    spread_text,
+    spread_digits,
     sweep_notes,
+    table_rows,
 )
-from fst_lightning.reports.tables.sweep_files import table_rows
 
 _BEFORE = "(before)"
 _UNDECIDED = "Defenses against attacks"
 _MOST_ATTACKS = 8
 _MOST_FOLLOWERS = 6
-_MOST_NAMED = 9
-"""More points than these would hide each other's names: those on the frontier are named then."""
-
-_RING = 5
-"""The look of what is not told apart."""
+_MOST_NAMED = 24
+"""How many labels stand beside a chart. Of more points, those on the frontier are named."""
 
 
-def write_leaderboard(summary: SweepSummary, folder: str | os.PathLike[str]) -> Path:
-    """Write `leaderboard.html` into a folder, and return its path."""
-    path = Path(folder) / "leaderboard.html"
-    write_text(path, render_leaderboard(summary))
-    return path
+def leaderboard_page(summary: SweepSummary, folder: str | os.PathLike[str] | None = None) -> Page:
+    """Put the page over all runs together: heat maps, trade-offs, the table, what failed.
+
+    Args:
+        summary: The sweep.
+        folder: Where the page will be, for its links to the reports of the runs. The default is
+            the folder of the sweep.
+    """
+    boards = boards_of(summary)
+    reports = _reports(summary, Path(folder or summary.folder))
+    headline, lead = _headline(boards)
+    counts = f"{len(summary.runs)} runs, {len(summary.groups)} experiments"
+    sections: list[Section] = []
+    for name, cells in boards.items():
+        sections += _board(f" ({name})" if name and len(boards) > 1 else "", cells, reports)
+    return Page(
+        title="Leaderboard",
+        kicker=f"{counts}, {len(summary.failures)} failed",
+        headline=headline,
+        lead=lead,
+        warnings=sweep_notes(summary),
+        sections=[*sections, _experiments(summary, reports), _failed(summary)],
+    )
 
 
 def render_leaderboard(summary: SweepSummary) -> str:
-    """Write the page over all runs: heat maps, trade-offs, the table, what failed.
+    """Return the HTML of :func:`leaderboard_page`, which needs nothing but itself."""
+    return leaderboard_page(summary).html()
+
+
+def write_leaderboard(summary: SweepSummary, folder: str | os.PathLike[str]) -> Path:
+    """Write ``leaderboard.html`` into a folder, and its charts as files beside it.
 
     Args:
-        summary: the sweep.
+        summary: The sweep.
+        folder: Where to write. Older files are replaced.
 
     Returns:
-        HTML that needs nothing but itself.
+        The path of the page.
     """
-    boards = boards_of(summary)
-    parts = [*_top(summary, boards)]
-    for name, cells in boards.items():
-        parts += _board(name if len(boards) > 1 else "", cells)
-    head, rows = table_rows(summary)
-    full = table(head, rows, kind="dense", text_columns=len(summary.varying))
-    note = "Mean ± standard deviation over seeds. The same as CSV, Markdown and LaTeX: table.*"
-    settings = [[line] for line in shared_lines(summary)]
-    shared = details("Settings that all runs share", table([""], settings, kind="dense"))
-    parts.append(section("All experiments", [full, shared if settings else ""], note))
-    failed = [[failure_line(failure)] for failure in summary.failures]
-    parts.append(section("What failed", [table([""], failed, kind="plain")]))
-    return page("Leaderboard", filter(None, parts))
+    path = Path(folder) / "leaderboard.html"
+    leaderboard_page(summary, folder).write(path)
+    return path
 
 
 def pareto(points: Sequence[Point]) -> list[int]:
@@ -87,22 +101,45 @@ def pareto(points: Sequence[Point]) -> list[int]:
     return frontier
 
 
-def _top(summary: SweepSummary, boards: dict[str, Cells]) -> Iterator[str]:
-    counts = f"{len(summary.runs)} runs, {len(summary.groups)} experiments"
-    yield f'<p class="kicker">{escape(f"{counts}, {len(summary.failures)} failed")}</p>'
-    headline, lead = _headline(boards)
-    yield f"<h1>{escape(headline)}</h1>"
-    if lead:
-        yield f'<p class="lead">{escape(lead)}</p>'
-    for note in sweep_notes(summary):
-        yield f'<p class="warning">{escape(note)}</p>'
+def _reports(summary: SweepSummary, folder: Path) -> dict[str, str]:
+    """The addresses of the reports that exist, by job."""
+    found = {}
+    for run in summary.runs:
+        file = summary.folder / run.job / "report.html"
+        if file.is_file():
+            found[run.job] = address_of(Path(os.path.relpath(file, folder)).as_posix())
+    return found
+
+
+def _experiments(summary: SweepSummary, reports: dict[str, str]) -> Section:
+    head, rows = table_rows(summary)
+    cells: list[list[Cell]] = []
+    for row, group in zip(rows, summary.groups, strict=True):
+        runs = zip(group.seeds, group.jobs, strict=True)
+        links = [Link(str(seed), reports[job]) for seed, job in runs if job in reports]
+        cells.append([*row, links or " ".join(map(str, group.seeds))])
+    if not cells:
+        return Section("All experiments")
+    table = Table(cells, [*head, "reports by seed"], "dense", text_columns=len(summary.varying))
+    figures = [Figure("", table=table)]
+    if shared := [[line] for line in shared_lines(summary)]:
+        figures.append(Figure("Settings that all runs share", table=Table(shared, kind="plain")))
+    note = "Mean ± standard deviation over seeds. The same as CSV, Markdown and LaTeX: table.*"
+    return Section("All experiments", figures, note)
+
+
+def _failed(summary: SweepSummary) -> Section:
+    failed = [[failure_line(failure)] for failure in summary.failures]
+    return Section("What failed", [Figure("", table=Table(failed))] if failed else ())
 
 
 def _headline(boards: dict[str, Cells]) -> tuple[str, str]:
-    """Name the defense with the best mean DER, where all can be compared, and the others."""
+    """Name the defense with the best mean DER if all can be compared, and the others."""
     if len(boards) != 1:
         return _UNDECIDED, ""
     (cells,) = boards.values()
+    if _unknown(cells):
+        return unknown_headline(cells)
     attacks, defenses = _taken(cells), _axes(cells)[1]
     der = {d: _over_attacks(cells, attacks, d, "der") for d in defenses}
     known = {d: value for d, value in der.items() if value is not None}
@@ -111,15 +148,20 @@ def _headline(boards: dict[str, Cells]) -> tuple[str, str]:
     ranked = sorted(known, key=lambda d: -known[d])
     best, second = ranked[:2]
     many = f", averaged over {len(attacks)} attacks" if len(attacks) > 1 else f" on {attacks[0]}"
-    followers = ", ".join(f"{d} {known[d]:.4f}" for d in ranked[1:_MOST_FOLLOWERS])
+    followers = ", ".join(f"{d} {significant(known[d], 3)}" for d in ranked[1:_MOST_FOLLOWERS])
     lead = f"Then {followers}{', ...' if len(ranked) > _MOST_FOLLOWERS else ''}."
-    spread = _deviation(cells, attacks, (best, second))
-    if spread is not None and known[best] - known[second] < spread:
+    spread, gap = _deviation(cells, attacks, (best, second)), known[best] - known[second]
+    if spread is not None and gap < spread:
         lead += (
-            f" The first two differ by {known[best] - known[second]:.4f}, less than the standard "
+            f" The first two differ by {gap:.4f}, less than the standard "
             f"error over seeds, {spread:.4f}: this sweep does not tell which is better."
         )
-    return f"{best} rates best: DER {known[best]:.4f}{many}.", lead
+    return f"{best} rates best: DER {significant(known[best], 3)}{many}.", lead
+
+
+def _unknown(cells: Cells) -> bool:
+    """Whether no trigger is known, so that no success of an attack could be measured."""
+    return all(group.values["before.asr"].mean is None for group in cells.values())
 
 
 def _deviation(cells: Cells, attacks: Sequence[str], pair: tuple[str, str]) -> float | None:
@@ -161,24 +203,27 @@ def _over_attacks(cells: Cells, attacks: Sequence[str], defense: str, value: str
     return fmean(known) if known and len(known) == len(means) else None
 
 
-def _board(name: str, cells: Cells) -> Iterator[str]:
-    title = f" ({name})" if name else ""
+def _board(title: str, cells: Cells, reports: dict[str, str]) -> Iterator[Section]:
+    if _unknown(cells):
+        yield unknown_section(f"Defenses without a known trigger{title}", cells, reports)
     worst = [g.values["after.ca"].mean for g in cells.values()]
     # Accuracies lie close together: the palest cell is the next ten below the worst.
     least = math.floor(10 * min((ca for ca in worst if ca is not None), default=0.0)) / 10
+    ca, asr = _Axis("after.ca", "CA after, %", 100), _Axis("after.asr", "ASR after, %", 100, False)
+    ra, der = _Axis("after.ra", "RA after, %", 100), _Axis("der", "DER", 1)
     maps = [
-        _heat(cells, "after.ca", "before.ca", "Clean accuracy, %", 100, 1, 0, (least, 1.0)),
-        _heat(cells, "after.asr", "before.asr", "Attack success rate, %", 100, 1, 1, (0.0, 1.0)),
-        _heat(cells, "der", None, "Defense effectiveness rating", 1, 3, 2, (0.5, 1.0)),
+        _heat(cells, ca, "before.ca", "Clean accuracy, %", 0, (least, 1.0), reports),
+        _heat(cells, asr, "before.asr", "Attack success rate, %", 1, (0.0, 1.0), reports),
+        _heat(cells, ra, "before.ra", "Robust accuracy, %", 2, (0.0, 1.0), reports),
+        _heat(cells, der, None, "Defense effectiveness rating", 0, (0.5, 1.0), reports),
     ]
     note = (
-        "Rows are attacks, columns defenses; mean ± standard deviation over seeds. The darker, the "
-        f"greater: CA from {100 * least:.0f} to 100 %, ASR from 0 to 100 %, DER from 0.5, which is "
-        "what doing nothing gets, to 1. DER counts runs whose attack took."
+        "Rows are defenses, columns attacks; mean ± standard deviation over seeds. The darker, the "
+        f"greater: CA from {100 * least:.0f} to 100 %, ASR and RA from 0 to 100 %, DER from 0.5, "
+        "which is what doing nothing gets, to 1. DER counts runs whose attack took. A cell leads "
+        "to the report of its first run."
     )
-    yield section(f"Defense against attack{title}", [figures(maps)], note)
-    asr, ca = _Axis("after.asr", "ASR after, %", 100, False), _Axis("after.ca", "CA after, %", 100)
-    ra, der = _Axis("after.ra", "RA after, %", 100), _Axis("der", "DER", 1)
+    yield Section(f"Defense against attack{title}", [figure for figure in maps if figure], note)
     seconds = _Axis("seconds.purify", "seconds to purify", 1, False)
     note = (
         "Best is up and to the {side}. Filled: no other defense is better in one and as good in "
@@ -189,53 +234,10 @@ def _board(name: str, cells: Cells) -> Iterator[str]:
         ("Clean accuracy against attack success", asr, "left"),
         ("Clean accuracy against robust accuracy", ra, "right"),
     ):
-        yield section(f"{heading}{title}", [figures(_trades(cells, x, ca))], note.format(side=side))
-    benefit = figures(_trades(cells, seconds, der, mean_only=True))
-    yield section(f"Cost against benefit{title}", [benefit], note.format(side="left"))
-
-
-def _heat(
-    cells: Cells,
-    value: str,
-    before: str | None,
-    title: str,
-    factor: float,
-    digits: int,
-    style: int,
-    value_range: Point,
-) -> str:
-    attacks, defenses = _axes(cells)
-    columns = ([_BEFORE] if before else []) + defenses
-    spreads: list[list[Spread | None]] = []
-    for attack in attacks:
-        row: list[Spread | None] = []
-        if before:
-            # The networks that came in are the same for every defense.
-            known = [g.values[before] for (name, _), g in cells.items() if name == attack]
-            row.append(max(known, key=lambda spread: spread.n))
-        row += [cells[attack, d].values[value] if (attack, d) in cells else None for d in defenses]
-        spreads.append(row)
-    number: Callable[[float], str] = lambda mean: f"{factor * mean:.{digits}f}"  # noqa: E731
-    texts = [
-        [spread_text(spread, number, " ± ") if spread else "" for spread in row] for row in spreads
-    ]
-    if not any(spread is not None and spread.mean is not None for row in spreads for spread in row):
-        return ""
-    deviates = any(
-        spread is not None and spread.std is not None for row in spreads for spread in row
-    )
-    chart = heat_map(
-        [[spread.mean if spread else None for spread in row] for row in spreads],
-        attacks,
-        columns,
-        title=title,
-        texts=texts,
-        value_range=value_range,
-        cell=(98.0 if deviates else 62.0, 30.0),  # the same in all three maps
-        style=style,
-    )
-    # On a telephone it is scrolled: shrunk to the window its numbers could not be read.
-    return figure(f'<div class="wide">{chart}</div>', title)
+        charts = list(_trades(cells, x, ca))
+        yield Section(f"{heading}{title}", charts, note.format(side=side))
+    charts = list(_trades(cells, seconds, der, mean_only=True))
+    yield Section(f"Cost against benefit{title}", charts, note.format(side="left"))
 
 
 @dataclass(frozen=True)
@@ -248,14 +250,62 @@ class _Axis:
     more: bool = True
 
 
-def _trades(cells: Cells, x: _Axis, y: _Axis, mean_only: bool = False) -> Iterator[str]:
+def _heat(
+    cells: Cells,
+    axis: _Axis,
+    before: str | None,
+    title: str,
+    style: int,
+    value_range: Point,
+    reports: dict[str, str],
+) -> Figure | None:
+    attacks, defenses = _axes(cells)
+    rows: dict[str, list[Spread | None]] = {}
+    links: list[list[str | None]] = []
+    if before:
+        # The networks before are the same for every defense. The spread with most runs counts.
+        known = [[g.values[before] for (a, _), g in cells.items() if a == name] for name in attacks]
+        rows[_BEFORE] = [max(spreads, key=lambda spread: spread.n) for spreads in known]
+        links.append([None] * len(attacks))
+    for defense in defenses:
+        groups = [cells.get((attack, defense)) for attack in attacks]
+        rows[defense] = [None if group is None else group.values[axis.value] for group in groups]
+        links.append([_first_report(group, reports) for group in groups])
+    means = [[spread.mean if spread else None for spread in row] for row in rows.values()]
+    if all(mean is None for row in means for mean in row):
+        return None
+    write = spread_digits if axis.factor == 100 else rating_digits
+    texts = [[write(spread) if spread else "" for spread in row] for row in rows.values()]
+    deviates = any(spread and spread.std is not None for row in rows.values() for spread in row)
+    chart = heat_map(
+        means,
+        list(rows),
+        attacks,
+        title=title,
+        texts=texts,
+        links=links,
+        value_range=value_range,
+        cell=(98.0 if deviates else 72.0, 28.0),  # the same in all maps
+        style=style,
+        name_length=60,
+    )
+    # A phone scrolls it. Shrunk to the window, its numbers could not be read.
+    return Figure(title, chart, scrolls=True)
+
+
+def _first_report(group: Group | None, reports: dict[str, str]) -> str | None:
+    jobs = () if group is None else group.jobs
+    return next((reports[job] for job in jobs if job in reports), None)
+
+
+def _trades(cells: Cells, x: _Axis, y: _Axis, mean_only: bool = False) -> Iterator[Figure]:
     """A scatter plot of the means over the attacks that took, and one for every attack.
 
     Args:
         cells: the experiments.
         x: across.
         y: up, of which more is better.
-        mean_only: leave out the single attacks, where there is a mean over them.
+        mean_only: leave out the single attacks if there is a mean over them.
     """
     taken = _taken(cells)
     charts: list[tuple[str, Sequence[str]]] = []
@@ -269,7 +319,7 @@ def _trades(cells: Cells, x: _Axis, y: _Axis, mean_only: bool = False) -> Iterat
     ranges = [_wide([point[axis] for point in every]) for axis in (0, 1)] if every else []
     for (title, _), points in zip(charts, places, strict=True):
         if points:
-            yield figure(_trade(points, title, x, y, ranges), title)
+            yield _trade(points, title, x, y, ranges)
 
 
 Placed = dict[str, tuple[Point, tuple[Point | None, Point | None]]]
@@ -298,7 +348,7 @@ def _interval(spread: Spread, factor: float) -> Point | None:
     return factor * (spread.mean - spread.std), factor * (spread.mean + spread.std)
 
 
-def _trade(places: Placed, title: str, x: _Axis, y: _Axis, ranges: Sequence[Point]) -> str:
+def _trade(places: Placed, title: str, x: _Axis, y: _Axis, ranges: Sequence[Point]) -> Figure:
     names = list(places)
     points = [point for point, _ in places.values()]
     front = pareto([(-across if x.more else across, up) for across, up in points])
@@ -310,12 +360,13 @@ def _trade(places: Placed, title: str, x: _Axis, y: _Axis, ranges: Sequence[Poin
             [points[i][1] for i in those],
             [points[i][0] for i in those],
             style,
-            ["" if many and i not in front else names[i] for i in those],
+            ["" if many and i not in front[:_MOST_NAMED] else names[i] for i in those],
             [places[names[i]][1] for i in those],
         )
         for kind, style, those in clouds
     ]
-    return scatter(
+    labels = len(front[:_MOST_NAMED]) if many else len(names)
+    chart = scatter(
         series,
         title=f"{y.label} against {x.label}, {title}",
         x_label=x.label,
@@ -324,7 +375,9 @@ def _trade(places: Placed, title: str, x: _Axis, y: _Axis, ranges: Sequence[Poin
         y_range=ranges[1],
         frontier=[points[i] for i in front],
         radius=4.5,
+        height=max(320, 90 + 15 * labels),
     )
+    return Figure(title, chart, scrolls=True)
 
 
 Clouds = list[tuple[str, int, list[int]]]
@@ -334,7 +387,7 @@ Clouds = list[tuple[str, int, list[int]]]
 def _by_rank(count: int, front: Sequence[int]) -> Clouds:
     """What no other defense beats is filled, the rest are rings."""
     beaten = [i for i in range(count) if i not in front]
-    clouds = [("on the frontier", 0, sorted(front)), ("beaten", _RING, beaten)]
+    clouds = [("on the frontier", 0, sorted(front)), ("beaten", RING, beaten)]
     return [cloud for cloud in clouds if cloud[2]]
 
 
@@ -344,9 +397,9 @@ def _by_defense(names: Sequence[str]) -> Clouds:
     for i, name in enumerate(names):
         kinds.setdefault(name.split(" ")[0], []).append(i)
     ranked = sorted(kinds, key=lambda kind: -len(kinds[kind]))
-    clouds = [(kind, style, kinds[kind]) for style, kind in enumerate(ranked[:_RING])]
-    others = [i for kind in ranked[_RING:] for i in kinds[kind]]
-    return [*clouds, ("others", _RING, others)] if others else clouds
+    clouds = [(kind, style, kinds[kind]) for style, kind in enumerate(ranked[:RING])]
+    others = [i for kind in ranked[RING:] for i in kinds[kind]]
+    return [*clouds, ("others", RING, others)] if others else clouds
 
 
 def _wide(values: Sequence[float]) -> Point:

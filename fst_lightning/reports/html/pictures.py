@@ -1,14 +1,22 @@
-"""What was seen of a network before and after a defense, as the sections of a page."""
+"""The sections on what two networks do: features, errors, movement, recovered triggers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from fst_lightning.reports.html.pages import escape, figure, figures, picture, section
-from fst_lightning.reports.html.svg import Series, bar_chart, dot_chart, heat_map, minus, scatter
-from fst_lightning.reports.numbers import NOT_GIVEN, percent
+from fst_lightning.reports.charts.chart import Chart
+from fst_lightning.reports.charts.palette import RING
+from fst_lightning.reports.charts.plots import (
+    Series,
+    bar_chart,
+    dot_chart,
+    heat_map,
+    scatter,
+)
+from fst_lightning.reports.html.page import Figure, Picture, Section, Table
+from fst_lightning.reports.numbers import NOT_GIVEN, minus, rate_text
 from fst_lightning.reports.results.evidence import (
     Answers,
     Array,
@@ -23,62 +31,61 @@ from fst_lightning.reports.results.evidence import (
 )
 
 # In charts of two networks: a ring before, a full dot after.
-_BEFORE, _AFTER = 5, 0
+_BEFORE, _AFTER = RING, 0
 _MOST_BARS = 40
 _MOST_POINTS = 300
 
 
-def pictures(evidence: Evidence) -> Iterator[str]:
-    """Draw the sections, in their order; those without content are empty text."""
+def pictures(evidence: Evidence) -> Iterator[Section]:
+    """Yield the sections in their order. Those without content are empty."""
     unknown = evidence.before.triggered is None
-    yield _inversion(evidence) if unknown else _examples(evidence)
-    yield _classes(evidence) if unknown else ""
-    yield _features(evidence)
-    yield _errors(evidence)
-    yield "" if unknown else _classes(evidence)
+    if unknown:
+        yield from (_inversion(evidence), _classes(evidence))
+    else:
+        yield _examples(evidence)
+    yield from (_features(evidence), _errors(evidence))
+    if not unknown:
+        yield _classes(evidence)
     yield _movement(evidence)
-    yield "" if unknown else _inversion(evidence)
+    if not unknown:
+        yield _inversion(evidence)
     yield _calibration(evidence)
 
 
-def _examples(evidence: Evidence) -> str:
+def _examples(evidence: Evidence) -> Section:
     """Clean and triggered images, and their difference."""
-    examples = evidence.examples
+    title, examples = "The trigger", evidence.examples
     if not examples:
-        return ""
+        return Section(title)
     changes = [e.triggered.astype(int) - e.clean.astype(int) for e in examples]
     largest = max(int(np.abs(change).max()) for change in changes)
-    rows: dict[str, list[Array]] = {"Triggered": [e.triggered for e in examples]}
+    images: dict[str, list[Array]] = {"Triggered": [e.triggered for e in examples]}
     note = "These images carried their trigger when they came; there are no clean ones of them."
     if largest:
         gain = 127 / largest
-        rows = {"Clean": [e.clean for e in examples], **rows}
-        rows[f"Difference \N{MULTIPLICATION SIGN} {gain:.1f}"] = [
+        images = {"Clean": [e.clean for e in examples], **images}
+        images[f"Difference \N{MULTIPLICATION SIGN} {gain:.1f}"] = [
             np.clip(np.rint(128 + gain * change), 0, 255).astype(np.uint8) for change in changes
         ]
         note = (
-            f"The trigger changes a channel of a pixel by at most {largest} of 255; grey in the "
+            f"The trigger changes a channel of a pixel by at most {largest} of 255. Gray in the "
             "difference is no change."
         )
-    lines = []
-    for name, images in rows.items():
-        cells = "".join(
-            f"<td>{picture(image, f'{name}: {_name(evidence, e.label)}')}</td>"
-            for image, e in zip(images, examples, strict=True)
-        )
-        lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
-    said: list[tuple[str, Callable[[int], int | None]]] = [
-        ("True class", lambda i: examples[i].label),
-        (_titled("Answer", "before" if evidence.after else ""), lambda i: examples[i].before),
+    names = [_name(evidence, e.label) for e in examples]
+    rows: list[list[str | Picture]] = [
+        [
+            kind,
+            *(Picture(image, f"{kind}: {name}") for image, name in zip(each, names, strict=True)),
+        ]
+        for kind, each in images.items()
     ]
+    rows.append(["True class", *names])
+    answer = "Answer, before" if evidence.after else "Answer"
+    rows.append([answer, *(_name(evidence, e.before) for e in examples)])
     if any(e.after is not None for e in examples):
-        said.append(("Answer, after", lambda i: examples[i].after))
-    for name, of in said:
-        texts = [_name(evidence, of(i)) for i in range(len(examples))]
-        cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
-        lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
-    whole = f'<div class="wide"><table class="images">{"".join(lines)}</table></div>'
-    return section("The trigger", [whole], note)
+        rows.append(["Answer, after", *(_name(evidence, e.after) for e in examples)])
+    table = Table(rows, kind="images", text_columns=len(examples) + 1)
+    return Section(title, [Figure("", table=table)], note)
 
 
 def _name(evidence: Evidence, label: int | None) -> str:
@@ -98,22 +105,22 @@ def _titled(text: str, when: str) -> str:
     return f"{text}, {when}" if when else text
 
 
-def _features(evidence: Evidence) -> str:
+def _features(evidence: Evidence) -> Section:
     """Where the network puts images before its last layer."""
-    items = [
-        figure(_plane(evidence, snapshot), when.capitalize(), _nearness(snapshot))
+    figures = [
+        Figure(when.capitalize(), _plane(evidence, snapshot), caption=_nearness(snapshot))
         for when, snapshot in _snapshots(evidence)
         if snapshot.clean.features is not None
     ]
     method = {"pca": "the two directions of greatest variance (PCA)", "tsne": "t-SNE"}
     note = (
         f"What the last layer gets, in the plane: {method.get(evidence.projection, '')}. Each "
-        "picture has axes of its own; distances between the two can't be compared."
+        "picture has its own axes. Distances in one cannot be compared with those in the other."
     )
-    return section("Features", [figures(items)], note)
+    return Section("Features", figures, note)
 
 
-def _plane(evidence: Evidence, snapshot: Snapshot) -> str:
+def _plane(evidence: Evidence, snapshot: Snapshot) -> Chart:
     clean, triggered = snapshot.clean, snapshot.triggered
     assert clean.features is not None
     rows = _spread(len(clean), _MOST_POINTS)
@@ -125,11 +132,11 @@ def _plane(evidence: Evidence, snapshot: Snapshot) -> str:
     places = project(features, evidence.projection)
     series = []
     if evidence.target is None:
-        series.append(_cloud("clean", places[:number], 5))
+        series.append(_cloud("clean", places[:number], RING))
     else:
         of_target = labels == evidence.target
         target = _name(evidence, evidence.target)
-        series.append(_cloud("clean", places[:number][~of_target], 5))
+        series.append(_cloud("clean", places[:number][~of_target], RING))
         series.append(_cloud(f"clean, target class {target}", places[:number][of_target], 0))
     if len(places) > number:
         series.append(_cloud("triggered", places[number:], 1))
@@ -153,16 +160,16 @@ def _nearness(snapshot: Snapshot) -> str:
     if share is None:
         return "Names stand at the means of the classes."
     return (
-        f"{percent(share)} % of the triggered images lie nearer to the mean of the target class "
+        f"{rate_text(share)} % of the triggered images lie nearer to the mean of the target class "
         "than to that of their own (by cosine, in all dimensions)."
     )
 
 
-def _errors(evidence: Evidence) -> str:
+def _errors(evidence: Evidence) -> Section:
     """Confusion matrices."""
     classes = len(evidence.classes)
     names = list(evidence.classes)
-    items = []
+    figures = []
     for which in ("clean", "triggered"):
         for when, snapshot in _snapshots(evidence):
             answers: Answers | None = getattr(snapshot, which)
@@ -181,12 +188,9 @@ def _errors(evidence: Evidence) -> str:
                 column_label="prediction",
                 style=1 if which == "triggered" else 0,
             )
-            items.append(figure(chart, _titled(f"{which.capitalize()} images", when)))
-    return section(
-        "Who is taken for whom",
-        [figures(items)],
-        f"Counts, over {_sample(evidence)}. The greater its share of the row, the stronger a cell.",
-    )
+            figures.append(Figure(_titled(f"{which.capitalize()} images", when), chart))
+    note = f"Counts, over {_sample(evidence)}. The greater its share of the row, the darker a cell."
+    return Section("Confusion matrices", figures, note)
 
 
 def _sample(evidence: Evidence) -> str:
@@ -198,7 +202,7 @@ def _sample(evidence: Evidence) -> str:
     return " and ".join(parts)
 
 
-def _classes(evidence: Evidence) -> str:
+def _classes(evidence: Evidence) -> Section:
     """Clean accuracy by class."""
     from fst_lightning.metrics import wilson_interval  # brings torch
 
@@ -223,7 +227,7 @@ def _classes(evidence: Evidence) -> str:
                 when,
                 rates,
                 style=style,
-                labels=[f"{rate:.1f}" for rate in rates],
+                labels=[rate_text(rate / 100) for rate in rates],
                 intervals=[((100 * low, 100 * high), None) for low, high in ends],
             )
         )
@@ -235,71 +239,73 @@ def _classes(evidence: Evidence) -> str:
         x_range=(10.0 * (max(0.0, least - 1) // 10), 100.0),
         x_label="clean accuracy, %",
     )
-    return section("Clean accuracy by class", [chart], note)
+    return Section("Clean accuracy by class", [Figure("", chart)], note)
 
 
-def _movement(evidence: Evidence) -> str:
+def _movement(evidence: Evidence) -> Section:
     """How far head, features and layers moved."""
-    items = [_head_movement(evidence), _feature_movement(evidence), _layer_movement(evidence)]
-    return section("What the defense changed", [figures(items)])
+    figures = [_head_movement(evidence), _feature_movement(evidence), _layer_movement(evidence)]
+    return Section("What the defense changed", [figure for figure in figures if figure])
 
 
-def _head_movement(evidence: Evidence) -> str:
+def _head_movement(evidence: Evidence) -> Figure | None:
     before = evidence.before.head
     after = None if evidence.after is None else evidence.after.head
     if before is None or after is None or before.shape != after.shape:
-        return ""
+        return None
     alike = cosines(before, after)
     whole = float(cosines(before.reshape(1, -1), after.reshape(1, -1))[0])
     chart = _cosine_bars(evidence, dict(enumerate(alike.tolist())), "old and new weight", 0)
     caption = f"1: untouched, 0: orthogonal, below 0: turned away. The whole head: {whole:+.4f}."
-    return figure(chart, "Head, class by class", minus(caption))
+    return Figure("Head, class by class", chart, caption=minus(caption))
 
 
-def _feature_movement(evidence: Evidence) -> str:
+def _feature_movement(evidence: Evidence) -> Figure | None:
     before = evidence.before.clean
     old = before.features
     new = None if evidence.after is None else evidence.after.clean.features
     if old is None or new is None or old.shape != new.shape:
-        return ""
+        return None
     alike = cosines(old, new)
     means = {
         label: float(alike[before.labels == label].mean())
         for label in sorted(set(before.labels.tolist()))
     }
     chart = _cosine_bars(evidence, means, "old and new feature, mean", 2)
-    return figure(chart, "Features of clean images, class by class")
+    return Figure("Features of clean images, class by class", chart)
 
 
-def _cosine_bars(evidence: Evidence, values: Mapping[int, float], of: str, style: int) -> str:
+def _cosine_bars(evidence: Evidence, values: Mapping[int, float], of: str, style: int) -> Chart:
     labels = list(values)
     labels = [labels[i] for i in _extremes(-np.array(list(values.values())))]
     lengths = [values[label] for label in labels]
     return bar_chart(
         [_name(evidence, label) for label in labels],
-        [Series("", lengths, style=style)],
+        lengths,
         title=f"cosine of {of}",
-        texts=[[minus(f"{value:.2f}") for value in lengths]],
+        style=style,
+        texts=[minus(f"{value:.2f}") for value in lengths],
         x_range=(-1.0 if min(lengths, default=0.0) < 0 else 0.0, 1.0),
         x_label=f"cosine of {of}",
     )
 
 
-def _layer_movement(evidence: Evidence) -> str:
+def _layer_movement(evidence: Evidence) -> Figure | None:
     layers = evidence.layers
     if not layers:
-        return ""
+        return None
     most = set(sorted(layers, key=lambda name: -layers[name])[:_MOST_BARS])
     names = [name for name in layers if name in most]
     chart = bar_chart(
         names,
-        [Series("", [layers[name] for name in names], style=4)],
+        [layers[name] for name in names],
         title="relative change of the parameters by layer",
-        texts=[[f"{layers[name]:.3f}" for name in names]],
+        style=4,
+        texts=[f"{layers[name]:.3f}" for name in names],
         x_label=minus("‖W - W0‖ / ‖W0‖, weight and bias together"),
     )
     more = "" if len(names) == len(layers) else f" The {len(names)} that moved most."
-    return figure(chart, "How far each layer moved", f"In the order of the network.{more}")
+    return Figure("How far each layer moved", chart, caption=f"In the order of the network.{more}")
 
 
 def _extremes(values: Array) -> list[int]:
@@ -308,11 +314,11 @@ def _extremes(values: Array) -> list[int]:
     return sorted(int(i) for i in order)
 
 
-def _inversion(evidence: Evidence) -> str:
+def _inversion(evidence: Evidence) -> Section:
     """Triggers that were recovered from the network alone."""
-    found = evidence.inversions
+    title, found = "Looking for a trigger", evidence.inversions
     if not found:
-        return ""
+        return Section(title)
     largest = np.max([inversion.index for inversion in found.values()], axis=0)
     labels = _extremes(largest)
     series = [
@@ -331,42 +337,37 @@ def _inversion(evidence: Evidence) -> str:
         x_label="anomaly index (right of the dashed line: suspicious)",
         limit=2.0,
     )
-    items = [figure(chart, "Anomaly index, class by class")]
+    figures = [Figure("Anomaly index, class by class", chart)]
     words = []
     for when, inversion in found.items():
         also = when if len(found) > 1 else ""
         worst = np.argsort(-inversion.index, kind="stable")[:4]
-        cells = "".join(f"<td>{_pattern(evidence, inversion, int(i))}</td>" for i in worst)
-        table_of = f'<div class="wide"><table class="images"><tr>{cells}</tr></table></div>'
-        items.append(
-            figure(table_of, f"{_titled('Recovered patterns', also)}: the four most suspicious")
-        )
+        table = Table([[_pattern(evidence, inversion, int(i)) for i in worst]], kind="images")
+        heading = f"{_titled('Recovered patterns', also)}: the four most suspicious"
+        figures.append(Figure(heading, table=table))
         names = ", ".join(_name(evidence, label) for label in inversion.suspicious[:5]) or "none"
         words.append(f"{f'suspicious {also}'.strip()}: {names}")
     note = (
-        "For every class the smallest patch that turns all images into it (Neural Cleanse), grey "
+        "For every class the smallest patch that turns all images into it (Neural Cleanse), gray "
         "where it leaves the image as it is. A class that needs a much smaller one than the others "
         f"is suspicious: index above 2, and it works on 90 % or more. Classes that are "
         f"{'; '.join(words)}."
     )
-    return section("Looking for a trigger", [figures(items)], note)
+    return Section(title, figures, note)
 
 
-def _pattern(evidence: Evidence, found: Inversion, label: int) -> str:
+def _pattern(evidence: Evidence, found: Inversion, label: int) -> Picture:
     """A recovered trigger and what it does."""
     name = _name(evidence, label)
+    works = found.rates if found.test_rates is None else found.test_rates
     lines = [f"class {name}", f"{found.norms[label]:.1f} pixels"]
-    if found.test_rates is None:
-        lines.append(f"works on {percent(float(found.rates[label]))} %")
-    else:
-        lines.append(f"works on {100 * found.test_rates[label]:.1f} %")
+    lines.append(f"works on {rate_text(float(works[label]))} %")
     if found.test_rates_after is not None:
-        lines.append(f"purified: {100 * found.test_rates_after[label]:.1f} %")
-    text = "<br>".join(map(escape, lines))
-    return f"{picture(found.patterns[label], f'pattern of {name}')}{text}"
+        lines.append(f"purified: {rate_text(float(found.test_rates_after[label]))} %")
+    return Picture(found.patterns[label], f"pattern of {name}", lines)
 
 
-def _calibration(evidence: Evidence) -> str:
+def _calibration(evidence: Evidence) -> Section:
     """Reliability diagram of the clean images."""
     from fst_lightning.metrics import wilson_interval  # brings torch
 
@@ -386,7 +387,7 @@ def _calibration(evidence: Evidence) -> str:
                 intervals=[(None, interval) for interval in intervals],
             )
         )
-        words.append(f"{NOT_GIVEN if np.isnan(error) else f'{error:.4f}'} {when}".strip())
+        words.append(f"{NOT_GIVEN if np.isnan(error) else f'{error:.3f}'} {when}".strip())
     chart = scatter(
         series,
         title="reliability diagram",
@@ -402,7 +403,7 @@ def _calibration(evidence: Evidence) -> str:
         f"Expected calibration error: {', '.join(words)}. With 95 % intervals: long where images "
         "are few. Below the dashed diagonal the network is surer than it should be."
     )
-    return section("Calibration on clean images", [figures([figure(chart, "", caption)])])
+    return Section("Calibration on clean images", [Figure("", chart, caption=caption)])
 
 
 def _spread(count: int, most: int) -> list[int]:

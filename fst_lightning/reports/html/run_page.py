@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fst_lightning.reports.html.pages import details, escape, figure, figures, page, section, table
+from fst_lightning.reports.charts.chart import Chart
+from fst_lightning.reports.charts.plots import Point, Series, line_chart
+from fst_lightning.reports.html.page import Figure, Page, Section, Table
 from fst_lightning.reports.html.pictures import pictures
 from fst_lightning.reports.html.robustness import robustness_section
-from fst_lightning.reports.html.svg import Point, Series, line_chart, minus
-from fst_lightning.reports.numbers import percent, signed_points
+from fst_lightning.reports.numbers import minus, percent, points_text, rate_text, significant
 from fst_lightning.reports.results.build import RATES, network_files
+from fst_lightning.reports.results.choices import choices
 from fst_lightning.reports.results.curves import Curves, steps_per_epoch, without_penalty
 from fst_lightning.reports.results.evidence import Evidence
+from fst_lightning.reports.results.files import json_text
 from fst_lightning.reports.results.notes import notes
 from fst_lightning.reports.results.verdict import verdict
 
@@ -27,33 +30,50 @@ _STYLE = {"ca": 0, "asr": 1, "ra": 2}
 _MOST_TEXT = 400
 
 
+def run_page(
+    results: Mapping[str, Any],
+    evidence: Evidence | None = None,
+    curves: Mapping[str, Curves] | None = None,
+    command: str = "",
+) -> Page:
+    """Put the page together.
+
+    Args:
+        results: The content of a results.json.
+        evidence: What was looked at. None leaves its pictures out.
+        curves: The curves of the training, by stage (train, purify).
+        command: What was typed.
+    """
+    found = verdict(results)
+    return Page(
+        title=f"{results['task']}: {_title(results)}",
+        kicker=_title(results),
+        headline=found.headline,
+        tone=found.tone,
+        lead=found.lead,
+        warnings=notes(results),
+        caution=found.caution,
+        sections=[
+            _outcome(results),
+            _setting(results),
+            *_curves(curves or {}, results),
+            *(() if evidence is None else pictures(evidence)),
+            robustness_section(results),
+            _findings(results),
+            _cost(results),
+            _origin(results, command),
+        ],
+    )
+
+
 def render_page(
     results: Mapping[str, Any],
     evidence: Evidence | None = None,
     curves: Mapping[str, Curves] | None = None,
     command: str = "",
 ) -> str:
-    """Write the page.
-
-    Args:
-        results: the content of a results.json.
-        evidence: what was looked at; None leaves its pictures out.
-        curves: by stage (train, purify), the curves of the training.
-        command: what was typed.
-
-    Returns:
-        HTML that needs nothing but itself.
-    """
-    parts = [*_top(results), _outcome(results), _setting(results), *_charts(curves or {}, results)]
-    if evidence is not None:
-        parts += pictures(evidence)
-    parts += [
-        robustness_section(results),
-        _findings(results),
-        _cost(results),
-        _origin(results, command),
-    ]
-    return page(f"{results['task']}: {_title(results)}", filter(None, parts))
+    """Return the HTML of :func:`run_page`, which needs nothing but itself."""
+    return run_page(results, evidence, curves, command).html()
 
 
 def _title(results: Mapping[str, Any]) -> str:
@@ -63,73 +83,53 @@ def _title(results: Mapping[str, Any]) -> str:
     return "  ".join([*filter(None, words), f"seed={results['seed']}"])
 
 
-def _top(results: Mapping[str, Any]) -> Iterator[str]:
-    found = verdict(results)
-    tone = f' class="{found.tone}"' if found.tone else ""
-    yield f'<p class="kicker">{escape(_title(results))}</p>'
-    yield f"<h1{tone}>{escape(found.headline)}</h1>"
-    if found.lead:
-        yield f'<p class="lead">{escape(found.lead)}</p>'
-    for note in notes(results):
-        yield f'<p class="warning">{escape(note)}</p>'
-    if found.caution:
-        yield f'<p class="note">{escape(found.caution)}</p>'
-
-
-def _outcome(results: Mapping[str, Any]) -> str:
-    """The rates with their intervals, and what was attacked and how."""
+def _outcome(results: Mapping[str, Any]) -> Section:
+    """The rates with their intervals."""
     before, after = results["before"], results["after"]
-    lines = []
+    rates = []
     for name in RATES:
         if before[name] is None:
             continue
-        cells = [f"<td>{_LONG[name]} ({name.upper()})<small>{escape(_MEANING[name])}</small></td>"]
+        cells = []
         for when in ("before", "after") if after is not None else ("before",):
-            rate = results[when][name]
-            interval = (results["ci95"][when] or {}).get(name)
-            small = f"{percent(interval[0])} to {percent(interval[1])}" if interval else ""
-            cells.append(
-                f'<td class="number" data-key="{when}.{name}">{percent(rate)} %'
-                f"<small>{small}</small></td>"
-            )
+            ends = (results["ci95"][when] or {}).get(name)
+            interval = f"{rate_text(ends[0])} to {rate_text(ends[1])}" if ends else ""
+            value = f"{rate_text(results[when][name])} %"
+            cells.append({"key": f"{when}.{name}", "value": value, "interval": interval})
         if after is not None:
-            known = after[name] is not None
-            change = signed_points(after[name] - before[name] if known else None)
+            change = None if after[name] is None else after[name] - before[name]
             ends = (results["ci95"].get("change") or {}).get(name)
-            small = f"{signed_points(ends[0])} to {signed_points(ends[1])}" if ends else ""
-            cells.append(f'<td class="number">{minus(change)}<small>{minus(small)}</small></td>')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = ["", "Before", "After", "Change, points"] if after is not None else ["", "Test set"]
-    head = "".join(
-        f"<th{' class=number' if i else ''}>{escape(text)}</th>" for i, text in enumerate(heads)
+            interval = f"{points_text(ends[0])} to {points_text(ends[1])}" if ends else ""
+            cells.append({"key": "", "value": points_text(change), "interval": interval})
+        title = f"{_LONG[name]} ({name.upper()})"
+        rates.append({"name": title, "meaning": _MEANING[name], "cells": cells})
+    control, der = results["attack"].get("control_rate"), results["der"]
+    return Section(
+        "Outcome",
+        note="Small: 95 % intervals (Wilson; of the change in clean accuracy: Tango).",
+        template="outcome.html.j2",
+        values={
+            "head": ["", "Test set"]
+            if after is None
+            else ["", "Before", "After", "Change, points"],
+            "rates": rates,
+            "der": None if der is None else significant(der, 3),
+            "control": None if control is None else rate_text(control),
+            "choices": choices(results),
+        },
     )
-    rates = (
-        f'<div class="wide"><table class="rates"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-    rating = ""
-    if results["der"] is not None:
-        rating = (
-            "<p>Defense effectiveness rating (DER): "
-            f'<b data-key="der">{results["der"]:.4f}</b> '
-            '<span class="note">1 is best, 0.5 is what doing nothing gets</span></p>'
-        )
-    control = results["attack"].get("control_rate")
-    if control is not None:
-        rating += (
-            f'<p>Control: <b data-key="attack.control_rate">{percent(control)} %</b> of the clean '
-            "images of other classes get the attacker's label without the trigger, before the "
-            "defense.</p>"
-        )
-    note = "Small: 95 % intervals (Wilson; of the change in clean accuracy: Tango)."
-    return section("Outcome", [rates, rating], note)
 
 
-def _setting(results: Mapping[str, Any]) -> str:
+def _setting(results: Mapping[str, Any]) -> Section:
     """What was attacked, how, and with what it was purified."""
     blocks = [("attack", "Attack"), ("defense", "Defense"), ("data", "Data"), ("model", "Network")]
-    items = [figure(_settings(results[block]), name) for block, name in blocks if results[block]]
-    return section("What was done", [figures(items)], " ".join(_story(results)))
+    blocks += [("training", "Training"), ("tuning", "Tuning")]
+    figures = [
+        Figure(name, table=_settings(results[block]))
+        for block, name in blocks
+        if results.get(block)
+    ]
+    return Section("What was done", figures, " ".join(_story(results)))
 
 
 def _story(results: Mapping[str, Any]) -> Iterator[str]:
@@ -153,16 +153,18 @@ def _story(results: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _settings(block: Mapping[str, Any]) -> str:
-    rows = []
+def _settings(block: Mapping[str, Any]) -> Table:
+    return Table(list(_rows(block)), text_columns=2)
+
+
+def _rows(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in block.items():
-        if name == "findings":
+        if prefix == "" and name == "findings":
             continue  # They have a section of their own.
         if isinstance(value, Mapping):
-            rows += [[f"{name}.{key}", _plain(item)] for key, item in value.items()]
+            yield from _rows(value, f"{prefix}{name}.")
         elif value is not None:
-            rows.append([name, _plain(value)])
-    return table(["", ""], rows, kind="plain", text_columns=2)
+            yield f"{prefix}{name}", _plain(value)
 
 
 def _plain(value: object) -> str:
@@ -175,13 +177,13 @@ def _plain(value: object) -> str:
 # Curves
 
 
-def _charts(stages: Mapping[str, Curves], results: Mapping[str, Any]) -> Iterator[str]:
+def _curves(stages: Mapping[str, Curves], results: Mapping[str, Any]) -> Iterator[Section]:
     titles = {"train": "Training", "purify": "Purification"}
     for stage, curves in stages.items():
         steps = steps_per_epoch(curves)
         axis = "epoch" if steps is None else f"epoch ({steps:,} steps each)"
-        items, flat = [], []
         start = results["before"] if stage == "purify" else {}
+        figures, flat = [], []
         rates = []
         for name in RATES:
             if f"val/{name}" in curves:
@@ -197,14 +199,13 @@ def _charts(stages: Mapping[str, Curves], results: Mapping[str, Any]) -> Iterato
                 y_range=(0, 100),
                 whole=True,
             )
-            caption = "At 0 the network that came in, on all test images. " if start else ""
+            caption = "At 0: the network before the defense, on all test images. " if start else ""
             caption += "Epochs are measured on up to val_images of each kind."
-            items.append(figure(chart, "Rates on the test set", caption))
-        loss = without_penalty(curves)
-        if loss:
+            figures.append(Figure("Rates on the test set", chart, caption=caption))
+        if loss := without_penalty(curves):
             name = "Loss without the penalty" if "train/penalty" in curves else "Loss"
-            chart = _one(loss, name, axis)
-            items.append(figure(chart, name, "Means over the batches of an epoch."))
+            caption = "Means over the mini-batches of an epoch."
+            figures.append(Figure(name, _one(loss, name, axis), caption=caption))
         for name in sorted(curves, key=_place):
             kind, _, short = name.partition("/")
             if kind == "train" and short != "loss":
@@ -214,17 +215,17 @@ def _charts(stages: Mapping[str, Curves], results: Mapping[str, Any]) -> Iterato
                     flat.append(f"{heading}: {minus(f'{next(iter(values.values())):.5g}')}.")
                 else:
                     chart = _one(values, heading, axis, _RANGES.get(short))
-                    items.append(figure(chart, heading))
+                    figures.append(Figure(heading, chart))
         note = f"The same in every epoch: {' '.join(flat)}" if flat else ""
-        yield section(f"{titles.get(stage, stage)}, epoch by epoch", [figures(items)], note)
+        yield Section(f"{titles.get(stage, stage)}, epoch by epoch", figures, note)
 
 
 _CURVES = {
     "penalty": "Penalty on the weights",
-    "head_cosine": "cos(W, W0): new head against the one that came in",
+    "head_cosine": "cos(W, W0): new head against the original one",
     "head_norm": "Norm of the head",
 }
-_RANGES = {"head_cosine": (-1.1, 1.1)}  # 1: as it came in, 0: orthogonal
+_RANGES = {"head_cosine": (-1.1, 1.1)}  # 1: unchanged, 0: orthogonal
 
 
 def _place(name: str) -> int:
@@ -240,7 +241,7 @@ def _constant(values: Mapping[int, float]) -> bool:
 
 def _one(
     values: Mapping[int, float], title: str, x_label: str, y_range: Point | None = None
-) -> str:
+) -> Chart:
     line = _over_epochs("", values, 0)
     return line_chart([line], title=title, x_label=x_label, y_range=y_range, whole=True, height=220)
 
@@ -253,50 +254,45 @@ def _over_epochs(name: str, values: Mapping[int, float], style: int, factor: flo
 # Cost and origin
 
 
-def _cost(results: Mapping[str, Any]) -> str:
+def _cost(results: Mapping[str, Any]) -> Section:
     memory = results.get("peak_memory_mb") or {}
-    rows: list[list[object]] = [
+    rows = [
         [name.capitalize(), f"{seconds:.1f} s", _mebibytes(memory.get(name))]
         for name, seconds in results["seconds"].items()
         if seconds is not None
     ]
+    if not rows:
+        return Section("Time and memory")
     tuning = results["data"]["num_clean_tuning"]
-    used = "" if tuning is None else f"<p>Clean images used: {tuning:,}.</p>"
-    return section("Time and memory", [table(["", "time", "peak memory"], rows), used])
+    used = "" if tuning is None else f"Clean images used: {tuning:,}."
+    table = Table(rows, ("", "time", "peak memory"), kind="")
+    return Section("Time and memory", [Figure("", table=table, caption=used)])
 
 
 def _mebibytes(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f} MiB"
 
 
-def _findings(results: Mapping[str, Any]) -> str:
+def _findings(results: Mapping[str, Any]) -> Section:
     """What the defense says that it found and decided."""
     findings = dict((results["defense"] or {}).get("findings") or {})
     findings.pop("shortfalls", None)  # They are warnings at the top of the page.
     summary = str(findings.pop("summary", ""))
-    return section("What the defense found", [_settings(findings) if findings else ""], summary)
+    figures = [Figure("", table=_settings(findings))] if findings else []
+    return Section("What the defense found", figures, summary)
 
 
-def _origin(results: Mapping[str, Any], command: str) -> str:
-    environment = results["environment"]
-    rows = [
-        [name, _plain(value)]
-        for name, value in environment.items()
-        if value is not None and not isinstance(value, Mapping)
-    ]
-    rows += [[name, _plain(version)] for name, version in environment.get("versions", {}).items()]
-    files = [list(file) for file in network_files(results)]
-    raw = escape(json.dumps(results, indent=1, ensure_ascii=False))
-    return section(
+def _origin(results: Mapping[str, Any], command: str) -> Section:
+    environment = dict(results["environment"])
+    versions = environment.pop("versions", None) or {}
+    known = {name: value for name, value in environment.items() if value is not None}
+    tables: dict[str, list[tuple[str, str]]] = {
+        "Environment": [*_rows(known), *((name, _plain(each)) for name, each in versions.items())],
+        "Files": network_files(results),
+    }
+    return Section(
         "Where this comes from",
-        [
-            f"<pre>{escape(command)}</pre>" if command else "",
-            figures(
-                [
-                    figure(table(["", ""], rows, kind="plain", text_columns=2), "Environment"),
-                    figure(table(["", ""], files, kind="plain", text_columns=2), "Files"),
-                ]
-            ),
-            details("results.json", f"<pre>{raw}</pre>"),
-        ],
+        [Figure(name, table=Table(rows, text_columns=2)) for name, rows in tables.items() if rows],
+        template="origin.html.j2",
+        values={"command": command, "json": json_text(results)},
     )

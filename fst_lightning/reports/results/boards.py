@@ -1,6 +1,9 @@
 """The experiments of a sweep as boards of attacks by defenses."""
 
+from collections.abc import Iterable
+
 from fst_lightning.reports.numbers import NOT_GIVEN
+from fst_lightning.reports.results.settings import Setting
 from fst_lightning.reports.results.sweep import Group, SweepSummary
 
 Cells = dict[tuple[str, str], Group]
@@ -35,9 +38,31 @@ def _named(summary: SweepSummary, group: Group, owner: str) -> str:
     """
     owners = (owner, "tuning") if owner == "defense" else (owner,)
     words = [str(group.settings.get(owner, NOT_GIVEN))]
-    words += [
-        f"{name.partition('.')[2].removeprefix('optimizer.')}={group.settings[name]}"
-        for name in summary.varying
-        if name.startswith(tuple(f"{part}." for part in owners)) and name in group.settings
-    ]
+    for name in summary.varying:
+        if name.startswith(tuple(f"{part}." for part in owners)) and name in group.settings:
+            others = [each.settings[name] for each in summary.groups if name in each.settings]
+            value = distinct_text(group.settings[name], others)
+            words.append(f"{name.partition('.')[2].removeprefix('optimizer.')}={value}")
     return " ".join(words)
+
+
+def distinct_text(value: Setting, others: Iterable[Setting]) -> str:
+    """Write a number with three significant digits, or with as many as tell it from others.
+
+    Args:
+        value: What to write. Anything but a float is written as it is.
+        others: The values that must not read the same. They may contain the value itself.
+
+    Example:
+        >>> numbers = [0.123456, 0.123999, 0.5]
+        >>> [distinct_text(number, numbers) for number in numbers]
+        ['0.1235', '0.124', '0.5']
+    """
+    if not isinstance(value, float):
+        return str(value)
+    floats = {other for other in others if isinstance(other, float)} - {value}
+    for digits in range(3, 18):
+        text = f"{value:.{digits}g}"
+        if all(f"{other:.{digits}g}" != text for other in floats):
+            return str(value) if float(text) == value else text
+    return str(value)

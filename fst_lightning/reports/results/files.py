@@ -62,9 +62,20 @@ def write_json(path: str | os.PathLike[str], data: object) -> None:
     Raises:
         ValueError: If a number is not finite. An older file is left as it was.
     """
+    write_text(path, json_text(data) + "\n")
+
+
+def json_text(data: object) -> str:
+    """Write JSON in which no character controls a terminal or turns the direction of writing.
+
+    Args:
+        data: Plain values.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    # JSON allows some characters that a terminal obeys; outside of texts there is none of them.
-    write_text(path, _ODD.sub(_escaped, text) + "\n")
+    return _ODD.sub(_escaped, text)  # Such characters occur only inside of texts.
 
 
 def _escaped(odd: re.Match[str]) -> str:

@@ -28,7 +28,16 @@ VALUES = (
     "peak_memory_mb.train",
     "peak_memory_mb.purify",
     "data.num_clean_tuning",
+    "change.ca",
+    "recovered.before",
+    "recovered.after",
+    "detection.before.p_value",
+    "detection.after.p_value",
+    "shift.head_cosine",
+    "shift.feature_cosine",
 )
+"""The numbers of a run by their place in results.json. ``change.ca`` is the change in clean
+accuracy, ``recovered.*`` how often the trigger that a search recovered works on test images."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class Group:
         not_implanted: in how many of them the attack did not take.
         shortfalls: what the runs set out to do and did not do, by the number of runs.
         values: the spread of each of `VALUES`.
+        jobs: the folders of the runs, in the same order.
     """
 
     settings: Mapping[str, Setting]
@@ -120,6 +130,7 @@ class Group:
     not_implanted: int
     values: Mapping[str, Spread]
     shortfalls: Mapping[str, int] = field(default_factory=dict)
+    jobs: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -219,14 +230,34 @@ def _by_number(name: str) -> list[tuple[int, int, str]]:
 
 
 def _run(job: str, results: Mapping[str, Any]) -> Run:
-    values: dict[str, float | None] = {}
-    for name in VALUES:
-        block, _, key = name.partition(".")
-        part = results.get(block)
-        values[name] = (part or {}).get(key) if key else part
+    known = {**results, "change": _change(results), "recovered": _recovered(results)}
+    values = {name: _value(known, name) for name in VALUES}
     implanted = results["attack"]["implanted"]
     missed = tuple(each["what"] for each in shortfalls(results))
     return Run(job, results["seed"], settings_of(results), values, implanted, missed)
+
+
+def _value(results: Mapping[str, Any], name: str) -> float | None:
+    found: Any = results
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, int | float) else None
+
+
+def _change(results: Mapping[str, Any]) -> dict[str, float]:
+    before, after = results["before"]["ca"], (results["after"] or {}).get("ca")
+    return {} if before is None or after is None else {"ca": after - before}
+
+
+def _recovered(results: Mapping[str, Any]) -> dict[str, float]:
+    """How often the most suspicious recovered trigger works on test images, before and after."""
+    search = (results.get("inversion") or {}).get("before")
+    if not search or not search["index"]:
+        return {}
+    index = search["index"]
+    suspects = search["suspicious"] or [index.index(max(index))]
+    rates = {"before": search.get("test_rate"), "after": search.get("test_rate_after")}
+    return {when: each[suspects[0]] for when, each in rates.items() if each}
 
 
 def _failure(job: str, file: Path) -> Failure:
@@ -258,6 +289,7 @@ def _groups(runs: Sequence[Run]) -> tuple[Group, ...]:
             not_implanted=sum(run.implanted is False for run in members),
             values={name: Spread.of([run.values[name] for run in members]) for name in VALUES},
             shortfalls=Counter(what for run in members for what in run.shortfalls),
+            jobs=tuple(run.job for run in members),
         )
         for members in by_settings.values()
     )

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from fst_lightning.reports.numbers import NOT_GIVEN
+from fst_lightning.reports.numbers import NOT_GIVEN, percent, rate_text, significant
+from fst_lightning.reports.results.build import RATES
 from fst_lightning.reports.results.notes import THERE_FROM
 from fst_lightning.reports.results.sweep import Failure, Group, Spread, SweepSummary
 
@@ -61,6 +62,30 @@ def _by_network(summary: SweepSummary) -> dict[str, list[Group]]:
     return networks
 
 
+def table_rows(summary: SweepSummary) -> tuple[list[str], list[list[str]]]:
+    """Write the table for people: the headings, and a line an experiment, in percent and seconds.
+
+    The first columns, as many as ``summary.varying``, are words, the others numbers.
+    """
+    ratings = [f"{name.upper()} {when} %" for name in RATES for when in ("before", "after")]
+    rows = []
+    for group in summary.groups:
+        values = group.values
+        cells = [str(group.settings.get(name, "-")) for name in summary.varying]
+        cells.append(str(group.n))
+        for name in RATES:
+            for when in ("before", "after"):
+                cells.append(spread_text(values[f"{when}.{name}"], percent, " ± "))
+        stage = "train" if group.settings.get("task") == "train" else "purify"
+        cells.append(spread_text(values["der"], four_decimals, " ± "))
+        cells.append(spread_text(values[f"seconds.{stage}"], one_decimal, " ± "))
+        cells.append(spread_text(values[f"peak_memory_mb.{stage}"], whole, " ± "))
+        cells.append(spread_text(values["data.num_clean_tuning"], whole, " ± "))
+        rows.append(cells)
+    costs = ["seconds", "peak MiB", "clean images"]
+    return [*summary.varying, "n", *ratings, "DER", *costs], rows
+
+
 def failure_line(failure: Failure) -> str:
     """Say in one line which run failed, why, and where to read more."""
     asked = " ".join(failure.overrides)
@@ -84,6 +109,33 @@ def spread_text(spread: Spread, number: Callable[[float], str], sign: str = " +-
         return NOT_GIVEN
     mean = number(spread.mean)
     return mean if spread.std is None else f"{mean}{sign}{number(spread.std)}"
+
+
+def spread_digits(spread: Spread) -> str:
+    """Write a mean rate with three significant digits, and its deviation with as many decimals.
+
+    Example:
+        >>> spread_digits(Spread(0.905, 0.007, 2)), spread_digits(Spread(1.0, None, 1))
+        ('90.5 ± 0.7', '100')
+    """
+    mean = rate_text(spread.mean)
+    return mean if spread.std is None else f"{mean} ± {_alike(mean, 100 * spread.std)}"
+
+
+def rating_digits(spread: Spread) -> str:
+    """Write a mean rating with three significant digits, and its deviation likewise.
+
+    Example:
+        >>> rating_digits(Spread(0.94631, 0.00211, 2))
+        '0.946 ± 0.002'
+    """
+    mean = NOT_GIVEN if spread.mean is None else significant(spread.mean, 3)
+    return mean if spread.std is None else f"{mean} ± {_alike(mean, spread.std)}"
+
+
+def _alike(mean: str, std: float) -> str:
+    """A number with the decimals of another one."""
+    return f"{std:.{len(mean.partition('.')[2])}f}"
 
 
 def four_decimals(value: float) -> str:

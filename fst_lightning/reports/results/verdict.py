@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
-from fst_lightning.reports.numbers import percent
+from fst_lightning.reports.numbers import rate_text, significant
 from fst_lightning.reports.results.notes import THERE_FROM, at_chance, shortfalls
 
 _NO_COST = "it cost no clean accuracy"
@@ -205,13 +205,13 @@ def _cost(before: float | None, after: float | None) -> str:
         return "clean accuracy was not measured"
     lost = round(100 * (before - after), 2)
     if lost > 0:
-        return f"it cost {lost:.2f} points of clean accuracy"
-    gained = f" ({-lost:.2f} points were won)" if lost < 0 else ""
+        return f"it cost {significant(lost)} points of clean accuracy"
+    gained = f" ({significant(-lost)} points were won)" if lost < 0 else ""
     return f"{_NO_COST}{gained}"
 
 
 def _rate(rate: float | None) -> str:
-    return "an unknown share" if rate is None else f"{percent(rate)} %"
+    return "an unknown share" if rate is None else f"{rate_text(rate)} %"
 
 
 def _count(results: Mapping[str, Any]) -> str:

@@ -8,18 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fst_lightning.printable import printable, printable_line
-from fst_lightning.reports.numbers import percent
-from fst_lightning.reports.results.build import RATES
 from fst_lightning.reports.results.files import write_json, write_text
 from fst_lightning.reports.results.sweep import VALUES, SweepSummary
 from fst_lightning.reports.results.sweep_text import (
     failure_line,
-    four_decimals,
-    one_decimal,
     shared_lines,
-    spread_text,
     sweep_notes,
-    whole,
+    table_rows,
 )
 
 Cell = str | int | float | bool | None
@@ -104,30 +99,6 @@ def _harmless(cell: Cell) -> Cell:
         return cell
     text = "\t".join(map(printable, cell.split("\t")))
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
-
-
-def table_rows(summary: SweepSummary) -> tuple[list[str], list[list[str]]]:
-    """Write the table for people: the headings, and a line an experiment, in percent and seconds.
-
-    The first columns, as many as ``summary.varying``, are words, the others numbers.
-    """
-    ratings = [f"{name.upper()} {when} %" for name in RATES for when in ("before", "after")]
-    rows = []
-    for group in summary.groups:
-        values = group.values
-        cells = [str(group.settings.get(name, "-")) for name in summary.varying]
-        cells.append(str(group.n))
-        for name in RATES:
-            for when in ("before", "after"):
-                cells.append(spread_text(values[f"{when}.{name}"], percent, " ± "))
-        stage = "train" if group.settings.get("task") == "train" else "purify"
-        cells.append(spread_text(values["der"], four_decimals, " ± "))
-        cells.append(spread_text(values[f"seconds.{stage}"], one_decimal, " ± "))
-        cells.append(spread_text(values[f"peak_memory_mb.{stage}"], whole, " ± "))
-        cells.append(spread_text(values["data.num_clean_tuning"], whole, " ± "))
-        rows.append(cells)
-    costs = ["seconds", "peak MiB", "clean images"]
-    return [*summary.varying, "n", *ratings, "DER", *costs], rows
 
 
 def _markdown(summary: SweepSummary) -> str:

@@ -18,7 +18,7 @@ from fst_lightning.metrics import paired_drop_interval
 from fst_lightning.pipelines import run_pipeline
 from fst_lightning.pipelines.measure.evidence import EvidenceCollector, relative_changes
 from fst_lightning.pipelines.output import run_folder as finish
-from fst_lightning.reports import read_results, render_page
+from fst_lightning.reports import read_results, run_page
 from fst_lightning.reports.html import pictures
 from fst_lightning.reports.results.evidence import Evidence, confusion
 from tests.pipelines.conftest import Results, Start
@@ -34,9 +34,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Evidence | None]:
 
     def watched(results: Results, evidence: Evidence | None, *more: Any) -> str:
         found.append(evidence)
-        return render_page(results, evidence, *more)
+        return run_page(results, evidence, *more)
 
-    monkeypatch.setattr(finish, "render_page", watched)
+    monkeypatch.setattr(finish, "run_page", watched)
     return found
 
 
@@ -191,7 +191,7 @@ def test_a_broken_report_is_one_line(
         raise KeyError("x")
 
     if broken == "render":
-        monkeypatch.setattr(finish, "render_page", fail)
+        monkeypatch.setattr(finish, "run_page", fail)
     elif broken == "draw":
         monkeypatch.setattr(pictures, "heat_map", fail)
     else:

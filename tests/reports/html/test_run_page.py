@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fst_lightning.defenses import Triggers
-from fst_lightning.reports import Curves, read_curves, render_page, validate, verdict
-from fst_lightning.reports.numbers import percent
+from fst_lightning.reports import Curves, read_curves, render_page, run_page, validate, verdict
+from fst_lightning.reports.numbers import rate_text
 from fst_lightning.reports.results.curves import steps_per_epoch, without_penalty
 from fst_lightning.reports.results.evidence import Answers, Evidence, Example, Inversion, Snapshot
 from fst_lightning.reports.results.notes import notes
@@ -63,10 +63,10 @@ def test_figures_are_those_of_the_results() -> None:
     page = read(render_page(results, evidence(), {"purify": CURVES}, "python purify.py"))
     for when in ("before", "after"):
         for name in ("ca", "asr", "ra"):
-            assert page.keyed[f"{when}.{name}"] == f"{percent(results[when][name])} %"
+            assert page.keyed[f"{when}.{name}"] == f"{rate_text(results[when][name])} %"
             low, high = results["ci95"][when][name]
-            assert f"{percent(low)} to {percent(high)}" in page.text
-    assert page.keyed["der"] == f"{results['der']:.4f}"
+            assert f"{rate_text(low)} to {rate_text(high)}" in page.text
+    assert page.keyed["der"] == f"{results['der']:.3f}"
     raw = re.search(r"<summary>results.json</summary>\n<pre>(.*?)</pre>", _page(results), re.S)
     assert raw is not None
     assert json.loads(html.unescape(raw[1])) == results
@@ -86,7 +86,7 @@ def test_shows_every_part() -> None:
         "Purification, epoch by epoch",
         "The trigger",
         "Features",
-        "Who is taken for whom",
+        "Confusion matrices",
         "Clean accuracy by class",
         "What the defense changed",
         "Looking for a trigger",
@@ -102,7 +102,7 @@ def test_shows_every_part() -> None:
 def test_costs_are_shown_by_stage() -> None:
     images = {"name": "digits", "num_clean_tuning": 1000}
     page = read(_page(example(peak_memory_mb={"purify": 1234.6}, data=images)))
-    costs = page.text.partition("Time and memory")[2].partition("Where this comes from")[0]
+    costs = page.text.rpartition("Time and memory")[2].partition("Where this comes from")[0]
     shown = "timepeak memory Train12.3 s Purify3.2 s1,235 MiB Evaluate0.5 s"
     assert " ".join(costs.split()) == f"{shown} Clean images used: 1,000."
 
@@ -156,8 +156,8 @@ def test_a_training_has_no_after() -> None:
     results = example(task="train", after=None, defense=None)
     page = read(render_page(results, evidence(after=None)))
     assert "after.ca" not in page.keyed
-    assert page.keyed["before.asr"] == "93.80 %"
-    words = page.text.partition("The trigger")[2].partition("Time and memory")[0]
+    assert page.keyed["before.asr"] == "93.8 %"
+    words = page.text.rpartition("The trigger")[2].partition("Time and memory")[0]
     assert "before" not in words.lower()
 
 
@@ -176,19 +176,19 @@ def test_the_headline_answers() -> None:
         "good",
     )
     assert headline(after=score(800, 50, 800)) == (
-        "The backdoor is gone, but it cost 11.80 points of clean accuracy.",
+        "The backdoor is gone, but it cost 11.8 points of clean accuracy.",
         "bad",
     )
     weak, tone = headline(after=score(918, 51, 800))
     assert (weak[:37], tone) == ("The backdoor is weakened, not gone: 5", "bad")
-    assert headline(after=score(918, 500, 400))[0].startswith("The backdoor is still there: 50.00")
+    assert headline(after=score(918, 500, 400))[0].startswith("The backdoor is still there: 50.0")
     assert headline(after=score(918, 938, 55), defense={"name": "none"})[0] == (
         "The backdoor is there; nothing was done about it (defense=none)."
     )
     assert headline(before=score(918, 300, 55))[0].startswith("There was no backdoor to speak of")
     assert headline(after=score(110, 0, 0))[0] == "The defense destroyed the network."
     assert (
-        headline(task="train", after=None)[0] == "The backdoor is in: it opens 93.80 % of the time."
+        headline(task="train", after=None)[0] == "The backdoor is in: it opens 93.8 % of the time."
     )
 
 
@@ -200,9 +200,9 @@ def test_a_shortfall_is_never_praised() -> None:
     """The same figures with and without one: the headline opens with it, and is no good news."""
     same = score(918, 938, 55)
     for after, rest in (
-        (same, "The backdoor is still there: 93.80 % succeed; clean accuracy did not fall."),
+        (same, "The backdoor is still there: 93.8 % succeed; clean accuracy did not fall."),
         (score(922, 16, 871), "The backdoor is gone; clean accuracy did not fall."),
-        (score(600, 16, 500), "The backdoor is gone, but it cost 31.80 points of clean accuracy."),
+        (score(600, 16, 500), "The backdoor is gone, but it cost 31.8 points of clean accuracy."),
     ):
         head, tone = headline(after=after, defense=missed("Nothing was pruned"))
         assert head == f"Nothing was pruned. {rest}"
@@ -260,10 +260,10 @@ def test_the_headline_on_an_unknown_model_says_what_a_search_found() -> None:
     )
     assert found.tone == "good"
     assert found.lead == (
-        "A patch of 2.5 pixels turns 99.00 % of the test images of other classes into class dog; "
+        "A patch of 2.5 pixels turns 99.0 % of the test images of other classes into class dog; "
         "the median class needs 50.0 (anomaly index 4.2). So small a patch is hardly chance. "
         "In the purified network the same patch turns 3.10 %. "
-        "Clean accuracy: 91.80 % before, 90.00 % after."
+        "Clean accuracy: 91.8 % before, 90.0 % after."
     )
     assert "does not prove" in found.caution
     heads = {
@@ -326,17 +326,17 @@ def test_warnings_stand_at_the_top() -> None:
 
 def test_curves_start_with_the_network_that_came_in() -> None:
     results = example()
-    charts = [
-        re.findall(r'<svg role="img" aria-label="rates by epoch".*?</svg>', page)[0]
-        for page in (render_page(results, None, {stage: CURVES}) for stage in ("train", "purify"))
+    before, after = results["before"]["asr"], results["after"]["asr"]
+    assert before != after
+    charts = [run_page(results, None, {stage: CURVES}).charts() for stage in ("train", "purify")]
+    lines = [
+        [line.get_xydata().tolist() for line in chart.figure.axes[0].lines]
+        for found in charts
+        for name, chart in found.items()
+        if name.endswith("rates-on-the-test-set")
     ]
-    lines = [re.findall(r'class="line c\d" points="([^"]*)"', chart) for chart in charts]
-    assert [len(line.split()) for line in lines[0]] == [2, 2]
-    assert [len(line.split()) for line in lines[1]] == [3, 3]
-    place = [float(pair.split(",")[1]) for pair in lines[1][1].split()]  # of the ASR: 1, 1, 0.1
-    assert place[0] == pytest.approx(
-        place[1] + (1 - results["before"]["asr"]) / 0.9 * (place[2] - place[1]), abs=0.05
-    )
+    assert lines[0][1] == [[1, 100], [2, 10]]
+    assert lines[1][1] == [[0, pytest.approx(100 * before)], [1, 100], [2, 10]]
 
 
 def test_what_stays_the_same_is_a_sentence_and_no_chart() -> None:
