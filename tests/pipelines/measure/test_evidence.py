@@ -20,6 +20,7 @@ from fst_lightning.pipelines.measure.evidence import EvidenceCollector, relative
 from fst_lightning.pipelines.output import run_folder as finish
 from fst_lightning.reports import read_results, run_page
 from fst_lightning.reports.html import pictures
+from fst_lightning.reports.html.page import Page
 from fst_lightning.reports.results.evidence import Evidence, confusion
 from tests.pipelines.conftest import Results, Start
 from tests.reports.html.pages import read
@@ -32,7 +33,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Evidence | None]:
     """The evidence that every run comes to."""
     found: list[Evidence | None] = []
 
-    def watched(results: Results, evidence: Evidence | None, *more: Any) -> str:
+    def watched(results: Results, evidence: Evidence | None, *more: Any) -> Page:
         found.append(evidence)
         return run_page(results, evidence, *more)
 

@@ -123,7 +123,7 @@ def test_dots_lie_where_their_values_are() -> None:
 
 def test_cells_are_as_dark_as_their_values() -> None:
     written = [["0", "5"], ["", "10"]]
-    links = [[None, None], [None, "./0/report.html"]]
+    links: list[list[str | None]] = [[None, None], [None, "./0/report.html"]]
     chart = heat_map(
         [[0.0, 0.5], [None, 1.0]], ["a", "b"], ["c", "d"], title="t", texts=written, links=links
     )
