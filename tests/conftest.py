@@ -44,8 +44,7 @@ def lose_locks(
 def results_keep_to_the_schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every results.json that a run has left, in whatever process, is what is published.
 
-    By another validator than the package's own. A run has its config.yaml beside it; results that
-    a test has spoilt on purpose have none.
+    A run has its config.yaml beside it; results that a test has spoilt on purpose have none.
     """
     yield
     import jsonschema

@@ -20,10 +20,10 @@ _COLUMNS = (
 )
 _NOTE = (
     "No trigger is known, so nobody can measure the success of an attack. Defenses are ranked by "
-    "how often the trigger that a search recovered still works (report.inversion=true), then by "
-    "the p-value of a scan after the defense, then by the change of clean accuracy on the same "
-    "test images. A defense that leaves head and features as they are (cosine 1) has changed "
-    "little, and a backdoor that no search found can remain."
+    "how often the trigger that a search recovered still works (report.inversion=true, or a "
+    "detector such as detector=[nc]), then by the p-value of a scan after the defense, then by the "
+    "change of clean accuracy on the same test images. A defense that leaves head and features as "
+    "they are (cosine 1) has changed little, and a backdoor that no search found can remain."
 )
 
 

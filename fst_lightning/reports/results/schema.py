@@ -1,23 +1,19 @@
 """Check results against the published `results.schema.json`."""
 
+from __future__ import annotations
+
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.protocols import Validator
 
 SCHEMA_VERSION = 1
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "boolean": (bool,),
-    "integer": (int,),
-    "number": (int, float),
-    "null": (type(None),),
-}
 
 
 @cache
@@ -43,69 +39,57 @@ def validate(results: object) -> None:
         ...
         ValueError: Expected `schema_version` to be 1, but got 2.
     """
-    problem = _problem(results, results_schema(), "results")
+    # A value that is wrong says more than a key that is missing.
+    errors = sorted(_validator().iter_errors(results), key=lambda e: e.validator == "required")
+    problem = _sentence(errors[0]) if errors else None
     if problem is None and isinstance(results, dict):
         problem = _contradiction(results)
     if problem is not None:
         raise ValueError(problem)
 
 
-def _problem(value: object, schema: Mapping[str, Any], where: str) -> str | None:
-    """Find the first breach: the few JSON Schema keywords that results.schema.json uses."""
-    if "$ref" in schema:
-        schema = results_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
-    expected = _breach(value, schema)
-    if expected is not None:
-        return f"Expected `{where}` to be {expected}, but got {_short(value)}."
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            problem = _problem(item, schema.get("items", {}), f"{where}[{i}]")
-            if problem is not None:
-                return problem
-    if isinstance(value, dict):
-        prefix = "" if where == "results" else f"{where}."
-        for key, part in schema.get("properties", {}).items():
-            problem = _problem(value[key], part, prefix + key) if key in value else None
-            if problem is not None:
-                return problem
-        for key in schema.get("required", []):
-            if key not in value:
-                return f"Expected a key `{prefix}{key}`, but found none; null says 'not given'."
-    return None
+@cache
+def _validator() -> Validator:
+    """The validator of JSON Schema, for which NaN and infinities are no numbers."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    def is_finite(_: object, value: object) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and not (isinstance(value, float) and not math.isfinite(value))
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine("number", is_finite)
+    return extend(Draft202012Validator, type_checker=types)(results_schema())
 
 
-def _breach(value: object, schema: Mapping[str, Any]) -> str | None:
-    """Say what the value itself should have been, or None where it is right."""
-    if "const" in schema and (value != schema["const"] or isinstance(value, bool)):
-        return str(schema["const"])
-    if "enum" in schema and value not in schema["enum"]:
-        return " or ".join(repr(choice) for choice in schema["enum"])
-    names = schema.get("type", [])
-    names = [names] if isinstance(names, str) else names
-    if names and not any(_is_a(value, name) for name in names):
-        return " or ".join(names)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        # Written this way round so that NaN, which compares with nothing, is refused too.
-        if "minimum" in schema and not value >= schema["minimum"]:
-            return f"at least {schema['minimum']}"
-        if "maximum" in schema and not value <= schema["maximum"]:
-            return f"at most {schema['maximum']}"
-        if isinstance(value, float) and not math.isfinite(value):
-            return "a finite number"
-    if isinstance(value, list):
-        if len(value) < schema.get("minItems", 0):
-            return f"a list of at least {schema['minItems']} items"
-        if len(value) > schema.get("maxItems", len(value)):
-            return f"a list of at most {schema['maxItems']} items"
-    return None
+def _sentence(error: ValidationError) -> str:
+    where, value, expected = _place(error.absolute_path), error.instance, error.validator_value
+    match error.validator:
+        case "required":
+            prefix = "" if where == "results" else f"{where}."
+            key = next(key for key in expected if key not in value)
+            return f"Expected a key `{prefix}{key}`, but found none; null says 'not given'."
+        case "type":
+            wanted = expected if isinstance(expected, str) else " or ".join(expected)
+        case "enum":
+            wanted = " or ".join(map(repr, expected))
+        case "minimum":
+            wanted = f"at least {expected}"
+        case "maximum":
+            wanted = f"at most {expected}"
+        case "minItems":
+            wanted = f"a list of at least {expected} items"
+        case "maxItems":
+            wanted = f"a list of at most {expected} items"
+        case _:
+            wanted = str(expected)
+    return f"Expected `{where}` to be {wanted}, but got {_short(value)}."
 
 
-def _is_a(value: object, name: str) -> bool:
-    if isinstance(value, bool):
-        return name == "boolean"
-    if name == "integer" and isinstance(value, float):
-        return value.is_integer()
-    return isinstance(value, _TYPES[name])
+def _place(path: Iterable[str | int]) -> str:
+    """The key of a value: ``ci95.before.ca[1]``."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return text.removeprefix(".") or "results"
 
 
 def _contradiction(results: Mapping[str, Any]) -> str | None:

@@ -249,15 +249,23 @@ def _change(results: Mapping[str, Any]) -> dict[str, float]:
     return {} if before is None or after is None else {"ca": after - before}
 
 
-def _recovered(results: Mapping[str, Any]) -> dict[str, float]:
-    """How often the most suspicious recovered trigger works on test images, before and after."""
+def _recovered(results: Mapping[str, Any]) -> Mapping[str, float | None]:
+    """How often a recovered trigger works on test images, in the network before and after.
+
+    It is the one of the most suspicious class of ``report.inversion``, else the one of the
+    strongest detector that recovers one.
+    """
     search = (results.get("inversion") or {}).get("before")
-    if not search or not search["index"]:
-        return {}
-    index = search["index"]
-    suspects = search["suspicious"] or [index.index(max(index))]
-    rates = {"before": search.get("test_rate"), "after": search.get("test_rate_after")}
-    return {when: each[suspects[0]] for when, each in rates.items() if each}
+    if search and search["index"]:
+        index = search["index"]
+        suspects = search["suspicious"] or [index.index(max(index))]
+        rates = {"before": search.get("test_rate"), "after": search.get("test_rate_after")}
+        return {when: each[suspects[0]] for when, each in rates.items() if each}
+    scan = (results.get("detection") or {}).get("before") or {}
+    found = {name: each.get("trigger") for name, each in scan.get("detectors", {}).items()}
+    triggers = [found.get(scan.get("strongest")), *found.values()]
+    trigger = next(filter(None, triggers), {})
+    return {"before": trigger.get("success"), "after": trigger.get("success_after")}
 
 
 def _failure(job: str, file: Path) -> Failure:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fst_lightning.reports.numbers import NOT_GIVEN, percent, signed_points
 from fst_lightning.reports.results.build import RATES, network_files
+from fst_lightning.reports.results.choices import choices
 from fst_lightning.reports.results.detection import detection_lines
 from fst_lightning.reports.results.notes import notes, shortfalls
 from fst_lightning.reports.results.verdict import strong, verdict
@@ -70,6 +71,8 @@ def render_run(
     summary = ((results["defense"] or {}).get("findings") or {}).get("summary")
     if summary and not shortfalls(results):  # else it is a part of the warnings
         print_line(console, f"defense  {summary}")
+    for sentence in choices(results):
+        print_line(console, f"chosen   {sentence}")
     for line in detection_lines(results):
         print_line(console, line)
     for note in notes(results):

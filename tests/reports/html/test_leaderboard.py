@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fst_lightning.reports import render_leaderboard, summarise_sweep, write_json, write_sweep
+from fst_lightning.reports import (
+    leaderboard_page,
+    render_leaderboard,
+    summarise_sweep,
+    write_json,
+    write_sweep,
+)
 from fst_lightning.reports.html.leaderboard import pareto
 from tests.reports.example import example, score
 from tests.reports.html.pages import read
@@ -130,6 +136,76 @@ def test_unknown_models_have_no_attack_success(tmp_path: Path) -> None:
         a["aria-label"] for a in read(render_leaderboard(summarise_sweep(tmp_path))).named("svg")
     ]
     assert labels == ["Clean accuracy, %"]
+
+
+def unknown(folder: Path, job: str, ca: int, **more: Any) -> None:
+    """A purification of a network whose trigger nobody knows."""
+    results = example(
+        attack={"name": "none"},
+        defense={"name": job},
+        before=score(918),
+        after=score(ca),
+        shift={"head_cosine": 0.25, "feature_cosine": 0.5},
+    )
+    write_json(folder / job / "results.json", {**results, **more})
+
+
+def scan(p_value: float, trigger: dict[str, float] | None) -> dict[str, Any]:
+    detectors = {
+        name: {"p_value": p_value, "suspected_class": 1, "statistics": [0.0], "seconds": 1.0}
+        for name in ("mm_bd", "nc")
+    }
+    detectors["nc"]["trigger"] = trigger
+    facts = {"verdict": "no_sign", "p_value": p_value, "suspected_class": 1, "strongest": "mm_bd"}
+    return {**facts, "calibration": "parametric", "num_references": 0, "detectors": detectors}
+
+
+def test_without_a_trigger_what_can_be_measured_decides(tmp_path: Path) -> None:
+    """First how often the recovered trigger works, then the p-value, then the clean accuracy."""
+    found = {"index": [0.1, 3.0], "suspicious": [1], "test_rate": [0.2, 0.99]}
+    for job, ca, rate in (("ft", 917, 0.9), ("fst", 900, 0.031)):
+        unknown(tmp_path, job, ca, inversion={"before": {**found, "test_rate_after": [0.5, rate]}})
+    trigger = {"success": 0.97, "success_after": 0.02}
+    scans = {"before": scan(0.001, trigger), "after": scan(0.4, None)}
+    unknown(tmp_path, "nad", 910, detection=scans)
+    unknown(tmp_path, "clp", 910, detection={"before": scan(0.001, None), "after": scan(0.3, None)})
+    unknown(tmp_path, "bnp", 890)
+    unknown(tmp_path, "ep", 915)
+    page = leaderboard_page(summarise_sweep(tmp_path))
+    (table,) = (figure.table for figure in page.sections[0].figures)
+    assert table is not None
+    assert [row[2] for row in table.rows] == ["nad", "fst", "ft", "clp", "ep", "bnp"]
+    first, second = table.rows[:2]
+    assert first[3:] == ["\N{MINUS SIGN}0.80", "97.0", "2.00", "0.001", "0.4", "0.250", "0.500"]
+    assert second[4:6] == ["99.0", "3.10"]
+    assert page.headline.startswith("nad leaves least of the recovered trigger: it works on 2.00 %")
+    read(page.html())
+
+
+def test_cells_lead_to_the_reports_of_the_runs(folder: Path) -> None:
+    """Reports are at 0 and 1, the two seeds of fst on badnets; a name can lead nowhere else."""
+    evil = folder / "javascript:alert(1)"
+    write_json(evil / "results.json", example(attack={"name": "sig"}, defense={"name": "ft"}))
+    for job in (folder / "0", folder / "1", evil):
+        (job / "report.html").touch()
+    page = read(render_leaderboard(summarise_sweep(folder)))
+    links = [link.get("href") or link["xlink:href"] for link in page.named("a")]
+    outside = [link for link in links if not link.startswith("#")]
+    assert set(outside) == {
+        "./0/report.html",
+        "./1/report.html",
+        "./javascript%3Aalert%281%29/report.html",
+    }
+    assert outside.count("./1/report.html") == 1  # in the table
+    assert outside.count("./0/report.html") == 5  # and in the maps of CA, ASR, RA and DER
+    assert all(link.startswith("#") for link in links[: len(page.named("section"))])
+
+
+def test_settings_of_a_search_keep_the_digits_that_differ(tmp_path: Path) -> None:
+    recipes(tmp_path, [0.0123456, 0.0123999, 0.5], [score(900, 100, 600)] * 3)
+    page = read(render_leaderboard(summarise_sweep(tmp_path)))
+    for name in ("fst lr=0.01235", "fst lr=0.0124", "fst lr=0.5"):
+        assert name in page.text
 
 
 def test_other_settings_make_boards_of_their_own(tmp_path: Path) -> None:
