@@ -54,9 +54,9 @@ def distinct_text(value: Setting, others: Iterable[Setting]) -> str:
         others: The values that must not read the same. They may contain the value itself.
 
     Example:
-        >>> numbers = [0.123456, 0.123999, 0.5]
+        >>> numbers = [0.123456, 0.123499, 0.5]
         >>> [distinct_text(number, numbers) for number in numbers]
-        ['0.1235', '0.124', '0.5']
+        ['0.12346', '0.1235', '0.5']
     """
     if not isinstance(value, float):
         return str(value)

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from fst_lightning.reports import (
     write_sweep,
 )
 from fst_lightning.reports.html.leaderboard import pareto
+from fst_lightning.reports.results.evidence import Inversion
 from tests.reports.example import example, score
 from tests.reports.html.pages import read
 
@@ -162,9 +164,10 @@ def scan(p_value: float, trigger: dict[str, float] | None) -> dict[str, Any]:
 
 def test_without_a_trigger_what_can_be_measured_decides(tmp_path: Path) -> None:
     """First how often the recovered trigger works, then the p-value, then the clean accuracy."""
-    found = {"index": [0.1, 3.0], "suspicious": [1], "test_rate": [0.2, 0.99]}
+    index, ones, rates = np.array([0.1, 3.0]), np.ones(2), np.array([0.2, 0.99])
     for job, ca, rate in (("ft", 917, 0.9), ("fst", 900, 0.031)):
-        unknown(tmp_path, job, ca, inversion={"before": {**found, "test_rate_after": [0.5, rate]}})
+        found = Inversion(index, ones, ones, (), rates, np.array([0.5, rate]))
+        unknown(tmp_path, job, ca, inversion={"before": found.to_json(("cat", "dog"))})
     trigger = {"success": 0.97, "success_after": 0.02}
     scans = {"before": scan(0.001, trigger), "after": scan(0.4, None)}
     unknown(tmp_path, "nad", 910, detection=scans)
@@ -176,7 +179,7 @@ def test_without_a_trigger_what_can_be_measured_decides(tmp_path: Path) -> None:
     assert table is not None
     assert [row[2] for row in table.rows] == ["nad", "fst", "ft", "clp", "ep", "bnp"]
     first, second = table.rows[:2]
-    assert first[3:] == ["\N{MINUS SIGN}0.80", "97.0", "2.00", "0.001", "0.4", "0.250", "0.500"]
+    assert first[3:] == ["\N{MINUS SIGN}0.80", "97.0", "2.00", "0.0010", "0.400", "0.250", "0.500"]
     assert second[4:6] == ["99.0", "3.10"]
     assert page.headline.startswith("nad leaves least of the recovered trigger: it works on 2.00 %")
     read(page.html())
@@ -202,9 +205,9 @@ def test_cells_lead_to_the_reports_of_the_runs(folder: Path) -> None:
 
 
 def test_settings_of_a_search_keep_the_digits_that_differ(tmp_path: Path) -> None:
-    recipes(tmp_path, [0.0123456, 0.0123999, 0.5], [score(900, 100, 600)] * 3)
+    recipes(tmp_path, [0.0123456, 0.0123499, 0.5], [score(900, 100, 600)] * 3)
     page = read(render_leaderboard(summarise_sweep(tmp_path)))
-    for name in ("fst lr=0.01235", "fst lr=0.0124", "fst lr=0.5"):
+    for name in ("fst lr=0.012346", "fst lr=0.01235", "fst lr=0.5"):
         assert name in page.text
 
 
