@@ -264,7 +264,7 @@ def _recovered(results: Mapping[str, Any]) -> Mapping[str, float | None]:
     scan = (results.get("detection") or {}).get("before") or {}
     found = {name: each.get("trigger") for name, each in scan.get("detectors", {}).items()}
     triggers = [found.get(scan.get("strongest")), *found.values()]
-    trigger = next(filter(None, triggers), {})
+    trigger: Mapping[str, float] = next(filter(None, triggers), {})
     return {"before": trigger.get("success"), "after": trigger.get("success_after")}
 
 
