@@ -6,12 +6,15 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 LEARNING_RATE = "tuning.optimizer.lr"
 ALPHA = "defense.alpha"
 AUTOMATIC = (LEARNING_RATE, ALPHA)
 """What a run chooses on clean images if it is ``auto``."""
+
+
+_NOT_CHOSEN = ("hydra", "recipe")
 
 
 def conf_folder() -> Path:
@@ -31,12 +34,20 @@ def conf_folder() -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """The replaceable parts and their options, as folders and files of the configuration."""
+    """The replaceable parts and their options, as folders and files of the configuration.
+
+    Recipes are left out: the data, the defense and the optimizer choose them.
+
+    Example:
+        >>> groups()["tuning/optimizer"]
+        ['adam', 'adamw', 'rmsprop', 'sgd']
+    """
     root = conf_folder()
+    folders = (file.parent.relative_to(root) for file in root.glob("*/**/*.yaml"))
     return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and folder.name != "hydra" and any(folder.glob("*.yaml"))
+        folder.as_posix(): sorted(file.stem for file in (root / folder).glob("*.yaml"))
+        for folder in sorted(set(folders))
+        if folder.parts[0] not in _NOT_CHOSEN
     }
 
 
@@ -65,6 +76,19 @@ def unused_groups(task: str) -> list[str]:
     return [
         name for name, option in _defaults(task).items() if option is None and name != "experiment"
     ]
+
+
+def drop_unused(cfg: DictConfig) -> None:
+    """Remove the groups that the task of a configuration has no use for.
+
+    A recipe or an experiment, which serves several tasks, may have filled them.
+
+    Args:
+        cfg: The composed configuration. It is changed in place.
+    """
+    with open_dict(cfg):
+        for group in unused_groups(cfg.task):
+            cfg.pop(group, None)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from fst_lightning.configuration import conf_folder
+from fst_lightning.configuration import conf_folder, drop_unused
 from fst_lightning.pipelines import Run
 
 TINY = (
@@ -73,4 +73,5 @@ def make_run(task: str, folder: Path, *overrides: str, store: Path) -> Run:
         HydraConfig.instance().set_config(cfg)
         choices = dict(cfg.hydra.runtime.choices)
         del cfg["hydra"]
+    drop_unused(cfg)
     return Run(cfg, choices, list(overrides), folder)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file
 
 from fst_lightning import attacks, data, defenses
-from fst_lightning.configuration import conf_folder, groups, groups_of
+from fst_lightning.configuration import conf_folder, drop_unused, groups, groups_of
 from fst_lightning.models import MODELS
 from fst_lightning.pipelines import run_pipeline
 from fst_lightning.pipelines.build.parts import (
     make_attack,
     make_defense,
     make_network,
+    make_optimizer,
     make_trainer,
 )
 from fst_lightning.pipelines.build.parts import make_source as make_source_of
@@ -29,6 +31,7 @@ from tests.runs import composed, make_run, skip_without_packages
 
 CONF = conf_folder()
 PARTS = ("attack", "defense", "data", "model")
+OPTIMIZERS = ("tuning/optimizer", "training/optimizer")
 SUPPLIED = {"model": {"num_classes"}}
 SMALL = {"resnet18": ["model.width=2"], "preact_resnet18": ["model.width=2"]}
 SMALL["small_resnet"] = SMALL["airbench"] = ["model.width=2"]
@@ -96,7 +99,8 @@ def test_an_experiment_composes_says_its_command_and_wins(option: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), options(*PARTS))
 def test_has_the_target_first_and_then_every_argument(group: str, option: str) -> None:
-    keys = list(content(group, option))
+    # A method may choose the optimizer that it was published with.
+    keys = [key for key in content(group, option) if key != "defaults"]
     assert keys[0] == "_target_"
     target = content(group, option)["_target_"]
     parameters = [
@@ -110,7 +114,7 @@ def test_has_the_target_first_and_then_every_argument(group: str, option: str) -
     assert keys[1:] == parameters
 
 
-@pytest.mark.parametrize(("group", "option"), options(*PARTS))
+@pytest.mark.parametrize(("group", "option"), options(*PARTS, *OPTIMIZERS))
 def test_opens_with_a_comment(group: str, option: str) -> None:
     first = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
@@ -202,39 +206,98 @@ def test_every_network_has_a_file_and_every_file_a_network() -> None:
         assert get_object(content("model", name)["_target_"]) is builder
 
 
-def recipes() -> list[Path]:
-    return sorted(file for file in CONF.glob("*/*/*.yaml") if file.parts[-3] != "hydra")
+RECIPES = sorted(CONF.glob("recipe/*/*.yaml"))
+GROUP_OF = {"data": "data", "defense": "defense", "optimizer": "tuning/optimizer"}
 
 
-@pytest.mark.parametrize(
-    "file", recipes(), ids=lambda file: "-".join(file.with_suffix("").parts[-3:])
-)
-def test_a_recipe_is_merged_where_it_is_meant_and_loses_to_the_command_line(file: Path) -> None:
-    """`tuning/data/NAME.yaml` is for `data=NAME`; `data_defense` names both."""
-    group, chosen = file.parts[-3], choices_for(file)
-    recipe = plain(OmegaConf.load(file))
-    assert set(recipe) <= set(content(group, base(group, chosen)))
-    assert contains(plain(composed("purify", chosen)[group]), recipe)
-    scalars = [key for key, value in recipe.items() if not isinstance(value, dict)]
-    cfg = composed("purify", [*chosen, *(f"{group}.{key}=0.625" for key in scalars)])
-    assert all(cfg[group][key] == 0.625 for key in scalars)
+def leaves(part: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in part.items():
+        inner = isinstance(value, dict)
+        found |= leaves(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
 
 
 def choices_for(file: Path) -> list[str]:
-    known = groups()
-    pairs = {
-        f"{d}_{f}": [f"data={d}", f"defense={f}"] for d in known["data"] for f in known["defense"]
+    """`recipe/data_defense/a_b.yaml` is for `data=a defense=b`."""
+    kinds = [GROUP_OF[kind] for kind in file.parent.name.split("_")]
+    for names in itertools.product(*(groups()[kind] for kind in kinds)):
+        if "_".join(names) == file.stem:
+            chosen = [f"{kind}={name}" for kind, name in zip(kinds, names, strict=True)]
+            # Digits, the default, have recipes of their own.
+            return chosen if "data" in kinds else [*chosen, "data=cifar10"]
+    raise AssertionError(f"{file} is for no choice of {kinds}")
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_recipe_is_merged_where_it_is_meant(file: Path) -> None:
+    chosen, recipe = choices_for(file), leaves(plain(OmegaConf.load(file)))
+    # What suits one optimizer does not reach another, which may not even have such a key.
+    assert any(".optimizer." in key for key in recipe) == ("_optimizer" in file.parent.name)
+    cfg = composed("purify", chosen)
+    assert {key: OmegaConf.select(cfg, key) for key in recipe} == recipe
+
+
+def test_a_recipe_loses_to_the_command_line() -> None:
+    given = ["tuning.max_epochs=3", "tuning.optimizer.lr=0.625", "defense.share=0.5"]
+    cfg = composed("purify", ["data=digits", "defense=i_bau", *given])
+    assert [OmegaConf.select(cfg, line.split("=")[0]) for line in given] == [3, 0.625, 0.5]
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_recipe_adds_no_key(file: Path) -> None:
+    """A misspelled key would be ignored without a word."""
+    options = dict(line.split("=") for line in choices_for(file))
+    parts = {
+        "training": content("training", "default"),
+        "tuning": content("tuning", "default"),
+        "defense": content("defense", options.get("defense", "fst")),
+        "tuning.optimizer": content("tuning/optimizer", options.get("tuning/optimizer", "sgd")),
     }
-    kind = file.parts[-2]
-    if kind == "data_defense" or file.stem not in known[kind]:
-        return pairs[file.stem]
-    # Data come after the defense, and the embedded ones have a recipe of their own.
-    return [f"{kind}={file.stem}", *(["data=cifar10"] if kind == "defense" else [])]
+    for key in leaves(plain(OmegaConf.load(file))):
+        part, _, name = key.rpartition(".")
+        assert name in parts[part]
 
 
-def base(group: str, chosen: list[str]) -> str:
-    names = dict(line.split("=") for line in chosen)
-    return names.get(group, "default")
+@pytest.mark.parametrize(("group", "option"), options(*OPTIMIZERS))
+def test_an_optimizer_brings_its_own_keys_alone(group: str, option: str) -> None:
+    """Whatever the recipes of data and defense say of another one; NFT sets a momentum."""
+    cfg = composed("purify", ["defense=nft", f"{group}={option}"])
+    part = cfg[group.split("/")[0]]
+    assert set(part.optimizer) == set(content(group, option))
+    optimizer, schedule = make_optimizer(part)
+    if option == "lookahead_sgd":
+        optimizer = functools.partial(optimizer, total_steps=4)
+    made = optimizer([torch.nn.Parameter(torch.zeros(2))])
+    assert type(made).__name__ == content(group, option)["_target_"].split(".")[-1]
+    assert made.param_groups[0]["lr"] == part.optimizer.lr
+    assert schedule is not None
+    schedule(made)
+
+
+@pytest.mark.parametrize("defense", ["i_bau", "sau"])
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+def test_a_defense_brings_its_published_optimizer(data: str, defense: str) -> None:
+    chosen = [f"data={data}", f"defense={defense}"]
+    assert composed("purify", chosen).tuning.optimizer._target_ == "torch.optim.Adam"
+    cfg = composed("purify", [*chosen, "tuning/optimizer=sgd", "tuning.optimizer.lr=0.5"])
+    assert plain(cfg.tuning.optimizer) == {**content("tuning/optimizer", "sgd"), "lr": 0.5}
+
+
+def test_a_learning_rate_is_searched_where_the_optimizer_works() -> None:
+    ranges = [
+        composed("purify", [f"tuning/optimizer={option}"]).tuning.lr_range
+        for option in ("sgd", "adam")
+    ]
+    assert ranges == [[0.001, 1.0], [1e-6, 0.01]]
+
+
+@pytest.mark.parametrize("task", ["train", "detect"])
+def test_a_recipe_for_several_tasks_leaves_nothing_in_one_that_does_not_tune(task: str) -> None:
+    cfg = composed(task, ["data=fake"])
+    assert cfg.training.max_epochs == 2
+    drop_unused(cfg)
+    assert not {"tuning", "defense"} & set(cfg)
 
 
 def test_later_recipes_win_over_earlier_ones() -> None:

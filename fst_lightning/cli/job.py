@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.cli.failure import forget_failure, report_failure
 from fst_lightning.cli.launch import is_main_process
 from fst_lightning.cli.own_network import own_network
 from fst_lightning.cli.paths import complete_paths
 from fst_lightning.cli.stopping import end_process, stopped
-from fst_lightning.configuration import unused_groups
+from fst_lightning.configuration import drop_unused
 from fst_lightning.text_files import read_text
 
 _FILE = "job.yaml"
@@ -45,9 +45,7 @@ class Job:
     def of_hydra(cls, cfg: DictConfig) -> Job:
         """The job that Hydra is running."""
         hydra = HydraConfig.get()
-        with open_dict(cfg):
-            for group in unused_groups(cfg.task):  # an experiment may have filled them
-                cfg.pop(group, None)
+        drop_unused(cfg)
         # Hydra has changed to the folder of the job: what was typed started at another.
         complete_paths(cfg, Path(hydra.runtime.cwd) if hydra.job.chdir else None)
         folder = Path(hydra.runtime.output_dir).absolute()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fst_lightning.annotations import argument_meanings
-from fst_lightning.configuration import conf_folder
+from fst_lightning.configuration import conf_folder, unused_groups
 
 _KEY = re.compile(
     r"(?P<indent> *)(?P<name>[A-Za-z_]\w*):"
@@ -31,11 +31,15 @@ def with_meanings(text: str, task: str, choices: Mapping[str, str]) -> str:
         choices: the option that was chosen of every group.
     """
     head, title, keys = text.partition(_TITLE)
-    meanings = _meanings(task, choices)
-    lines, path = [], _Path()
+    head = "".join(line for line in head.splitlines(True) if not line.startswith("recipe/"))
+    meanings, unused = _meanings(task, choices), unused_groups(task)
+    lines, path, part = [], _Path(), ""
     documented: dict[str, str] = {}
     for line in keys.splitlines():
         key = path.enter(line)
+        part = key.partition(".")[0] if key else part
+        if part in unused and line:
+            continue
         if key and key.endswith("._target_"):
             documented = argument_meanings(line.partition(": ")[2])
         elif key and "." not in key:
@@ -57,9 +61,9 @@ def _meanings(task: str, choices: Mapping[str, str]) -> dict[str, str]:
         for name in ("default", option):
             file = root / group / f"{name}.yaml"
             if file.is_file():
-                comments = key_comments(file)
-                found[group] = comments.pop("", "") or found.get(group, "")
-                found |= {f"{group}.{key}": says for key, says in comments.items()}
+                comments, part = key_comments(file), group.replace("/", ".")
+                found[part] = comments.pop("", "") or found.get(part, "")
+                found |= {f"{part}.{key}": says for key, says in comments.items()}
     return found
 
 

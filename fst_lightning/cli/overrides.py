@@ -97,6 +97,8 @@ def _check_override(task: str, override: str, parsed: list[Override]) -> str | N
             f"{group}: no such group or key for {task}.py, which has no use for it; purify.py "
             f"has. Valid: {valid}."
         )
+    if (folder := group.replace(".", "/")) != group and folder in known:
+        return f"{override}: an option is chosen with {folder}=, one of {_list(known[folder])}."
     missing = option is None or found.is_delete()
     if missing and group in known and group not in _DISPENSABLE:
         return f"{override}: `{group}` is needed. Valid: {_list(known[group])}."

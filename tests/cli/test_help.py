@@ -60,6 +60,9 @@ def test_help(task: str) -> None:
         meanings["poison_ratio"] == "Share of the training set that is poisoned, 0 to 1."
     )  # its docstring
     assert meanings["crop_fill"].startswith("zeros | reflect")
+    assert lines["tuning/optimizer"] == "tuning/optimizer: adam, adamw, rmsprop, sgd"
+    assert not any(name.startswith("recipe") for name in lines)
+    assert ("tuning:" in out.splitlines()) == (task == "purify")
     parts = yaml.safe_load(out.partition("values ==")[2].partition("Any key can")[0])
     names = {name for part in ("attack", "data", "model") for name in parts[part]}
     names |= {name for name, value in parts.items() if not isinstance(value, dict | list)}

@@ -22,6 +22,8 @@ MISTAKES = {
     "tuning.lr=1": ("no such key in tuning", "tuning.optimizer.lr", "max_epochs"),
     "tuning.epochs=1": ("no such key in tuning", "max_epochs", "optimizer"),
     "tuning.optimizer.momentun=1": ("in tuning.optimizer", "momentum", "weight_decay"),
+    "tuning.optimizer=adam": ("tuning/optimizer=", "one of adam, adamw, rmsprop, sgd"),
+    "tuning/optimizer=adma": ("Did you mean adam?", "Valid: adam, adamw, rmsprop, sgd"),
     "tuning.optimiser.lr=1": ("in tuning", "Did you mean tuning.optimizer.lr?", "batch_size"),
     "lr=0.1": ("lr: no such group or key", "optimizer.lr", "tuning"),
     "alpha=0.1": ("alpha: no such group or key", "Did you mean defense.alpha?", "seed"),
