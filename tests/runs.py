@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fst_lightning.configuration import conf_folder, drop_unused
 from fst_lightning.pipelines import Run
@@ -37,6 +37,14 @@ def skip_without_packages(option: str) -> None:
     missing = [name for name in PACKAGES.get(option, ()) if find_spec(name) is None]
     if missing:
         pytest.skip(f"{option} needs {', '.join(missing)}")
+
+
+def option_config(group: str, option: str) -> DictConfig:
+    """The keys that the file of an option holds, without the options of others that it chooses."""
+    config = OmegaConf.load(conf_folder() / group / f"{option}.yaml")
+    assert isinstance(config, DictConfig)
+    config.pop("defaults", None)
+    return config
 
 
 def tiny(task: str, overrides: Sequence[str] = ()) -> list[str]:

@@ -14,8 +14,8 @@ from fst_lightning import (
     list_attacks,
     list_defenses,
 )
-from fst_lightning.configuration import conf_folder, groups
-from tests.runs import skip_without_packages
+from fst_lightning.configuration import groups
+from tests.runs import option_config, skip_without_packages
 
 
 def test_names_are_those_of_the_command_line() -> None:
@@ -37,12 +37,11 @@ def test_a_defense_is_the_one_of_the_command_line(name: str) -> None:
     skip_without_packages(name)
     made = create_defense(name)
     assert isinstance(made, defenses.Defense)
-    path = conf_folder() / "defense" / f"{name}.yaml"
+    option = option_config("defense", name)
     config = {
-        key: tuple(value) if OmegaConf.is_list(value) else value
-        for key, value in OmegaConf.load(path).items()
+        key: tuple(value) if OmegaConf.is_list(value) else value for key, value in option.items()
     }
-    by_hydra = instantiate(OmegaConf.load(path), _convert_="all")
+    by_hydra = instantiate(option, _convert_="all")
     assert type(made) is type(by_hydra)
     for key in config.keys() - {"_target_"}:
         assert made._arguments[str(key)] == config[key]

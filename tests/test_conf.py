@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from fst_lightning import attacks, data, defenses
 from fst_lightning.configuration import conf_folder, drop_unused, groups, groups_of
 from fst_lightning.models import MODELS
+from fst_lightning.modules.classifier import with_total_steps
 from fst_lightning.pipelines import run_pipeline
 from fst_lightning.pipelines.build.parts import (
     make_attack,
@@ -211,7 +212,7 @@ GROUP_OF = {"data": "data", "defense": "defense", "optimizer": "tuning/optimizer
 
 
 def leaves(part: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in part.items():
         inner = isinstance(value, dict)
         found |= leaves(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
@@ -267,7 +268,7 @@ def test_an_optimizer_brings_its_own_keys_alone(group: str, option: str) -> None
     assert set(part.optimizer) == set(content(group, option))
     optimizer, schedule = make_optimizer(part)
     if option == "lookahead_sgd":
-        optimizer = functools.partial(optimizer, total_steps=4)
+        optimizer = with_total_steps(optimizer, 4)
     made = optimizer([torch.nn.Parameter(torch.zeros(2))])
     assert type(made).__name__ == content(group, option)["_target_"].split(".")[-1]
     assert made.param_groups[0]["lr"] == part.optimizer.lr

@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fst_lightning.attacks import Attack
-from fst_lightning.configuration import conf_folder, groups
+from fst_lightning.configuration import groups
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.models import small_resnet
 from fst_lightning.reports.results.build import plain
 from tests.defenses.drive import drive
-from tests.runs import skip_without_packages
+from tests.runs import option_config, skip_without_packages
 
 SIZE, CLASSES = 12, 4
 
@@ -36,7 +35,7 @@ def small_budgets(config: Any) -> Any:
 
 @functools.cache
 def made_attack(option: str) -> Attack:
-    config = small_budgets(OmegaConf.load(conf_folder() / "attack" / f"{option}.yaml"))
+    config = small_budgets(option_config("attack", option))
     if "poison_ratio" in config:
         config.poison_ratio = 0.25
     made = instantiate(config)
@@ -62,7 +61,7 @@ def attack(request: pytest.FixtureRequest) -> Attack:
 def test_a_repr_shows_every_argument(group: str, option: str) -> None:
     if group == "defense":
         skip_without_packages(option)
-    config = OmegaConf.load(conf_folder() / group / f"{option}.yaml")
+    config = option_config(group, option)
     first = repr(instantiate(config, _convert_="all")).splitlines()
     shown = first[0] if len(first) == 1 else first[0] + first[1]
     assert type(instantiate(config, _convert_="all")).__name__ in shown
@@ -116,7 +115,7 @@ def test_a_trigger_comes_back_with_its_state(attack: Attack, images: Tensor) -> 
 def test_an_attack_prepares_itself_for_the_size_of_its_first_batch(
     option: str, shape: tuple[int, int, int]
 ) -> None:
-    config = small_budgets(OmegaConf.load(conf_folder() / "attack" / f"{option}.yaml"))
+    config = small_budgets(option_config("attack", option))
     itself, prepared = instantiate(config), instantiate(config)
     stored = torch.randint(0, 256, (6, *shape), dtype=torch.uint8)
     if not itself.ready:
@@ -177,7 +176,7 @@ def test_target_labels_are_classes_and_asr_leaves_free_successes_out(attack: Att
 @pytest.fixture(params=groups()["defense"])
 def defense(request: pytest.FixtureRequest) -> Defense:
     skip_without_packages(request.param)
-    config = small_budgets(OmegaConf.load(conf_folder() / "defense" / f"{request.param}.yaml"))
+    config = small_budgets(option_config("defense", request.param))
     made = instantiate(config, _convert_="all")
     assert isinstance(made, Defense)
     return made

@@ -28,7 +28,9 @@ _TITLES = {
     "robustness": "Attacks on a purified network.",
     "trainer": "Devices and precision.",
     "training": "The recipe of the backdoored network.",
+    "training/optimizer": "The optimizer of that recipe.",
     "tuning": "The recipe of a defense.",
+    "tuning/optimizer": "The optimizer of that recipe.",
 }
 _WORD = re.compile(r"[a-z0-9]{3,}")
 _KEEP = re.compile(r"(`[^`]*`|<autoref[^>]*>|</?code>|</autoref>|<br>)")
@@ -96,6 +98,7 @@ def option_pages() -> dict[str, str]:
     """The reference of the configuration, by path below ``docs``."""
     known = groups()
     pages = {f"reference/options/{group}.md": _group_page(group, known[group]) for group in known}
+    pages["reference/options/recipe.md"] = _recipe_page()
     pages["reference/options/index.md"] = _index(list(known))
     return pages
 
@@ -105,7 +108,8 @@ def _index(known: list[str]) -> str:
         "# Options",
         "",
         "A command is a list of `group=option` and `key=value`. This page lists the groups, and "
-        "the keys that belong to no group. Each group has a page with its options and keys.",
+        "the keys that belong to no group. Each group has a page with its options and keys. The "
+        "[recipes](recipe.md) set keys for certain choices.",
         "",
         "| group | what it chooses |",
         "|---|---|",
@@ -130,7 +134,7 @@ def _group_page(group: str, options: list[str]) -> str:
         return "\n".join(lines) + "\n"
     for option in options:
         file = option_file(group, option)
-        prefix = "" if group == "experiment" else group
+        prefix = "" if group == "experiment" else group.replace("/", ".")
         lines += [
             f"## `{group}={option}`",
             "",
@@ -138,16 +142,21 @@ def _group_page(group: str, options: list[str]) -> str:
             "",
             key_table(keys_of(file, prefix)),
         ]
-    for folder in sorted(path for path in (conf_folder() / group).iterdir() if path.is_dir()):
-        lines += [f"## Recipes by {folder.name.replace('_', ' and ')}", ""]
+    return "\n".join(lines)
+
+
+def _recipe_page() -> str:
+    lines = [
+        "# Recipes",
+        "",
+        "A recipe sets the keys that suit certain choices. It is merged if all of them are chosen; "
+        "the command line wins over it.",
+        "",
+    ]
+    for folder in sorted(path for path in (conf_folder() / "recipe").iterdir() if path.is_dir()):
+        lines += [f"## By {folder.name.replace('_', ', ')}", ""]
         for file in sorted(folder.glob("*.yaml")):
-            lines += [
-                f"### `{file.stem}`",
-                "",
-                _sentence(file),
-                "",
-                key_table(keys_of(file, group)),
-            ]
+            lines += [f"### `{file.stem}`", "", _sentence(file), "", key_table(keys_of(file, ""))]
     return "\n".join(lines)
 
 

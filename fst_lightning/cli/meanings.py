@@ -79,6 +79,8 @@ def key_comments(file: Path) -> dict[str, str]:
     path, above, head = _Path(), list[str](), True
     for line in file.read_text(encoding="utf-8").splitlines():
         comment = _COMMENT.fullmatch(line)
+        if comment and comment["says"].startswith("@package"):
+            continue  # for Hydra
         if comment:
             above.append(comment["says"])
             continue

@@ -10,15 +10,14 @@ from unittest import mock
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from fst_lightning.configuration import conf_folder, groups
+from fst_lightning.configuration import groups
 from fst_lightning.defenses import CleanData, DatasetDefense, Defense, PoisonedData
 from fst_lightning.models import find_head, preact_resnet18, resnet18, vgg
 from tests.defenses.drive import drive
-from tests.runs import skip_without_packages
+from tests.runs import option_config, skip_without_packages
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +59,7 @@ REFUSED = {
 
 
 def small(option: str) -> Defense:
-    config: Any = OmegaConf.load(conf_folder() / "defense" / f"{option}.yaml")
+    config: Any = option_config("defense", option)
     for name, value in config.items():
         if isinstance(value, int) and not isinstance(value, bool):
             if name.endswith(("epochs", "rounds")):

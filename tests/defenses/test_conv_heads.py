@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fst_lightning.configuration import conf_folder
 from fst_lightning.defenses import FST, CleanData, DatasetDefense, Defense, PoisonedData
 from fst_lightning.defenses.common.features import features_of
 from fst_lightning.models import find_head, weight_matrix
 from tests import tiny
 from tests.defenses.drive import drive
+from tests.runs import option_config
 
 COUNT = 48
 
@@ -55,7 +54,7 @@ def clean(defense: Defense) -> CleanData:
 
 
 def make(option: str, **arguments: Any) -> Defense:
-    config: Any = OmegaConf.load(conf_folder() / "defense" / f"{option}.yaml")
+    config: Any = option_config("defense", option)
     for name, value in config.items():
         if isinstance(value, int) and not isinstance(value, bool) and name.endswith("epochs"):
             config[name] = 1

@@ -29,11 +29,12 @@ def test_a_method_has_a_page_with_all_its_arguments(group: Group, option: str) -
     values = yaml.safe_load(option_file(group, option).read_text(encoding="utf-8"))
     arguments = values if "_target_" in values else values[option]
     prefix = group if "_target_" in values else f"{group}.{option}"
-    for name in arguments.keys() - {"_target_"}:
+    names = arguments.keys() - {"_target_", "defaults"}
+    for name in names:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{prefix}.{name}"))
         assert row.count("|") >= 4
     documented = argument_meanings(target_of(group, option))
-    assert {name for name in arguments if name != "_target_"} <= documented.keys() | {"patch"}
+    assert names <= documented.keys() | {"patch"}
 
 
 def test_every_group_and_key_is_in_the_reference() -> None:
@@ -42,6 +43,9 @@ def test_every_group_and_key_is_in_the_reference() -> None:
         page = pages[f"reference/options/{group}.md"]
         for option in options:
             assert f"`{group}={option}`" in page or f"[`{option}`]" in page
+    recipes = pages["reference/options/recipe.md"]
+    assert "### `digits_rnp`" in recipes
+    assert "| `defense.unlearn_batch_size` | `32` |" in recipes
     tuning = pages["reference/options/tuning.md"]
     for key in yaml.safe_load((conf_folder() / "tuning" / "default.yaml").read_text()):
         assert f"`tuning.{key}" in tuning

@@ -106,10 +106,10 @@ def test_published_and_small_recipes_are_for_their_number_of_images(
     option: str, images: int
 ) -> None:
     default, own = (
-        yaml.safe_load((conf_folder() / "tuning" / name).read_text("utf-8"))
-        for name in ("default.yaml", f"data/{option}.yaml")
+        yaml.safe_load((conf_folder() / name).read_text("utf-8"))
+        for name in ("tuning/default.yaml", f"recipe/data/{option}.yaml")
     )
-    found = (default | own)["recipe_images"]
+    found = (default | own["tuning"])["recipe_images"]
     assert found is None or found <= images
 
 
