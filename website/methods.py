@@ -35,7 +35,7 @@ _GUIDES: Mapping[Group, str] = {
     "detector": "[Is this network backdoored?](../../detection.md) compares all detectors.",
 }
 _SHOWN_ELSEWHERE = ("Args", "Raises", "Example", "Examples", "References", "See Also")
-_LONGEST_TITLE = 60
+LONGEST_TITLE = 80
 
 
 def target_of(group: Group, option: str) -> str:
@@ -58,7 +58,7 @@ def title_of(method: Method, option: str) -> str:
         'Channel Lipschitzness pruning (CLP)'
     """
     name, colon, _ = method.module.summary.partition(": ")
-    return name if colon and len(name) <= _LONGEST_TITLE else option.replace("_", " ").capitalize()
+    return name if colon and len(name) <= LONGEST_TITLE else option.replace("_", " ").capitalize()
 
 
 def method_page(group: Group, option: str) -> str:

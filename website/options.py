@@ -32,7 +32,6 @@ _TITLES = {
     "tuning": "The recipe of a defense.",
     "tuning/optimizer": "The optimizer of that recipe.",
 }
-_WORD = re.compile(r"[a-z0-9]{3,}")
 _KEEP = re.compile(r"(`[^`]*`|<autoref[^>]*>|</?code>|</autoref>|<br>)")
 _METHODS = ("attack", "defense", "detector")
 
@@ -185,12 +184,11 @@ def _flat(
 
 
 def _meaning(comment: str, documented: str) -> str:
-    """What the docstring says, and the comment in the file if it adds something."""
-    new = set(_WORD.findall(comment.lower())) - set(_WORD.findall(documented.lower()))
-    documented = to_markdown(documented)
-    if not documented or not comment:
-        return documented or comment
-    return f"{documented}<br>{comment}" if len(new) > 1 else documented
+    """What the docstring says, and the comment in the file if only that one names ``auto``."""
+    if not documented:
+        return comment
+    adds = "auto" in comment and "auto" not in documented
+    return to_markdown(documented) + (f"<br>In a configuration: {comment}" if adds else "")
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import yaml
 
 from fst_lightning.annotations import argument_meanings
 from fst_lightning.configuration import conf_folder, groups
-from website.methods import GROUPS, Group, method_page, target_of
+from tests.browser import browser, find_chromium
+from website.methods import GROUPS, LONGEST_TITLE, Group, method_page, target_of
 from website.options import option_file
 from website.pages import generated_pages
 from website.python_api import PACKAGES
+from website.results_schema import SCHEMA, fields
 
 ROOT = Path(__file__).parents[2]
 METHODS = [(group, option) for group in GROUPS for option in groups()[group]]
@@ -25,7 +28,7 @@ def test_a_method_has_a_page_with_all_its_arguments(group: Group, option: str) -
     page = method_page(group, option)
     title = page.splitlines()[0].removeprefix("# ")
     assert title
-    assert len(title) <= 60
+    assert len(title) <= LONGEST_TITLE
     values = yaml.safe_load(option_file(group, option).read_text(encoding="utf-8"))
     arguments = values if "_target_" in values else values[option]
     prefix = group if "_target_" in values else f"{group}.{option}"
@@ -58,6 +61,8 @@ def test_every_public_package_is_in_the_reference() -> None:
 
 def test_every_key_of_results_json_is_in_the_reference() -> None:
     page = generated_pages()["reference/results_json.md"]
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    assert not [field.name for field in fields(schema) if not field.meaning]
     for key in ("before.ca", "attack.implanted", "ci95.change.ca", "detection.before.p_value"):
         assert f"| `{key}` |" in page
 
@@ -83,3 +88,13 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
     assert ended.returncode == 0, ended.stderr
     for page in tmp_path.rglob("*.html"):
         assert 'src="http' not in page.read_text(encoding="utf-8"), page
+    if find_chromium() is None:
+        pytest.skip("no Chromium")
+    with browser() as opened:
+        for name in ("index", "choosing", "methods/defense/fst", "reference/api/metrics"):
+            for width in (1280, 390):
+                expression = ("document.documentElement.scrollWidth",)
+                visit = opened.visit(tmp_path / f"{name}.html", width, evaluate=expression)
+                assert not visit.complaints, (name, visit.complaints)
+                assert all(address.startswith("file:") for address in visit.requests)
+                assert visit.results[0] <= width
