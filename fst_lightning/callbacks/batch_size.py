@@ -1,4 +1,4 @@
-"""Says which batch size would have fitted where a device runs out of memory."""
+"""Suggests a batch size that fits if a device runs out of memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 class BatchSizeAdvice(L.Callback):
     """Add to an out-of-memory error the batch size that fits, found by trying halves.
 
-    Forward and backward pass are tried again on a half, a quarter ... of the batch that did not
-    fit; the number is written into the error, which goes its way.
+    It repeats the forward and backward pass with a half, a quarter, ... of the batch that did not
+    fit, adds the result to the error, and raises it again.
 
     Args:
-        key: What the error calls the batch size.
+        key: Name of the batch size in the error.
 
     Example:
         >>> import lightning as L
@@ -32,7 +32,7 @@ class BatchSizeAdvice(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep hold of the batch."""
+        """Keep the mini-batch."""
         self._batch = batch
 
     def on_train_batch_end(
@@ -43,20 +43,20 @@ class BatchSizeAdvice(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Let go of it."""
+        """Release the mini-batch."""
         self._batch = None
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Try smaller batches, where memory is what was missing."""
+        """Try smaller mini-batches if the device ran out of memory."""
         batch, self._batch = self._batch, None
         if not isinstance(exception, torch.OutOfMemoryError) or not isinstance(batch, list | tuple):
             return
         size = max(len(part) for part in batch if isinstance(part, Tensor))
-        traceback.clear_frames(exception.__traceback__)  # They hold what the step had computed.
+        traceback.clear_frames(exception.__traceback__)  # Tracebacks keep the step's tensors alive.
         if trainer.world_size > 1:
-            # Alone, a process would wait for the others' gradients.
+            # A single process would wait for the gradients of the others.
             exception.add_note(f"A batch of {size} on each device does not fit: lower {self.key}.")
             return
         fitting = size // 2
@@ -74,7 +74,7 @@ class BatchSizeAdvice(L.Callback):
         part = [value[:size] if isinstance(value, Tensor) else value for value in batch]
         module.zero_grad(set_to_none=True)
         gc.collect()
-        torch.cuda.empty_cache()  # nothing where there is no GPU
+        torch.cuda.empty_cache()  # does nothing without a GPU
         try:
             with trainer.precision_plugin.forward_context(), torch.enable_grad():
                 loss: Any = module.training_step(part, 0)

@@ -1,4 +1,4 @@
-"""Runs a defense inside somebody else's LightningModule."""
+"""Runs a defense inside any LightningModule."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ class DefenseCallback(L.Callback):
     Works with ``lightning`` and ``pytorch_lightning``, any optimizer, gradient clipping and
     accumulation, bf16 and fp16, DDP, several optimizers under manual optimization, and resume. A
     penalty on the weights is added as its gradient, once per optimizer step, after gradients were
-    unscaled and averaged and before they are clipped: the same numbers as if it were part of the
+    unscaled and averaged and before they are clipped, which gives the same numbers as a part of the
     loss. (In manual optimization, step through ``self.optimizers()``; gradients that you clip
     yourself are clipped without it.)
 
-    A second fit goes on with the same reference head. A fit without a step, such as that of
-    ``Tuner.lr_find``, leaves the module as it was. The averaged weights that ``WeightAveraging``
-    or ``StochasticWeightAveraging`` put into the module at the end of a fit are projected like
-    every step; checkpoints that they write before that are not.
+    A second fit continues with the same reference head. A fit without a step, such as that of
+    ``Tuner.lr_find``, does not change the module. The averaged weights that ``WeightAveraging`` or
+    ``StochasticWeightAveraging`` put into the module at the end of a fit are projected like every
+    step; checkpoints that they write before that are not.
 
     Args:
-        defense: One that acts on the weights alone; a defense with its own loss, or one that
-            looks at all the clean images, needs a
-            :class:`~fst_lightning.modules.PurificationModule`.
-        seed: Of the defense's random numbers; None takes ``torch.initial_seed()``, which
+        defense: A defense that acts only on the weights; one with its own loss, or one that needs
+            all clean images, needs a :class:`~fst_lightning.modules.PurificationModule`.
+        seed: Seed of the defense's random numbers; None takes ``torch.initial_seed()``, which
             ``lightning.seed_everything`` sets.
 
     Raises:
@@ -59,8 +58,8 @@ class DefenseCallback(L.Callback):
     def __init__(self, defense: Defense, seed: int | None = None) -> None:
         if defense.needs_batch:
             raise MisconfigurationException(
-                f"Expected a defense that acts on the weights alone, but {type(defense).__name__} "
-                "has a loss of its own, looks at all the clean images, or changes gradients. Use "
+                f"Expected a defense that acts only on the weights, but {type(defense).__name__} "
+                "has its own loss, needs all clean images, or changes gradients. Use "
                 "PurificationModule(net, defense) instead."
             )
         self.defense = defense
@@ -111,31 +110,31 @@ class DefenseCallback(L.Callback):
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, LBFGS):
                 raise MisconfigurationException(
-                    "Expected an optimizer that takes one gradient a step, but got LBFGS: its line "
-                    "search reads the loss, which lacks the penalty here. Use SGD or Adam, or "
+                    "Expected an optimizer that takes one gradient per step, but got LBFGS: its "
+                    "line search reads the loss, which lacks the penalty here. Use SGD or Adam, or "
                     "PurificationModule."
                 )
-        penalised = self._penalised()
+        penalised = self._penalized()
         trained = {id(p) for optimizer in trainer.optimizers for p in _parameters(optimizer)}
         if penalised and not any(id(parameter) in trained for parameter in penalised):
             raise MisconfigurationException(
-                "Expected one of the optimizers to train the weights that the defense penalises, "
+                "Expected one of the optimizers to train the weights that the defense penalizes, "
                 "but none does; was the optimizer made from another part of the module?"
             )
         targets: list[Any] = penalised or self._projected() or list(pl_module.parameters())
         owned = {id(parameter) for parameter in targets}
         for optimizer in trainer.optimizers:
             if any(id(parameter) in owned for parameter in _parameters(optimizer)):
-                # Right after the update, before any callback looks at the weights.
+                # Right after the update, before callbacks see the weights.
                 self._handles.append(optimizer.register_step_post_hook(self._after_step(trainer)))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Check the fit, and keep in evaluation mode what the defense wants kept."""
+        """Check the fit, and set the modules of the defense to evaluation mode."""
         self._guard.check(trainer)
-        # Every batch: a module may switch modes when an epoch starts, after the callbacks, and an
-        # epoch that is resumed midway does not start again.
+        # In each mini-batch, because a module may switch modes when an epoch starts, after the
+        # callbacks, and a resumed epoch does not start again.
         for module in self.defense.always_eval():
             module.eval()
 
@@ -152,7 +151,7 @@ class DefenseCallback(L.Callback):
         scale = self._scale(trainer, pl_module, optimizer)
         with torch.enable_grad():
             penalty = self.defense.penalty()
-            # `toggle_optimizer` freezes the weights of all the other optimizers for a while.
+            # `toggle_optimizer` temporarily freezes the weights of all other optimizers.
             if penalty is None or not penalty.requires_grad:
                 return
             owned = [p for p in _parameters(optimizer) if p.requires_grad and p.grad is not None]
@@ -164,7 +163,7 @@ class DefenseCallback(L.Callback):
                 parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=scale)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the penalty and what the defense wants seen."""
+        """Log the penalty and the statistics of the defense."""
         with torch.no_grad():
             penalty = self.defense.penalty()
         if penalty is not None:
@@ -173,19 +172,19 @@ class DefenseCallback(L.Callback):
             pl_module.log(f"train/{name}", value)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the network as an ordinary one."""
+        """Leave an ordinary network."""
         self._guard.end(trainer)
         self._project_average()
         self._guard.finish()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let go of the optimizers and of a network that was prepared in vain."""
+        """Release the optimizers, and undo a preparation without steps."""
         self._let_go(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Leave neither hooks nor frozen weights behind: Lightning skips the teardown here."""
+        """Remove hooks and freezes, because Lightning skips the teardown after an exception."""
         self._let_go(trainer)
 
     def _let_go(self, trainer: L.Trainer) -> None:
@@ -197,17 +196,17 @@ class DefenseCallback(L.Callback):
         self._handles = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the head as it was given."""
+        """The state for a resumed run: the original head."""
         return {"defense": {k: v.cpu() for k, v in self.defense.state_dict().items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of the run that is resumed."""
-        # Evaluation restores callbacks too, and nothing is prepared there.
+        """Restore the state of the resumed run."""
+        # Evaluation also restores callbacks, without a preparation.
         if self._fits:
             self.defense.load_state_dict(state_dict["defense"])
             self._restored = True
 
-    def _penalised(self) -> list[nn.Parameter]:
+    def _penalized(self) -> list[nn.Parameter]:
         """The weights that the penalty depends on: the leaves of its graph."""
         with torch.enable_grad():
             penalty = self.defense.penalty()
@@ -215,7 +214,7 @@ class DefenseCallback(L.Callback):
             return []
         if not penalty.requires_grad:
             raise MisconfigurationException(
-                "Expected weights that train, but those that the defense penalises are frozen "
+                "Expected weights that train, but those that the defense penalizes are frozen "
                 "(requires_grad=False)."
             )
         return leaves(penalty)
@@ -227,7 +226,7 @@ class DefenseCallback(L.Callback):
 
     def _after_step(self, trainer: Any) -> Callable[..., None]:
         def project(optimizer: Optimizer, *_: Any) -> None:
-            # A learning rate finder takes its steps without the other callbacks.
+            # A learning rate finder steps without the other callbacks.
             if self in trainer.callbacks and id(optimizer) not in self._acted:
                 raise MisconfigurationException(
                     "Expected Lightning to step the optimizer, but it was stepped without it: the "
@@ -240,7 +239,7 @@ class DefenseCallback(L.Callback):
         return project
 
     def _project_average(self) -> None:
-        """Project once more where another callback has put averaged weights into the module."""
+        """Project again if another callback has put averaged weights into the module."""
         if not (isinstance(self.defense, HeadDefense) and self.defense.project_norm):
             return
         norm = self.defense.linear.weight.detach().float().norm()
@@ -264,15 +263,15 @@ class DefenseCallback(L.Callback):
     def _scale(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> float:
-        """What Lightning multiplied the loss's gradient by, that the penalty's has to match."""
+        """The factor of the loss's gradient, which the penalty has to match."""
         scale = 1.0
         if pl_module.automatic_optimization:
-            # Every loss was divided by the window's length, also those of a short last window.
+            # Each loss was divided by the window's length, even in a short last window.
             scale = self._num_backward / trainer.accumulate_grad_batches
         self._num_backward = 0
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            # Fused optimizers unscale inside their step: gradients are still scaled here.
+            # Fused optimizers unscale inside their step, so that gradients are still scaled here.
             scale *= float(scaler.get_scale())
         return scale
 
@@ -282,7 +281,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _overrides(module: nn.Module, name: str) -> bool:
-    """Whether a LightningModule, of whichever Lightning package, has a hook written by its user."""
+    """Whether a LightningModule of either Lightning package overrides a hook."""
     for cls in type(module).__mro__:
         if name in vars(cls):
             return cls.__module__.split(".")[0] not in {"lightning", "pytorch_lightning"}

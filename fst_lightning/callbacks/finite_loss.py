@@ -1,4 +1,4 @@
-"""Stops a training whose loss is no number any more."""
+"""Stops training when the loss is no longer finite."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ _MOST_KEPT = 1000
 
 
 class FiniteLoss(L.Callback):
-    """Stop where loss or weights have become NaN or infinite, and say since which step.
+    """Stop when the loss or weights become NaN or infinite, and name the step.
 
-    Looked at once per epoch (and every thousand steps), before a checkpoint is written: the last
-    one is always good, and no step waits for the device. Loss scaling (fp16) leaves out a step
-    whose loss is no number: that stops nothing.
+    The check runs once per epoch (and every thousand steps), before a checkpoint is written: the
+    last one is always good, and no step waits for the device. Loss scaling (fp16) skips a step
+    whose loss is not finite, which does not stop the training.
 
     Args:
-        advice: What the error says besides, e.g. which settings to change.
+        advice: The last sentence of the error, for example which settings to change.
 
     Raises:
-        FloatingPointError: names the step, its learning rate and the last good checkpoint.
+        FloatingPointError: If a number is not finite; names the step, its learning rate and the
+            last good checkpoint.
 
     Example:
         >>> import lightning as L
@@ -36,13 +37,13 @@ class FiniteLoss(L.Callback):
         self._losses: list[tuple[tuple[int, Any], Tensor]] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget an epoch that was not finished."""
+        """Discard an unfinished epoch."""
         self._losses = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the step's number and rate: when it is over, both have moved on."""
+        """Record the step's number and learning rate, which change at its end."""
         rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else 0.0
         self._step = (trainer.global_step + 1, rate)
 
@@ -56,13 +57,13 @@ class FiniteLoss(L.Callback):
     ) -> None:
         """Keep the step's loss, on its device."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor):  # Manual optimization need not return one.
+        if isinstance(loss, Tensor):  # Manual optimization may return no loss.
             self._losses.append((self._step, loss.detach()))
         if len(self._losses) == _MOST_KEPT:
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the losses of the epoch, and at what its last step made of the weights."""
+        """Check the losses of the epoch, and the weights after its last step."""
         self._check(trainer)
 
     def _check(self, trainer: L.Trainer) -> None:
@@ -72,7 +73,7 @@ class FiniteLoss(L.Callback):
         while first > 0 and not math.isfinite(losses[first - 1]):
             first -= 1
         norm = self._norm(trainer.lightning_module)
-        # Loss scaling leaves out a step that overflows: then the weights are as they were.
+        # Loss scaling skips a step that overflows, which does not change the weights.
         if losses and first < len(losses) and (first == 0 or not math.isfinite(norm)):
             self._stop(trainer, kept[first][0], "the loss has been", losses[first])
         if not math.isfinite(norm):

@@ -15,9 +15,9 @@ class FSTCallback(DefenseCallback):
     Args:
         alpha: Weight of the penalty on the inner product of new and old head, 0 or more.
         reinit: ``orthogonal``, ``uniform`` (the published algorithm) or ``none``.
-        project_norm: Put the head's weight back to its norm after every step.
+        project_norm: Whether to scale the head's weight to its original norm after each step.
         head: Dotted name of the linear head within the LightningModule; None finds it.
-        seed: Of the new head; None takes ``torch.initial_seed()``.
+        seed: Seed of the new head; None takes ``torch.initial_seed()``.
 
     Example:
         >>> import lightning as L

@@ -1,4 +1,4 @@
-"""CA, ASR and RA in somebody else's LightningModule."""
+"""CA, ASR and RA in any LightningModule."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _OTHER_STATISTICS = (
 class BackdoorMetricsCallback(L.Callback):
     """Measure CA, ASR and RA on the validation and test batches of any LightningModule.
 
-    Every batch is classified once more as it is, for the clean accuracy, and once with the trigger,
-    for the attack success rate and the robust accuracy (rows that the attacker's label map leaves
-    alone don't count). Logs ``val/ca``, ``val/asr``, ``val/ra`` and the same under ``test/``.
+    Each mini-batch is classified once unchanged, for the clean accuracy, and once with the trigger,
+    for the attack success rate and the robust accuracy, without rows that the label map excludes.
+    Logs ``val/ca``, ``val/asr``, ``val/ra`` and the same under ``test/``.
 
     The module's ``forward`` takes images and returns logits ``(N, C)``, alone or as ``logits`` of a
     dictionary or an object. Batches start with images ``(N, C, H, W)`` and labels ``(N,)``, or are
     dictionaries that hold both under a usual name. The first batch of every evaluation is checked.
 
     Args:
-        attack: Puts the trigger on. It draws the trigger for the size of the first batch unless it
-            was prepared.
-        mean: What the loader subtracted, per channel; None for images in [0, 1] or uint8. For
+        attack: The attack with the trigger. It draws the trigger for the size of the first batch
+            unless it was prepared.
+        mean: Mean per channel that the loader subtracts; None for images in [0, 1] or uint8. For
             floats in 0..255 pass ``[0.0] * 3`` and ``[1 / 255] * 3``.
-        std: What the loader divided by, per channel.
+        std: Standard deviation per channel that the loader divides by.
 
     Raises:
         TypeError: If a batch or an output has another form.
         ValueError: If the images are not in [0, 1], or not after the normalization is undone; if
-            the attack's target or a label is no class of the network; if the network has one logit
-            only, or the trigger has to be fitted or learned first.
+            the attack's target or a label is not a class of the network; if the network has one
+            logit only, or the trigger has to be fitted or learned first.
 
     Example:
         >>> from fst_lightning.attacks import BadNets
@@ -142,7 +142,7 @@ class BackdoorMetricsCallback(L.Callback):
                 "`mean` and `std` out."
             )
         low, high = float(images.min()), float(images.max())
-        # What lies below the mean is negative after normalization.
+        # Values below the mean are negative after normalization.
         if low >= 0 and high <= 1 and bool((self.inputs.mean > 0).any()):
             raise ValueError(
                 "Expected normalized images, as `mean` and `std` are given, but got values from "
@@ -152,12 +152,12 @@ class BackdoorMetricsCallback(L.Callback):
         check_pixels(self._pixels(images), _OTHER_STATISTICS)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        # In low precision k/255 would be rounded to another value.
+        # Low precision would round k/255 to another value.
         precise = images.to(torch.promote_types(images.dtype, torch.float32))
         return self.inputs.denormalised(precise)
 
     def _stamped(self, images: Tensor) -> Tensor:
-        """Put the trigger on images of the loader, and return them as the loader gives them."""
+        """Add the trigger to images of the loader, in the loader's normalization."""
         if images.dtype == torch.uint8:
             pixels: Tensor = self.inputs(images, triggered=True)
             return (pixels * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""What a person sees of a run that is under way."""
+"""Progress of a run: a bar on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class PlainProgress(ProgressBar):
     """A line of text every few seconds, for logs and pipes: epoch, loss, CA, ASR, time left.
 
     Args:
-        title: What is being done, e.g. ``train``.
-        min_seconds: At least so long between two lines, but for the last.
+        title: Name of the task, for example ``train``.
+        min_seconds: Shortest time between two lines, except for the last one.
 
     Example:
         >>> import lightning as L
@@ -50,7 +50,7 @@ class PlainProgress(ProgressBar):
             self.open(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the epoch before: only now the module has logged all of it."""
+        """Show the previous epoch, which the module has now logged completely."""
         done = trainer.current_epoch
         now = time.monotonic()
         due = done > self._first_epoch and now - self._shown >= self.min_seconds
@@ -74,14 +74,14 @@ class PlainProgress(ProgressBar):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the last epoch."""
         if self._enabled:
-            # Lightning has counted the last epoch already where it was finished.
+            # Lightning has already counted a finished last epoch.
             self.show(trainer, max(self._epochs_done, trainer.current_epoch))
             self.close()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self.close()
 
     def words(self, trainer: L.Trainer, done: int) -> str:
@@ -119,7 +119,7 @@ class LiveProgress(PlainProgress):
     """One bar over all epochs of a fit, for terminals.
 
     Args:
-        title: What is being done, e.g. ``train``.
+        title: Name of the task, for example ``train``.
     """
 
     def __init__(self, title: str = "train") -> None:
@@ -147,12 +147,12 @@ class LiveProgress(PlainProgress):
             self._bar.advance(self._bar.task_ids[0])
 
     def show(self, trainer: L.Trainer, done: int) -> None:
-        """Put the epoch's figures behind the bar."""
+        """Show the epoch's figures after the bar."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], words=self.words(trainer, done))
 
     def close(self) -> None:
-        """Leave the bar where it stands."""
+        """Stop the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -163,8 +163,8 @@ def stage(title: str, words: str) -> Iterator[None]:
     """Show that a task without epochs is running: a spinner on a terminal, otherwise two lines.
 
     Args:
-        title: What is being done, e.g. ``purify``.
-        words: What happens at this stage.
+        title: Name of the task, for example ``purify``.
+        words: Description of the stage.
 
     Example:
         >>> with stage("purify", "the defense looks for a trigger"):

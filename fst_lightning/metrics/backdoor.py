@@ -40,16 +40,16 @@ class BackdoorMetrics(nn.Module):
         """Count clean images.
 
         Args:
-            logits: What the network said of them, (N, C); or predicted labels, (N,).
+            logits: Output of the network, (N, C); or predicted labels, (N,).
             labels: Their true labels, (N,).
         """
         self.ca.update(logits, labels)
 
     def update_triggered(self, logits: Tensor, labels: Tensor, targets: Tensor) -> None:
-        """Count images that carry the trigger; those whose label is the target left out before.
+        """Count triggered images, without those whose true label is the target.
 
         Args:
-            logits: What the network said of them, (N, C); or predicted labels, (N,).
+            logits: Output of the network, (N, C); or predicted labels, (N,).
             labels: Their true labels, (N,).
             targets: The labels the attacker wants, (N,).
         """
@@ -60,7 +60,7 @@ class BackdoorMetrics(nn.Module):
         """Count clean images that get the attacker's label without the trigger.
 
         Args:
-            logits: What the network said of clean images, (N, C); or predicted labels, (N,).
+            logits: Output of the network for clean images, (N, C); or predicted labels, (N,).
             targets: The labels the attacker wants, (N,).
             counted: The rows that the attack success rate is measured on, (N,) bool.
         """
@@ -76,7 +76,7 @@ class BackdoorMetrics(nn.Module):
         return counts | {"control": control} if control[1] else counts
 
     def compute(self) -> dict[str, float | None]:
-        """Return `ca`, `asr` and `ra` in [0, 1], None where no image was counted."""
+        """Return `ca`, `asr` and `ra` in [0, 1]; None if no image was counted."""
         return {
             name: correct / total if total else None
             for name, (correct, total) in self.counts().items()

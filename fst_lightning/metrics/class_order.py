@@ -1,4 +1,4 @@
-"""Tells a network that numbers its classes in another order from one that is merely weak."""
+"""Detects a network that numbers its classes in another order."""
 
 from __future__ import annotations
 

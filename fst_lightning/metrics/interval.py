@@ -1,4 +1,4 @@
-"""How far a counted rate, or the difference of two, may be from the true one."""
+"""Confidence intervals of a counted rate and of the difference of two."""
 
 import math
 from statistics import NormalDist
@@ -24,7 +24,7 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
         The lower and the upper end, in [0, 1].
 
     Raises:
-        ValueError: If there are no rows, more successes than rows, or no such confidence.
+        ValueError: If there are no rows, more successes than rows, or a confidence outside (0, 1).
 
     Example:
         >>> [round(end, 4) for end in wilson_interval(9, 10)]
@@ -43,7 +43,7 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     rate, share = successes / total, z * z / total
     centre = (rate + share / 2.0) / (1.0 + share)
     reach = math.sqrt(share * rate * (1.0 - rate) + share * share / 4.0) / (1.0 + share)
-    # Exact ends are lost to rounding where nothing, or everything, was counted.
+    # Rounding loses the exact ends if no row, or each row, was counted.
     low = 0.0 if successes == 0 else max(0.0, min(centre - reach, rate))
     high = 1.0 if successes == total else min(1.0, max(centre + reach, rate))
     return low, high
@@ -73,7 +73,7 @@ def rate_difference_interval(
         The lower and the upper end, in [-1, 1].
 
     Raises:
-        ValueError: If there are no rows, more successes than rows, or no such confidence.
+        ValueError: If there are no rows, more successes than rows, or a confidence outside (0, 1).
 
     Example:
         >>> [round(end, 4) for end in rate_difference_interval((56, 70), (48, 80))]

@@ -1,4 +1,4 @@
-"""How much accuracy a network lost against another one, on the same images."""
+"""The drop in accuracy between two networks on the same images."""
 
 import math
 from statistics import NormalDist
@@ -11,7 +11,7 @@ def paired_drop_interval(
 ) -> tuple[float, float]:
     r"""Bound a drop in accuracy by answers to the same images: Tango's score interval.
 
-    Images that both networks get right, or both wrong, say nothing: the drop is
+    Images that both networks classify correctly, or both wrongly, carry no information. The drop is
     :math:`\delta = p_b - p_c`, the chance that only the first one is right minus the chance that
     only the second one is. The interval holds all :math:`\delta` with
 
@@ -19,7 +19,7 @@ def paired_drop_interval(
 
     where :math:`\hat p_c` is the most likely chance of a gain given :math:`\delta`, and z the
     normal quantile of the confidence. At :math:`\delta = 0` this is McNemar's test; it keeps a
-    width where nothing was lost or gained (:math:`z^2 / (n + z^2)` on either side), and is far
+    width if nothing was lost or gained (:math:`z^2 / (n + z^2)` on either side), and is far
     narrower than a comparison of two accuracies that were measured on different images.
 
     Source: Tango, "Equivalence test and confidence interval for the difference in proportions for
@@ -32,7 +32,7 @@ def paired_drop_interval(
         confidence: The interval's coverage, in (0, 1).
 
     Returns:
-        The lower and the upper end, in [-1, 1]; below 0 it is a rise.
+        The lower and the upper end, in [-1, 1]; below 0 it is a gain.
 
     Raises:
         ValueError: If a count is negative, there are more changes than images, or the confidence is
@@ -54,7 +54,7 @@ def paired_drop_interval(
 
 
 def _highest(lost: int, gained: int, total: int, z: float) -> float:
-    """The greatest drop that is no more than z deviations above the one that was seen."""
+    """The largest drop that is at most z deviations above the observed one."""
     low, high = -1.0, 1.0
     for _ in range(_HALVINGS):  # the score falls as the drop grows
         middle = (low + high) / 2

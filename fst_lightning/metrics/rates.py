@@ -1,4 +1,4 @@
-"""Clean accuracy, attack success rate and robust accuracy: counts of right rows."""
+"""Clean accuracy, attack success rate and robust accuracy, as counts of rows."""
 
 from typing import Any
 
@@ -29,14 +29,14 @@ class _MatchRate(Metric):
 
         Args:
             preds: Logits or probabilities of shape (N, C), or class numbers of shape (N,).
-            target: Class numbers of shape (N,). A number that is no class is never matched.
+            target: Class numbers of shape (N,). A number that is not a class never matches.
             counted: Which rows to count, (N,) bool; None counts all.
 
         Raises:
             ValueError: If the shapes do not fit or a type is wrong.
         """
         right = matches(preds, target)
-        # Not in place: a test runs in inference mode, whose tensors the next fit can't change.
+        # Not in place: the next fit can't change tensors that a test made in inference mode.
         if counted is None:
             self.correct = self.correct + right.sum()
             self.total = self.total + target.shape[0]
@@ -45,7 +45,7 @@ class _MatchRate(Metric):
             self.total = self.total + counted.sum()
 
     def compute(self) -> Tensor:
-        """Divide the counts: a scalar in [0, 1], NaN where no row was counted."""
+        """Divide the counts: a scalar in [0, 1], NaN if no row was counted."""
         return self.correct / self.total
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -177,7 +177,7 @@ class ControlRate(_MatchRate):
 
 
 def matches(preds: Tensor, target: Tensor) -> Tensor:
-    """Say which rows have the given class as their prediction: (N,) bool.
+    """The rows whose prediction is the given class: (N,) bool.
 
     Args:
         preds: Logits or probabilities of shape (N, C), or class numbers of shape (N,). A row that
@@ -195,16 +195,17 @@ def matches(preds: Tensor, target: Tensor) -> Tensor:
     if preds.ndim == 1:
         return preds == target
     highest, labels = preds.max(dim=1)
-    # argmax of a row of NaN is a class like any other: a diverged network would be credited with
+    # The argmax of a row of NaN is some class: a diverged network would get credit for
     # the accuracy, or the success rate, of one constant class.
     return (labels == target) & ~highest.isnan()
 
 
 def _check(preds: Tensor, target: Tensor) -> None:
-    """Refuse what would be counted wrongly, by shape and type alone."""
+    """Refuse shapes and types that would be counted wrongly."""
     if target.ndim != 1:
         raise ValueError(
-            f"Expected `target` to hold one label a row, shape (N,), but got {tuple(target.shape)}."
+            "Expected `target` to hold one label per row, shape (N,), but got "
+            f"{tuple(target.shape)}."
         )
     if not _holds_labels(target):
         raise ValueError(f"Expected `target` to hold integers, but got {target.dtype}.")
@@ -221,7 +222,7 @@ def _check(preds: Tensor, target: Tensor) -> None:
     if preds.ndim == 1 and not _holds_labels(preds):
         raise ValueError(
             f"Expected `preds` of shape (N,) to hold integer labels, but got {preds.dtype}. "
-            "Pass logits with one column a class, or labels."
+            "Pass logits with one column per class, or labels."
         )
     if preds.ndim == 2 and not preds.is_floating_point():
         raise ValueError(

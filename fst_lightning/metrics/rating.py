@@ -1,10 +1,10 @@
-"""One number for a defense."""
+"""The defense effectiveness rating."""
 
 
 def defense_effectiveness_rating(
     ca_before: float, asr_before: float, ca_after: float, asr_after: float
 ) -> float:
-    r"""Rate a defense by the success rate it takes away less the accuracy it costs.
+    r"""Rate a defense by the success rate that it removes and the accuracy that it costs.
 
     .. math:: \mathrm{DER} =
         \frac{1}{2}[\max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{CA}) + 1]

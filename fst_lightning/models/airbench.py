@@ -24,7 +24,7 @@ class Airbench(nn.Module):
 
     The first layer is :math:`x \mapsto (V/\sqrt{\lambda + \varepsilon}) \cdot \mathrm{patch}(x)`
     with the eigenvectors :math:`V` and eigenvalues :math:`\lambda` of the covariance of training
-    patches, and its negative: it is computed by :meth:`initialise` and stays as it is. Logits are
+    patches, and its negative: it is computed by :meth:`initialize` and does not change. Logits are
     :math:`W \phi(x) / 9`.
 
     Args:
@@ -56,7 +56,7 @@ class Airbench(nn.Module):
         return logits
 
     @torch.no_grad()
-    def initialise(self, images: Tensor) -> None:
+    def initialize(self, images: Tensor) -> None:
         """Compute the whitening layer from training images, before training.
 
         Args:
@@ -68,7 +68,7 @@ class Airbench(nn.Module):
             .transpose(1, 2)
             .reshape(-1, channels * _PATCH**2)
         )
-        # Not centered: the mean is a direction like any other.
+        # Not centered: the mean is treated like any other direction.
         values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
         scaled = (vectors / (values + _EPSILON).sqrt()).T.flip(0)
         filters = scaled.reshape(-1, channels, _PATCH, _PATCH)
@@ -82,7 +82,7 @@ class Airbench(nn.Module):
             self.whiten.bias.requires_grad_(epoch < _FIRST_EPOCHS)
 
     def learning_rate_scale(self, name: str) -> float:
-        """How many times the recipe's learning rate a parameter gets: BatchNorm's biases 64."""
+        """The factor of the learning rate of a parameter: 64 for BatchNorm's biases."""
         return _BIAS_RATE if ".norm" in name and name.endswith("bias") else 1.0
 
 
@@ -97,7 +97,7 @@ class _Group(nn.Module):
         self.norm2 = _norm(channels_out)
 
     def forward(self, features: Tensor) -> Tensor:
-        # Images of a few pixels, which other networks take as well, have nothing left to pool.
+        # Images of a few pixels have nothing left to pool.
         pooled = self.conv1(features)
         if min(pooled.shape[-2:]) >= 2:
             pooled = functional.max_pool2d(pooled, 2)

@@ -1,4 +1,4 @@
-"""Sizes a network may have: checked before any memory is taken."""
+"""Limits of network sizes, checked before memory is allocated."""
 
 from types import MappingProxyType
 
@@ -12,7 +12,7 @@ BOUNDS = MappingProxyType(
 
 
 def check_bounds(**sizes: object) -> None:
-    """Refuse sizes that are no whole number or lie outside their bounds.
+    """Refuse sizes that are not whole numbers or are out of their bounds.
 
     Args:
         sizes: Values by argument name; every name is a key of ``BOUNDS``.
@@ -29,7 +29,7 @@ def check_bounds(**sizes: object) -> None:
     """
     for name, value in sizes.items():
         low, high = BOUNDS[name]
-        # bool is an int to Python, but `width: true` is a mistake.
+        # `True` is an int in Python, but `width: true` is a mistake.
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(
                 f"Expected `{name}` to be a whole number in [{low}, {high}], but got {value!r}."

@@ -36,7 +36,7 @@ def build_model(name: str, num_classes: int, /, **arguments: object) -> nn.Modul
     Args:
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
-        arguments: What the builder takes besides; plain numbers, strings and booleans.
+        arguments: Further arguments of the builder; plain numbers, strings and booleans.
 
     Raises:
         ValueError: If no network has this name, or an argument is unknown, missing, of the wrong
@@ -60,7 +60,7 @@ def rebuild_model(name: str, num_classes: int, arguments: Mapping[str, object]) 
     Args:
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
-        arguments: What the builder takes in addition.
+        arguments: Further arguments of the builder.
 
     Raises:
         ValueError: As ``build_model``, or the network has more than 10^9 parameters.
@@ -81,12 +81,12 @@ def check_description(
     Args:
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
-        arguments: What the builder takes in addition.
-        most: Parameters that the file has the numbers for.
-        channels: Of its images.
+        arguments: Further arguments of the builder.
+        most: Number of parameters that the file holds.
+        channels: Channels of its images.
 
     Returns:
-        The arguments, with ``pretrained`` set to False where there is such a one.
+        The arguments, with ``pretrained`` set to False if the network has it.
 
     Raises:
         ValueError: As ``rebuild_model``, or the network has more parameters than `most`.
@@ -118,7 +118,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
 class _Outline(TorchFunctionMode):
     """Gives parameters shapes without memory.
 
-    Them alone: builders of some networks compute widths with small tensors.
+    Other tensors keep their values, because some builders compute widths with small tensors.
     """
 
     def __torch_function__(
@@ -138,7 +138,7 @@ def outline(name: str, num_classes: int, /, **arguments: object) -> nn.Module:
     Args:
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
-        arguments: What the builder takes in addition.
+        arguments: Further arguments of the builder.
 
     Example:
         >>> outline("small_resnet", 10).fc.weight.device.type
@@ -168,7 +168,7 @@ def _check_arguments(
             raise ValueError(
                 f"Model `{name}` has no argument {str(key)[:100]!r}; its arguments: {valid}."
             )
-        # Exactly this type: True is an int to Python, and a subclass may behave in any way.
+        # Exactly this type: `True` is an int in Python, and a subclass may behave in any way.
         if type(value) is not types[key]:
             raise ValueError(
                 f"Expected `{key}` of model `{name}` to be {types[key].__name__}, "

@@ -1,4 +1,4 @@
-"""Which layers of a network no other layer follows, read from its module tree."""
+"""The last layers of a network, found in its module tree."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def last_layers(
       agree: as many inputs as the other has outputs, or a multiple of its channels (a flattened
       feature map), or the sum of all outputs that nothing else takes (a concatenation).
 
-    What a child takes is followed, with everything inside. Children that are not connected stand
-    beside each other.
+    A layer is followed if another one takes its output. Children that are not connected are
+    parallel.
 
     Args:
         module: The network, or a module that contains it.
@@ -63,7 +63,7 @@ class _Part(NamedTuple):
     """The candidates inside."""
     inputs: _Width | None
     outputs: tuple[_Width, ...]
-    """What may come out: the output of the last child, or all that is left open, concatenated."""
+    """The possible outputs: that of the last child, or all unused ones, concatenated."""
     follows: bool
     """Whether it follows the layers whose output it takes. A norm does not follow linear layers."""
     norm: bool = False
@@ -148,7 +148,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _widths(module: nn.Module) -> tuple[_Width | None, _Width] | None:
-    """Return what goes into a layer and what comes out; None for a module that is no layer."""
+    """Return the input and output widths of a layer; None if the module is not a layer."""
     match module:
         case nn.Linear():
             return _Width(module.in_features, False), _Width(module.out_features, False)

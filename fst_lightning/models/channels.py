@@ -1,4 +1,4 @@
-"""Networks of this project and of libraries for images of another number of channels."""
+"""Networks for images that do not have three channels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _COLORS = 3
 
 
 def set_input_channels(net: nn.Module, channels: int) -> None:
-    """Let a network take images of another number of channels, in place.
+    """Change the number of input channels of a network, in place.
 
-    The first convolution that reads three channels gets a new weight, at random.
+    The first convolution that reads three channels gets a new random weight.
 
     Args:
         net: A network for images of three channels.
@@ -27,8 +27,8 @@ def set_input_channels(net: nn.Module, channels: int) -> None:
     """
     if channels == _COLORS:
         return
-    # Some compute their first weights from images of three channels.
-    layers = () if hasattr(net, "initialise") else net.modules()
+    # Some networks compute their first weights from images of three channels.
+    layers = () if hasattr(net, "initialize") else net.modules()
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             if layer.in_channels != _COLORS or layer.groups != 1:

@@ -1,4 +1,4 @@
-"""How much memory training a network takes, known before it is taken."""
+"""The memory that training a network will take."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _COPIES_OF_PARAMETERS = 4  # with their gradients and an optimizer's two average
 
 
 def training_memory(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> int:
-    """Return about how many bytes a training step takes, without taking them.
+    """Estimate the bytes of a training step without allocating them.
 
-    The network is made on PyTorch's meta device, where tensors have a shape and no values. Counted
-    are its parameters, their gradients and averages, and what its layers return, with gradients.
+    The network is built on PyTorch's meta device, where tensors have shapes but no values. The
+    estimate counts its parameters, their gradients and averages, and the outputs of its layers with
+    their gradients.
 
     Args:
         make: Builds the network.

@@ -20,12 +20,12 @@ def find_head(
 ) -> tuple[str, Head]:
     """Find the linear layer that turns features into logits.
 
-    The first of these that answers: the given path; what a timm model declares; the layer that ends
-    the network. A linear layer ends a network if no other layer takes its output
+    The function uses the first of these: the given path; what a timm model declares; the layer that
+    ends the network. A linear layer ends a network if no other layer takes its output
     (:func:`~fst_lightning.models.chain.last_layers`). A convolution with a 1x1 kernel counts as a
     linear layer. If the number of classes is known, only layers with as many outputs count;
-    ``config.num_labels`` of a transformers model tells it, too. Auxiliary heads (``aux...``) and
-    the networks inside a ``torchmetrics.Metric`` are left out. The network may be wrapped in
+    ``config.num_labels`` of a transformers model gives this number. Auxiliary heads (``aux...``)
+    and the networks inside a ``torchmetrics.Metric`` are left out. The network may be wrapped in
     another module, such as a LightningModule.
 
     Args:
@@ -137,7 +137,7 @@ def _declarations(module: nn.Module, layers: Heads) -> Iterator[tuple[str, list[
         paths = [_join(prefix, name) for name in names]
         for path in paths:
             if not _auxiliary(path) and _has_parameters(module, path):
-                # Often an nn.Sequential by now.
+                # Often replaced by an nn.Sequential.
                 own = {name: layer for name, layer in layers.items() if _inside(name, path)}
                 if not own:
                     raise _refusal(
@@ -182,7 +182,7 @@ def _measures(module: nn.Module, name: str) -> bool:
 
 
 def _check_weight(name: str, layer: Head) -> None:
-    # Not `layer.weight`: weight_norm and parametrizations compute it anew at every access.
+    # Not `layer.weight`: weight_norm and parametrizations compute it at each access.
     weight = layer._parameters.get("weight")
     if isinstance(weight, UninitializedParameter):
         raise ValueError(
@@ -219,7 +219,7 @@ def _ambiguous(names: list[str], layers: Heads) -> ValueError:
 
 
 def _refusal(found: str, layers: Heads) -> ValueError:
-    # The 1x1 convolutions inside of a network are many; those that end it are in the message.
+    # A network has many 1x1 convolutions; the message lists those that end it.
     lines = [
         f"  {name or '(the module itself)'}: {num_inputs(layer)} -> {num_outputs(layer)}"
         for name, layer in layers.items()

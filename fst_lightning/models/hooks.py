@@ -1,4 +1,4 @@
-"""What a layer takes in during a forward pass."""
+"""Collects the inputs of a layer during a forward pass."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ NO_AUXILIARY_HEADS = {"aux_logits": False, "init_weights": True}
 def torchvision_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
     """Build a classification network of torchvision.
 
-    Auxiliary heads (GoogLeNet, Inception v3) are left out: the network returns logits alone.
+    Auxiliary heads (GoogLeNet, Inception v3) are left out: the network returns logits only.
 
     Args:
         name: A name of ``torchvision.models.list_models(module=torchvision.models)``.
@@ -74,13 +74,13 @@ def timm_model(name: str, num_classes: int, pretrained: bool = False) -> nn.Modu
 
 @dataclass(frozen=True)
 class LibraryInput:
-    """The images that a network of a library is made for.
+    """The input images that a library network expects.
 
     Attributes:
         size: Height and width, in pixels.
         mean: Per channel, of images in [0, 1].
         std: Per channel, of images in [0, 1].
-        fixed: Whether the network takes no other size.
+        fixed: Whether the network accepts this size only.
     """
 
     size: int
@@ -90,11 +90,11 @@ class LibraryInput:
 
 
 def torchvision_input(name: str, pretrained: bool = False) -> LibraryInput:
-    """Return the input of a network of torchvision, which its weights declare.
+    """Return the input that the weights of a torchvision network declare.
 
     Args:
         name: As for :func:`torchvision_model`.
-        pretrained: Whether its weights are used: some are made for larger images than the network.
+        pretrained: Whether its weights are used; some expect larger images than the network.
 
     Raises:
         ValueError: If no classification network has this name.
@@ -114,11 +114,11 @@ def torchvision_input(name: str, pretrained: bool = False) -> LibraryInput:
 
 
 def timm_input(name: str, pretrained: bool = False) -> LibraryInput:
-    """Return the input of a network of timm, which its configuration declares.
+    """Return the input that the configuration of a timm network declares.
 
     Args:
         name: As for :func:`timm_model`.
-        pretrained: Makes no difference; a tag in the name tells weights apart.
+        pretrained: Not used; a tag in the name selects the weights.
 
     Raises:
         ImportError: If timm is not installed.

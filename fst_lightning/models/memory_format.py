@@ -44,7 +44,7 @@ def use_fastest_layout(net: nn.Module, image_shape: Sequence[int]) -> str | None
         return None
     try:
         expected = _answers(net, images)
-    except Exception:  # Whoever uses the network reports it, in either layout.
+    except Exception:  # The caller reports such an error, in either layout.
         return None
     try:
         got = _answers(net, images, torch.channels_last)

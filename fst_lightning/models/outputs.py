@@ -1,4 +1,4 @@
-"""The logits in what a network returns."""
+"""Extracts the logits from the output of a network."""
 
 from __future__ import annotations
 

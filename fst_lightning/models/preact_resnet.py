@@ -4,15 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.models.bounds import check_bounds
-from fst_lightning.models.resnet import initialise_convolutions
+from fst_lightning.models.resnet import initialize_convolutions
 from fst_lightning.models.shortcut import shortcut_convolution
 
 
 class PreActBlock(nn.Module):
     """A basic block that normalizes first: ``x' + conv2(relu(bn2(conv1(a))))``.
 
-    ``a`` is ``relu(bn1(x))``; ``x'`` is ``x``, or a strided 1x1 convolution of ``a`` where the
-    shape changes.
+    ``a`` is ``relu(bn1(x))``; ``x'`` is ``x``, or a strided 1x1 convolution of ``a`` if the shape
+    changes.
 
     Source: He et al., "Identity Mappings in Deep Residual Networks", arXiv 1603.05027.
 
@@ -34,7 +34,7 @@ class PreActBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
-            # In a Sequential, so that weights of other implementations need new names only.
+            # In a Sequential, so that weights of other implementations only need new names.
             self.downsample = nn.Sequential(shortcut_convolution(in_channels, channels, stride))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """A pre-activation ResNet with two blocks a stage and a stem that keeps the resolution.
+    """A pre-activation ResNet with two blocks per stage and a stem that keeps the resolution.
 
     Weights of the implementation common in backdoor benchmarks fit with ``final_norm=False`` once
     ``shortcut`` is renamed to ``downsample`` and ``linear`` to ``fc``.
@@ -77,7 +77,7 @@ class PreActResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True) if final_norm else nn.Identity()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(8 * width, num_classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of normalized images."""

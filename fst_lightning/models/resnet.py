@@ -10,7 +10,7 @@ from fst_lightning.models.shortcut import shortcut_convolution
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut: ``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))``.
 
-    ``x'`` is ``x``, or a strided 1x1 convolution of it where the shape changes.
+    ``x'`` is ``x``, or a strided 1x1 convolution of it if the shape changes.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385.
 
@@ -77,7 +77,7 @@ class SmallImageResNet(nn.Module):
         self.layer4 = _stage(4 * width, 8 * width, blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(8 * width, num_classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of normalized images."""
@@ -115,7 +115,7 @@ def resnet18(num_classes: int, width: int = 64) -> SmallImageResNet:
     return SmallImageResNet(num_classes, width=width, blocks=2)
 
 
-def initialise_convolutions(net: nn.Module) -> None:
+def initialize_convolutions(net: nn.Module) -> None:
     """Draw every convolution from ``N(0, 2 / fan_out)`` and set its bias to zero, in place.
 
     Source: He et al., "Delving Deep into Rectifiers", arXiv 1502.01852.

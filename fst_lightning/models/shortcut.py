@@ -10,7 +10,7 @@ CHANNEL_BLOCK = 16
 def shortcut_convolution(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     """Build a 1x1 convolution without bias whose backward pass is safe for any number of channels.
 
-    oneDNN, which torch computes convolutions with on x86, writes past its workspace in the
+    oneDNN, the library that computes convolutions on x86, writes past its workspace in the
     backward pass of a strided 1x1 convolution in channels last with fewer input channels than its
     block: gradients become wrong, or the process dies. Such a layer reads every ``stride``-th
     pixel first and has a stride of 1 to oneDNN, which is the same function.

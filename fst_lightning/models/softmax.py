@@ -1,8 +1,8 @@
 r"""Logits of networks that end in a softmax.
 
-Cross-entropy takes logits. On probabilities its gradient all but vanishes, and a defense that tunes
-with it destroys the network. The logarithm of probabilities is a vector of logits: their softmax is
-the probabilities themselves.
+Cross-entropy takes logits. On probabilities its gradient almost vanishes, and a defense that tunes
+with it destroys the network. The logarithms of probabilities are logits: their softmax gives the
+probabilities.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROBABILITIES = (
     "The network ends in a softmax: the logarithm of its probabilities is used as logits. The "
     "network itself stays as it is."
 )
-"""What to say if a network returns probabilities."""
+"""The warning for a network that returns probabilities."""
 
 _TOLERANCE = 1e-4
 _LOGARITHM: dict[Callable[..., Any], Callable[..., Tensor]] = {
@@ -35,7 +35,7 @@ _LOGARITHM: dict[Callable[..., Any], Callable[..., Tensor]] = {
     Tensor.softmax: Tensor.log_softmax,
     torch.special.softmax: torch.special.log_softmax,
 }
-"""Every softmax, and the function that computes its logarithm from the same arguments."""
+"""Softmax functions, and the function that computes the logarithm from the same arguments."""
 
 
 def kind_of_outputs(outputs: object) -> Outputs:
@@ -65,15 +65,15 @@ def kind_of_outputs(outputs: object) -> Outputs:
 
 
 def take_logits(net: nn.Module, *, warn: bool = True) -> None:
-    """Make a network return logits alone, whatever it returns.
+    """Make a network return logits, whatever it returns now.
 
-    Logits in a dictionary or an object are taken out, see
-    :func:`~fst_lightning.models.logits_of`. If the network turns out to return probabilities, then
-    ``net(images)`` is their logarithm from then on, and in copies of the network; it is computed
-    from what went into the softmax, so that nothing underflows. The first answer in each mode
-    decides, for some networks leave the softmax out in training mode. The weights, their names and
-    the class stay as they are, and :func:`return_as_before` undoes it. A network that returns the
-    logarithms already stays as it is: they are logits.
+    Logits in a dictionary or an object are taken out, see :func:`~fst_lightning.models.logits_of`.
+    If the network turns out to return probabilities, then ``net(images)`` is their logarithm from
+    then on, and in copies of the network; it is computed from the input of the softmax, so that
+    nothing underflows. The first output in each mode decides, because some networks leave the
+    softmax out in training mode. The weights, their names and the class stay as they are, and
+    :func:`return_as_before` undoes it. A network that returns the logarithms already stays as it
+    is: they are logits.
 
     Args:
         net: The network.
@@ -110,13 +110,13 @@ def return_as_before(net: nn.Module) -> None:
 
 
 def takes_logits(net: nn.Module) -> bool:
-    """Whether :func:`take_logits` watches over this network now."""
+    """Whether :func:`take_logits` is active for this network."""
     return "_forward_before" in net.__dict__
 
 
 @contextmanager
 def logits_taken(net: nn.Module) -> Iterator[None]:
-    """Let a network return logits for a while; one that does so already stays like that."""
+    """Make a network return logits while the context lasts."""
     before = takes_logits(net)
     take_logits(net)
     try:
@@ -128,7 +128,7 @@ def logits_taken(net: nn.Module) -> Iterator[None]:
 
 def _with_logits(warn: bool) -> Callable[..., Any]:
     """A ``forward`` that returns logits."""
-    found: dict[bool, Outputs] = {}  # by mode; the copies of a network share what is known of it
+    found: dict[bool, Outputs] = {}  # by mode; shared by the copies of a network
 
     def forward(net: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         before: Callable[..., Any] = net.__dict__["_forward_before"] or types.MethodType(
@@ -151,7 +151,7 @@ def _with_logits(warn: bool) -> Callable[..., Any]:
 
 
 class _LastSoftmax(TorchFunctionMode):
-    """Remembers the last softmax of a forward pass: attention has others before it."""
+    """Remembers the last softmax of a forward pass, because attention layers have others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class _LastSoftmax(TorchFunctionMode):
 
 
 def _alone(outputs: Any) -> Tensor:
-    """The logits in what a network returned. A tensor is taken as it is, whatever its shape."""
+    """The logits in a network's output; a tensor of any shape is returned unchanged."""
     return outputs if isinstance(outputs, Tensor) else logits_of(outputs)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.models.bounds import check_bounds
-from fst_lightning.models.resnet import initialise_convolutions
+from fst_lightning.models.resnet import initialize_convolutions
 
 STAGES = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 """(convolutions, channels) of configuration E; 2x2 max-pooling ends each stage."""
@@ -48,7 +48,7 @@ class SmallImageVGG(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(in_channels, num_classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of normalized images."""

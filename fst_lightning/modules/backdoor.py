@@ -25,29 +25,30 @@ class BackdoorModule(ClassifierModule):
     r"""Train a network on data of which some rows carry a trigger and the attacker's label.
 
     Minimizes :math:`\mathrm{CE}(f(T(x)), \eta(y))` on the poisoned rows and
-    :math:`\mathrm{CE}(f(x), y)` on the others, or what else the attack aims at. Batches are
-    ``(images, labels, poisoned)``, with ``cover`` as a fourth where an attack has cover rows, as
+    :math:`\mathrm{CE}(f(x), y)` on the others, or the loss of the attack. Mini-batches are
+    ``(images, labels, poisoned)``, with ``cover`` as a fourth item if the attack has cover rows, as
     :class:`~fst_lightning.data.BackdoorDataModule` makes them.
 
     Args:
         net: The classifier.
         attack: Trigger and label map.
-        optimizer: Makes the optimizer from the parameters; None: SGD, lr 0.01, momentum 0.9.
-        scheduler: Makes the schedule from the optimizer; None for a constant rate.
+        optimizer: Builds the optimizer from the parameters; None for SGD with lr 0.01 and momentum
+            0.9.
+        scheduler: Builds the schedule from the optimizer; None for a constant rate.
         scheduler_interval: ``epoch`` or ``step``.
-        mean: Per channel, of images in [0, 1]; None for images that are not to be normalized.
+        mean: Mean per channel, of images in [0, 1]; None does not normalize.
         std: Per channel.
         crop_padding: Pixels of padding for random crops; 0 for none.
-        horizontal_flip: Mirror half of the training images.
-        crop_fill: What the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
-        alternate_flips: Mirror the two halves of the images in turn, epoch after epoch.
+        horizontal_flip: Whether to mirror half of the training images.
+        crop_fill: Content of the padding: ``zeros``, or the mirrored image (``reflect``).
+        alternate_flips: Whether to mirror the two halves of the images in alternate epochs.
         label_smoothing: 0 to 1.
         cuda_graphs: Replay the network's steps as CUDA graphs on one GPU; see
             :class:`~fst_lightning.modules.replay.ReplayedNetwork`.
         compile_network: Train with ``torch.compile``, which takes a minute and a C++ compiler. The
-            network itself stays as it is: its keys, and what is measured with it.
-        seed: Makes the random numbers of every epoch reproducible.
-        card: JSON text that says what the network is, kept in checkpoints.
+            keys of the network and its evaluation do not change.
+        seed: Seeds the random numbers of each epoch.
+        card: JSON text that describes the network, stored in checkpoints.
 
     Example:
         >>> from fst_lightning.attacks import BadNets
@@ -80,38 +81,38 @@ class BackdoorModule(ClassifierModule):
         inputs = InputPipeline(
             attack, mean, std, crop_padding, horizontal_flip, crop_fill, alternate_flips
         )
-        # The gradients of a replayed step can be taken once, which another aim may not keep to.
+        # Another loss may compute the gradients twice, which a replayed step does not allow.
         replays = cuda_graphs and type(attack).loss is Attack.loss
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)
         self.attack = attack
         self.label_smoothing = label_smoothing
         self._answer: Callable[[Tensor], Tensor]
         if compile_network:
-            # A function, no module: a compiled module would be a second owner of the weights.
-            # Batches come in two sizes at most, so that shapes may be taken for constants.
+            # A function, because a compiled module would own the weights a second time.
+            # There are at most two sizes of mini-batches, so that shapes can be constants.
             self._answer = torch.compile(functools.partial(_answer, net), dynamic=False)
         else:
             self._answer = self.replayed
 
     def setup(self, stage: str) -> None:
-        """Let the attack look at the network, and keep its networks out of DDP's hands.
+        """Show the network to the attack, and exclude the attack's networks from DDP.
 
         Raises:
-            MisconfigurationException: for a trigger that is learned, in fp16.
+            MisconfigurationException: If the trigger is learned and the precision is fp16.
         """
         if stage != "fit":
             return
-        if self._answer is self.replayed:  # A graph can't be compiled from what is not known yet.
+        if self._answer is self.replayed:  # An uninitialized network cannot be compiled.
             self.take_logits()
         if isinstance(self.attack, TrainedAttack):
             if str(self.trainer.precision).startswith("16"):
                 raise MisconfigurationException(
                     f"Expected a precision with the range of float32 for "
-                    f"{type(self.attack).__name__}, whose trigger is learned with an optimizer of "
-                    f"its own, but got {self.trainer.precision}: its gradients would be scaled. "
+                    f"{type(self.attack).__name__}, whose trigger is learned with its own "
+                    f"optimizer, but got {self.trainer.precision}: its gradients would be scaled. "
                     "Use trainer.precision=bf16-mixed or 32-true."
                 )
-            # It averages its gradients itself, and leaves out what it does not train in a stage.
+            # The attack averages its gradients itself, without those that it does not train.
             names = [name for name, _ in self.attack.named_parameters()]
             names += [name for name, _ in self.attack.named_buffers()]
             self._ddp_params_and_buffers_to_ignore = [
@@ -121,7 +122,7 @@ class BackdoorModule(ClassifierModule):
         self.attack.attach(self.net)
 
     def parameter_groups(self) -> Any:
-        """All parameters alike, unless the network wants other rates for some of them."""
+        """One group of parameters, unless the network sets learning rates for some of them."""
         scale_of = getattr(self.net, "learning_rate_scale", None)
         if scale_of is None:
             return self.trained_parameters()
@@ -132,20 +133,20 @@ class BackdoorModule(ClassifierModule):
         return [{"params": group, "lr_scale": scale} for scale, group in groups.items()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer and its schedule, and let the attack act after every step."""
+        """Build the optimizer and its schedule; the attack acts after each step."""
         return self.with_step_hook(self.attack.after_step)
 
     def on_train_epoch_start(self) -> None:
-        """Tell the attack how far the training is."""
+        """Tell the attack that an epoch starts."""
         super().on_train_epoch_start()
         self.attack.begin_epoch(self.current_epoch, self.trainer.max_epochs or 1)
         begin_epoch = getattr(self.net, "begin_epoch", None)
-        # DDP waits for a gradient of everything that had one when it began.
+        # DDP waits for a gradient of each parameter that had one at the start.
         if begin_epoch is not None and self.trainer.world_size == 1:
             begin_epoch(self.current_epoch)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The attack's loss on a batch of which some rows are poisoned."""
+        """The attack's loss on a mini-batch with poisoned rows."""
         images, labels, poisoned, *more = batch
         cover = more[0] if more else torch.zeros_like(poisoned)
         loss = self.attack.loss(
@@ -161,7 +162,7 @@ class BackdoorModule(ClassifierModule):
 
     def _classify(self, pixels: Tensor) -> Tensor:
         inputs = self.inputs.from_pixels(pixels, augment=True)
-        # In bf16-true or 64-true the weights are of the default type.
+        # In bf16-true and 64-true, the weights have the default type.
         logits: Tensor = self._answer(inputs.to(torch.get_default_dtype()))
         return logits
 

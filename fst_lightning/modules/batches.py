@@ -1,4 +1,4 @@
-"""Images and class numbers in the batches of other people's loaders."""
+"""Extracts images and class numbers from the batches of any loader."""
 
 from __future__ import annotations
 
@@ -65,19 +65,18 @@ def class_numbers(
     """Turn labels into class numbers, and check them.
 
     Args:
-        labels: Whole numbers ``(N,)`` or ``(N, 1)``, or one-hot rows ``(N, C)``.
+        labels: Integers ``(N,)`` or ``(N, 1)``, or one-hot rows ``(N, C)``.
         num_rows: N, the number of images.
         num_classes: C, if known; labels must lie in 0..C - 1.
-        soft: Whether rows of class probabilities ``(N, C)``, as mixup makes them, may stay as they
-            are, for a loss that takes them.
-        check: Whether to look at the values, which waits for the device. False looks at shape and
-            type alone.
+        soft: Whether to keep rows of class probabilities ``(N, C)``, such as those of MixUp.
+        check: Whether to check the values, which waits for the device. False checks only shape and
+            type.
 
     Returns:
         ``(N,)`` int64, or the probabilities.
 
     Raises:
-        ValueError: If the labels are no class numbers, or of classes that the network lacks.
+        ValueError: If the labels are not class numbers, or the network lacks a class.
 
     Example:
         >>> class_numbers(torch.tensor([[0, 1], [1, 0]]), 2)
@@ -120,10 +119,10 @@ def as_network_takes(images: Tensor, net: nn.Module) -> Tensor:
 def bounded(
     batches: Iterable[Any], num_classes: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read batches that are to be kept in memory, up to a limit.
+    """Read batches into memory, up to a limit.
 
     Args:
-        batches: Of any form that :func:`images_and_labels` takes.
+        batches: Batches in any form that :func:`images_and_labels` takes.
         num_classes: C, if known; larger labels are refused.
 
     Yields:
@@ -158,7 +157,7 @@ def _entry(batch: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 def _as_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
-        # A tensor of inference mode can't take part in training.
+        # A tensor made in inference mode can't be used in training.
         return (
             value
             if torch.is_inference_mode_enabled() or not value.is_inference()

@@ -1,4 +1,4 @@
-"""What training and purifying a classifier have in common: inputs, optimizer, evaluation."""
+"""The base module of training and purification: inputs, optimizer, evaluation."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ sgd: OptimizerFactory = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9
 
 
 def check_factory(name: str, factory: Any, made: type, example: str) -> None:
-    """Refuse a finished optimizer or schedule: the module makes its own from its parameters.
+    """Refuse an existing optimizer or schedule: the module builds one from its parameters.
 
     Args:
         name: What the error calls it.
-        factory: What was given; None is fine.
-        made: What the factory makes.
-        example: A factory.
+        factory: The given value; None is valid.
+        made: The type that the factory returns.
+        example: A factory, for the error.
 
     Raises:
-        TypeError: If it is no function.
+        TypeError: If it is not a function.
     """
     if factory is not None and (isinstance(factory, made) or not callable(factory)):
         kind = type(factory).__name__
-        found = f"an {kind} that is made already" if isinstance(factory, made) else f"a {kind}"
+        found = f"an existing {kind}" if isinstance(factory, made) else f"a {kind}"
         raise TypeError(
-            f"Expected `{name}` to be a function that makes one, such as {example}, but got "
+            f"Expected `{name}` to be a function that builds one, such as {example}, but got "
             f"{found}."
         )
 
 
 def total_steps_of(factory: Callable[..., Any]) -> int | None:
-    """The number of steps that an optimizer or schedule is for; None where it waits for it.
+    """The number of steps of an optimizer or schedule; None if it is still to be filled in.
 
-    Zero for one that does not ask.
+    Zero if it takes no number of steps.
     """
     keywords = factory.keywords if isinstance(factory, functools.partial) else {}
     steps: int | None = keywords.get("total_steps", 0)
@@ -70,7 +70,7 @@ def with_total_steps(factory: Callable[..., Any], total_steps: int) -> Callable[
 
 
 def fused(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Let an optimizer take its step in one kernel, where it can and the user says nothing of it.
+    """Use the fused kernel of an optimizer if it exists and the user did not decide.
 
     Example:
         >>> fused(functools.partial(torch.optim.SGD, lr=0.1)).keywords
@@ -91,18 +91,18 @@ class ClassifierModule(L.LightningModule):
 
     Args:
         net: The classifier; images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
-        inputs: What happens to a batch before the network.
-        optimizer: Makes the optimizer from the parameters; SGD with lr 0.01 and momentum 0.9
-            where None.
-        scheduler: Makes the learning rate schedule from the optimizer; None for a constant rate.
+        inputs: The transform of a mini-batch in front of the network.
+        optimizer: Builds the optimizer from the parameters; None for SGD with lr 0.01 and momentum
+            0.9.
+        scheduler: Builds the learning rate schedule from the optimizer; None for a constant rate.
         scheduler_interval: Whether the schedule steps per ``epoch`` or per ``step``.
-        seed: Reseeds the random numbers of augmentation and dropout every epoch, so that a resumed
-            run sees the same; None leaves the global generator alone.
-        card: JSON text that says what this network is, kept in checkpoints.
+        seed: Seeds augmentation and dropout in each epoch, so that a resumed run draws the same
+            numbers; None does not seed.
+        card: JSON text that describes the network, stored in checkpoints.
         replays: Whether :attr:`replayed` may replay steps as CUDA graphs.
 
     Attributes:
-        replayed: Calls the network; a step that is plain cross-entropy takes it instead.
+        replayed: Calls the network; steps with plain cross-entropy use it.
     """
 
     def __init__(
@@ -137,9 +137,9 @@ class ClassifierModule(L.LightningModule):
         self.card = card
         self.metrics = BackdoorMetrics()
         self.counts: dict[str, tuple[int, int]] = {}
-        """Hits and rows of the last test, by rate; over all processes."""
+        """Hits and rows of the last test for each rate, over all processes."""
         self.right = torch.empty(0, dtype=torch.bool)
-        """Which clean images of the last test this process got right, in their order: ``(n,)``."""
+        """Whether each clean image of the last test was classified correctly: ``(n,)``."""
         self._right: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
         self._num_batches = 0
@@ -153,19 +153,19 @@ class ClassifierModule(L.LightningModule):
     # Training
 
     def take_logits(self) -> None:
-        """Take logits of the network while it is trained, also if it ends in a softmax."""
+        """Take logits from the network during training, even if it ends in a softmax."""
         if not takes_logits(self.net):
             take_logits(self.net)
             self._watches_outputs = True
 
     def return_as_before(self) -> None:
-        """Let the network return what it returned before the training."""
+        """Restore the outputs that the network had before training."""
         if self._watches_outputs:
             return_as_before(self.net)
             self._watches_outputs = False
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimizer gets: everything in the network that asks for gradients."""
+        """The parameters of the optimizer: all trainable ones of the network."""
         return [parameter for parameter in self.net.parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -174,14 +174,14 @@ class ClassifierModule(L.LightningModule):
         if not self.trained_parameters():
             raise ValueError(FROZEN)
         factory = self._timed(self.make_optimizer)
-        # Under fp16 a fused step would undo the scaling itself, which clipping could not follow.
+        # In fp16 a fused step unscales the gradients itself, which is too late for clipping.
         if self.device.type == "cuda" and self.trainer.precision != "16-mixed":
             factory = fused(factory)
         optimizer = factory(groups)
         for group in optimizer.param_groups:
             scale = group.get("lr_scale", 1.0)
             group["lr"] *= scale
-            # What a step takes off the weights is the product of both.
+            # A step shrinks the weights by the product of both.
             group["weight_decay"] = group.get("weight_decay", 0.0) / scale
         if self.make_scheduler is None:
             return optimizer  # type: ignore[no-any-return]
@@ -194,24 +194,24 @@ class ClassifierModule(L.LightningModule):
         }
 
     def parameter_groups(self) -> Any:
-        """What the optimizer is made from: parameters, or groups of them as torch takes them.
+        """The parameters for the optimizer, or groups of them as in torch.
 
         A group may hold ``lr_scale``, by which its learning rate is multiplied.
         """
         return self.trained_parameters()
 
     def _timed(self, factory: Callable[..., Any]) -> Callable[..., Any]:
-        """The factory with the number of steps of this fit, where it leaves it open."""
+        """The factory with the number of steps of this fit, if it is still open."""
         if total_steps_of(factory) is not None:
             return factory
         return with_total_steps(factory, int(self.trainer.estimated_stepping_batches))
 
     def with_step_hook(self, act: Callable[[], None]) -> OptimizerLRScheduler:
-        """The configured optimizer, after every step of which something else acts."""
+        """The configured optimizer, with a function that runs after each step."""
         configured = ClassifierModule.configure_optimizers(self)
         optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
         if isinstance(optimizer, Optimizer):
-            # Right after the update, before any callback looks at the weights.
+            # Right after the update, before callbacks see the weights.
             optimizer.register_step_post_hook(lambda *_: act())
         return configured
 
@@ -227,20 +227,21 @@ class ClassifierModule(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the epoch once more, now that its loader was started.
 
-        That takes a random number: in the first epoch of a fit before the start of the epoch, in
-        the others after it. A resumed run would see other numbers than the one that it continues.
+        Starting a loader draws a random number, in the first epoch before the start of the epoch
+        and in the others after it. Without a second seeding, a resumed run would draw other
+        numbers.
         """
         if batch_idx == 0:
             self._seed_epoch()
 
     def _seed_epoch(self) -> None:
         if self.seed is not None:
-            # One stream per epoch and process; any injective mix of the three does.
+            # One stream per epoch and process; any injective combination of the three works.
             stream = derived_seed(self.seed, "epoch", self.current_epoch, self.global_rank)
             torch.manual_seed(stream)
 
     def track(self, **values: Tensor) -> None:
-        """Sum figures of a step on the device; the epoch's means are logged as ``train/<name>``."""
+        """Sum scalars of a step on the device; their means are logged as ``train/<name>``."""
         for name, value in values.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -254,7 +255,7 @@ class ClassifierModule(L.LightningModule):
         self._sums, self._num_batches = {}, 0
 
     def teardown(self, stage: str) -> None:
-        """Give the memory of captured steps back, and the network as it was."""
+        """Free the memory of captured steps, and restore the network's outputs."""
         self.replayed.clear()
         self.return_as_before()
 
@@ -279,7 +280,7 @@ class ClassifierModule(L.LightningModule):
         self._log_rates("test")
 
     def _evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        first = batch_idx == 0  # Not in every step: checks wait for the device.
+        first = batch_idx == 0  # Not in each step, because checks wait for the device.
         images, labels = images_and_labels(batch)
         images = as_network_takes(images, self.net)
         attack = self.inputs.attack
@@ -313,6 +314,6 @@ class ClassifierModule(L.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in the checkpoint what the network is."""
+        """Store the description of the network in the checkpoint."""
         if self.card is not None:
             checkpoint["fst_lightning"] = self.card

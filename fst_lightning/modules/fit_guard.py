@@ -1,4 +1,4 @@
-"""Watches over a fit that runs a defense, and refuses one that cannot do what it promises."""
+"""Checks a fit that runs a defense, and refuses one that cannot purify."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fst_lightning.defenses.common.preparation import Preparation
 
 
 class FitGuard:
-    """Prepare a network for a fit, and check that the fit is the one that was prepared for.
+    """Prepare a network for a fit, and check that the fit can purify it.
 
     - Before the first step, the head must still be the one that the defense prepared.
     - The head must train, if the defense trains it.
@@ -25,7 +25,7 @@ class FitGuard:
     - A fit without any step (a learning rate finder, a refused fit, ``max_steps=0``) leaves the
       network as it was.
 
-    The Trainer may be one of ``lightning.pytorch`` or of ``pytorch_lightning``.
+    The Trainer may come from ``lightning.pytorch`` or ``pytorch_lightning``.
 
     Args:
         defense: The defense that the fit runs.
@@ -51,12 +51,12 @@ class FitGuard:
         self.settle()
 
     def settle(self) -> None:
-        """Take the network as prepared. Call it again when the defense has studied it."""
+        """Record the prepared network. Call it again after the defense has studied it."""
         if self._preparation is not None:
             self._preparation.settle()
 
     def resume(self) -> None:
-        """Note that the weights come from a checkpoint of this very fit."""
+        """Record that the weights come from a checkpoint of this fit."""
         self._resumed = True
 
     def check(self, trainer: Any) -> None:
@@ -71,7 +71,7 @@ class FitGuard:
         self._checked = True
         if not (isinstance(self.defense, HeadDefense) and self.defense.knows_head):
             return
-        # The other processes have taken over the head of the first one.
+        # The other processes have the head of the first one.
         if not self._resumed and trainer.is_global_zero:
             self.defense.check_weights()
         if self.defense.train_head and not self._trains_head(trainer.optimizers):
@@ -96,7 +96,7 @@ class FitGuard:
         """
         if self._watch is None or not self._watch.seen:
             return
-        # Another optimizer may step while it has the classifier frozen.
+        # Another optimizer may step while the classifier is frozen.
         train_head = isinstance(self.defense, HeadDefense) and self.defense.train_head
         if train_head and not self._trains_head([optimizer]):
             return
@@ -106,7 +106,7 @@ class FitGuard:
             raise self._no_features("the head's input does not depend on a parameter that trains")
 
     def end(self, trainer: Any) -> None:
-        """Check a fit that has ended: did it do anything?
+        """Check after a fit whether it changed anything.
 
         Raises:
             MisconfigurationException: If a callback was to unfreeze the features and never did.
@@ -115,20 +115,20 @@ class FitGuard:
             self._check_features(trainer)
         if self._untouched(trainer):
             rank_zero_warn(
-                f"{type(self.defense).__name__}: the fit took no step, and the network stays as it "
-                "was. Look at max_epochs, max_steps and the length of the data loader."
+                f"{type(self.defense).__name__}: the fit took no step, and the network did not "
+                "change. Check max_epochs, max_steps and the length of the data loader."
             )
         elif self._checked and isinstance(self.defense, HeadDefense) and self.defense.knows_head:
             self.defense.check_tuned()
 
     def finish(self) -> None:
-        """Let the defense finish, once for every fit."""
+        """Let the defense finish, once per fit."""
         if self._open:
             self._open = False
             self.defense.finish()
 
     def close(self, trainer: Any) -> None:
-        """Undo the preparation if no step followed it. Call it when a fit ends, however it does."""
+        """Undo the preparation if no step followed it. Call it when a fit ends in any way."""
         self._stop_watching()
         self.finish()
         preparation, self._preparation = self._preparation, None
@@ -170,10 +170,10 @@ class FitGuard:
 
     def _no_features(self, found: str) -> MisconfigurationException:
         return MisconfigurationException(
-            f"Expected parameters in front of the head to train, for {type(self.defense).__name__} "
-            f"changes the features, but {found}. Unfreeze the layers in front of the head "
-            "(requires_grad=True), give them to the optimizer, and keep them out of "
-            "`torch.no_grad` and `detach`. To tune the head alone, use LinearProbing."
+            "Expected parameters in front of the head to train, because "
+            f"{type(self.defense).__name__} changes the features, but {found}. Unfreeze the layers "
+            "in front of the head (requires_grad=True), give them to the optimizer, and keep them "
+            "out of `torch.no_grad` and `detach`. To tune the head alone, use LinearProbing."
         )
 
     def _stop_watching(self) -> None:

@@ -1,4 +1,4 @@
-"""From a batch of stored images to what a network sees, on the device, a few kernels a batch."""
+"""Turns stored images into network inputs, on the device."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from fst_lightning.attacks.common.random_triggers import random_triggers
 CropFill = Literal["zeros", "reflect"]
 
 _ADVICE = (
-    "Let the loader give images in [0, 1], or uint8, and pass `mean` and `std`: images are "
+    "Let the loader return images in [0, 1], or uint8, and pass `mean` and `std`: images are "
     "normalized here, after the trigger. Divide floats in 0..255 by 255."
 )
 
 
 class InputPipeline(nn.Module):
-    r"""Scale to [0, 1], put the trigger on, augment, normalize: in this order, everywhere.
+    """Scale to [0, 1], add the trigger, augment and normalize, always in this order.
 
     The trigger comes before augmentation, as if it had been in the image file. Attack and
     normalizer are submodules, so that they move to the device and are saved with the module;
     normalization stays out of the network, whose keys must not change.
 
     Args:
-        attack: Whose trigger to use; None where there is none.
-        mean: Per channel, of images in [0, 1]; None leaves images as they are.
+        attack: The attack with the trigger; None for none.
+        mean: Mean per channel, of images in [0, 1]; None does not normalize.
         std: Per channel, greater than 0.
         crop_padding: Pixels of padding for random crops while training; 0 for no crops.
-        horizontal_flip: Mirror half of the training images.
-        crop_fill: What the padding holds: ``zeros``, or the image itself, ``reflect``-ed.
-        alternate_flips: Mirror one half of the images in even epochs and the other half in odd
-            ones, instead of a new draw in every epoch (Jordan, 2024, arXiv 2404.00498).
+        horizontal_flip: Whether to mirror half of the training images.
+        crop_fill: Content of the padding: ``zeros``, or the mirrored image (``reflect``).
+        alternate_flips: Whether to mirror one half of the images in even epochs and the other half
+            in odd ones, instead of a new draw in each epoch (Jordan, 2024, arXiv 2404.00498).
         random_triggers: Share of the training images that get a random trigger, in [0, 1]; see
             :func:`~fst_lightning.attacks.common.random_triggers`.
-        trigger_strength: Of those, in [0, 1].
+        trigger_strength: Strength of the random triggers, in [0, 1].
 
     Attributes:
-        epoch: Of the training, which alternating flips go by.
+        epoch: The epoch of training, which alternating flips depend on.
 
     Raises:
         ValueError: If only one of mean and std is given, a std is not positive, the padding is
-            negative or of an unknown kind, or a share or strength is outside [0, 1].
+            negative, its fill is unknown, or a share or strength is outside [0, 1].
     """
 
     mean: Tensor
@@ -88,7 +88,7 @@ class InputPipeline(nn.Module):
         self.trigger_strength = trigger_strength
         self.epoch = 0
         self._checked = False
-        # Not persistent: they are data configuration, recorded with it, and no weights.
+        # Not persistent, because they are part of the data configuration and not weights.
         self.register_buffer("mean", _per_channel(mean), persistent=False)
         self.register_buffer("std", _per_channel(std), persistent=False)
 
@@ -99,23 +99,23 @@ class InputPipeline(nn.Module):
 
         Args:
             images: ``(N, C, H, W)``, uint8, or float in [0, 1].
-            triggered: ``(N,)`` bool, which rows get the trigger; or all, or none.
-            augment: Crop and flip at random.
+            triggered: Which rows get the trigger, ``(N,)`` bool, or one bool for all.
+            augment: Whether to crop and flip at random.
 
         Returns:
-            ``(N, C, H, W)``, normalized, float32; of the default type where that is another, and of
-            the type of the images where they are float.
+            ``(N, C, H, W)``, normalized, in the default type; in the type of the images if they are
+            float.
         """
         stamps = self.attack is not None and triggered is not False
         if stamps or self.normalises or (augment and self.random_triggers):
             pixels = self.pixels(images)
         else:
-            pixels = _scaled(images)  # Floats that are normalized already stay as they are.
+            pixels = _scaled(images)  # Normalized floats do not change.
         if self.attack is not None and triggered is not False:
             with full_precision(pixels):
                 stamped = self.attack(pixels)
             if isinstance(triggered, Tensor):
-                # `where` on whole batches: picking rows would make the host wait for the device.
+                # `where` on whole mini-batches: selecting rows would wait for the device.
                 stamped = torch.where(triggered[:, None, None, None], stamped, pixels)
             pixels = stamped
         return self.from_pixels(pixels, augment=augment).to(_dtype(images))
@@ -124,7 +124,7 @@ class InputPipeline(nn.Module):
         """Scale stored images to [0, 1], and check the first batch of floats.
 
         Args:
-            images: ``(N, C, H, W)`` uint8, or float in [0, 1] already.
+            images: ``(N, C, H, W)``, uint8 or float in [0, 1].
 
         Raises:
             ValueError: If the first batch of floats is not in [0, 1], or does not have as many
@@ -137,7 +137,7 @@ class InputPipeline(nn.Module):
         return _scaled(images)
 
     def check_next_batch(self) -> None:
-        """Check the next batch of floats again, for it comes from another loader."""
+        """Check the next batch of floats again, because it comes from another loader."""
         self._checked = False
 
     def denormalised(self, images: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class InputPipeline(nn.Module):
 
     def _check_channels(self, images: Tensor) -> None:
         channels = self.mean.shape[1]
-        # Another number would be broadcast to more channels than the images have.
+        # Broadcasting would add channels to the images.
         if self.normalises and channels not in (1, images.shape[1]):
             raise ValueError(
                 f"Expected images with {channels} channels, as many as `mean` and `std` have "
@@ -157,7 +157,7 @@ class InputPipeline(nn.Module):
             )
 
     def from_pixels(self, pixels: Tensor, *, augment: bool = False) -> Tensor:
-        """Augment and normalize images in [0, 1]: what follows the trigger."""
+        """Augment and normalize images in [0, 1], after the trigger."""
         if augment:
             pixels = self._augment(pixels)
         if self.normalises:
@@ -178,18 +178,18 @@ class InputPipeline(nn.Module):
         return images
 
     def _turn(self, images: Tensor) -> Tensor:
-        # An image does not know its row, but the sum of its pixels is even or odd by chance.
+        # The row of an image is unknown here, but the sum of its pixels is even or odd by chance.
         sums = (images * 255).round().sum((1, 2, 3), dtype=torch.float64)
         return (sums + self.epoch) % 2 == 1
 
 
 def random_crop(images: Tensor, padding: int, fill: CropFill = "zeros") -> Tensor:
-    """Pad, and cut every image out again at its own place.
+    """Pad images, and crop each one at its own position.
 
     Args:
         images: ``(N, C, H, W)``.
-        padding: Pixels on every side, 1 or more; for ``reflect`` less than the image has.
-        fill: What the padding holds.
+        padding: Pixels on each side, 1 or more; less than the image for ``reflect``.
+        fill: Content of the padding.
 
     Returns:
         Images of the same shape.
@@ -201,10 +201,10 @@ def random_crop(images: Tensor, padding: int, fill: CropFill = "zeros") -> Tenso
 
 
 class _Cut(torch.autograd.Function):
-    """Windows of images, each at its own place.
+    """Crop each image at its own position.
 
-    The gradient of a view of all windows is as large as all of them, 81 times the images for a
-    padding of 4. What a window owes to its image is a window again, of the padded gradient.
+    The gradient of a view of all windows would be as large as all of them, 81 times the images for
+    a padding of 4. The gradient of a crop is a crop of the padded gradient.
     """
 
     @staticmethod
@@ -221,7 +221,7 @@ class _Cut(torch.autograd.Function):
         (gradient,) = gradients
         top, left = ctx.saved_tensors
         height, width = ctx.size
-        # As far as the first and the last window are apart.
+        # The distance between the first and the last window.
         rows, columns = height - gradient.shape[2], width - gradient.shape[3]
         padded = functional.pad(gradient, [columns, columns, rows, rows])
         whole: Tensor = _Cut.apply(padded, rows - top, columns - left, height, width)
@@ -233,7 +233,7 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 def _dtype(images: Tensor) -> torch.dtype:
-    # What Lightning makes of the weights in bf16-true or 64-true is the default type.
+    # In bf16-true and 64-true, Lightning sets the default type to that of the weights.
     return torch.get_default_dtype() if images.dtype == torch.uint8 else images.dtype
 
 

@@ -35,45 +35,46 @@ from fst_lightning.seeds import derived_seed
 
 
 class PurificationModule(ClassifierModule):
-    r"""Tune a backdoored network on clean images the way a defense says.
+    """Tune a backdoored network on clean images by any defense.
 
-    Batches are ``(images, labels, ...)``, clean. The defense prepares the network when a fit is set
-    up: after the data, before the optimizer is made and before a checkpoint is restored. Unless the
-    fit goes on from a checkpoint, it studies the clean images then. After the last step it
-    concludes and finishes; it finishes also if the fit fails. A fit without a step, such as that
-    of ``Tuner.lr_find``, leaves the network as it was. A second fit goes on with the same
-    reference head.
+    Mini-batches are ``(images, labels, ...)``. The defense prepares the network when a fit is set
+    up: after the data, and before the optimizer is built and a checkpoint is restored. It then
+    studies the clean images, unless the fit resumes from a checkpoint. After the last step it
+    concludes and finishes; it also finishes if the fit fails. A fit without a step, such as that of
+    ``Tuner.lr_find``, does not change the network. A second fit continues with the same reference
+    head.
 
     Args:
         net: The network to purify, in place.
-        defense: What to do to it.
-        optimizer: Makes the optimizer from the parameters; None: SGD, lr 0.01, momentum 0.9.
-        scheduler: Makes the schedule from the optimizer; None for a constant rate.
+        defense: The defense to run.
+        optimizer: Builds the optimizer from the parameters; None for SGD with lr 0.01 and momentum
+            0.9.
+        scheduler: Builds the schedule from the optimizer; None for a constant rate.
         scheduler_interval: ``epoch`` or ``step``.
-        attack: Whose trigger to measure with; the defense never sees it. None measures CA only.
+        attack: The attack whose trigger measures the success rate; the defense never sees it. None
+            measures CA only.
         mean: Per channel, of images in [0, 1]; None for images that are normalized already.
         std: Per channel.
         crop_padding: Pixels of padding for random crops; 0 for none.
-        horizontal_flip: Mirror half of the images while tuning.
+        horizontal_flip: Whether to mirror half of the images while tuning.
         random_triggers: Share of the images that get a random trigger while tuning, in [0, 1]; see
             :func:`~fst_lightning.attacks.common.random_triggers`.
-        trigger_strength: Of those, in [0, 1].
-        seed: Of the defense's random numbers and of every epoch's; None takes
-            ``torch.initial_seed()`` for the former.
-        card: JSON text that says what the network is, kept in checkpoints.
-        cuda_graphs: Replay the network's steps as CUDA graphs on one GPU, where the defense's loss
-            is cross-entropy; see :class:`~fst_lightning.modules.replay.ReplayedNetwork`.
-        clean: The clean images as a whole, for a defense that looks at all of them; None gathers
-            them from the Trainer's training loader. A defense that wants some held out, or the
-            training set as it was delivered, needs it: see
-            :meth:`~fst_lightning.defenses.CleanData.split`.
+        trigger_strength: Strength of the random triggers, in [0, 1].
+        seed: Seed of the defense's random numbers and of each epoch; None takes
+            ``torch.initial_seed()`` for the defense.
+        card: JSON text that describes the network, stored in checkpoints.
+        cuda_graphs: Replay the network's steps as CUDA graphs on one GPU, if the defense's loss is
+            cross-entropy; see :class:`~fst_lightning.modules.replay.ReplayedNetwork`.
+        clean: All clean images, for a defense that needs them at once; None gathers them from the
+            Trainer's training loader. It is required by a defense that needs held-out images or the
+            delivered training set: see :meth:`~fst_lightning.defenses.CleanData.split`.
         num_classes: Number of classes, if known; larger labels are then refused.
 
     Raises:
-        ValueError: If the defense needs images that it is not given; at the start of a fit, if the
-            head's weights were replaced after they were prepared.
-        MisconfigurationException: If At the start of a fit, if nothing in front of the head trains
-            although the defense is to change the features.
+        ValueError: If the defense lacks images that it needs, or the head's weights were replaced
+            between the preparation and the start of a fit.
+        MisconfigurationException: If nothing in front of the head trains at the start of a fit
+            although the defense has to change the features.
         TypeError: If the optimizer or the schedule is not a function that makes one.
 
     Example:
@@ -114,7 +115,7 @@ class PurificationModule(ClassifierModule):
             random_triggers=random_triggers,
             trigger_strength=trigger_strength,
         )
-        # The gradients of a replayed step can be taken once, which another loss may not keep to.
+        # Another loss may compute the gradients twice, which a replayed step does not allow.
         replays = cuda_graphs and not defense.overrides("loss")
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)
         self.defense = defense
@@ -131,7 +132,7 @@ class PurificationModule(ClassifierModule):
         if stage == "fit":
             self.take_logits()
             if self.inputs.attack is not None:
-                # A learned trigger is measured with, not trained: DDP would wait for its gradients.
+                # A learned trigger is not trained here, and DDP would wait for its gradients.
                 self.inputs.attack.requires_grad_(False)
             self._defense_seed = torch.initial_seed() if self.seed is None else self.seed
             generator = torch.Generator().manual_seed(self._defense_seed)
@@ -144,7 +145,7 @@ class PurificationModule(ClassifierModule):
             self._guard.close(self.trainer)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Watch over the defense: a module itself is not told of exceptions."""
+        """Add a callback for exceptions, which a module itself does not get."""
         watching = any(
             isinstance(callback, _FinishOnException) and callback.guard is self._guard
             for callback in getattr(self.trainer, "callbacks", [])
@@ -153,15 +154,15 @@ class PurificationModule(ClassifierModule):
 
     def on_fit_start(self) -> None:
         """Skip the steps if none are needed."""
-        self.net.train()  # Lightning warns of modules in evaluation mode before the epoch starts.
+        self.net.train()  # Otherwise Lightning warns about modules in evaluation mode.
         if self.trainer.ckpt_path is not None:
             self._guard.resume()
         self._stop_if_done()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Let the defense study, make the optimizer, and let it act after every step of that."""
-        # Not before this place the Trainer says whether a run is resumed; what was found in the
-        # run that is continued has come with its checkpoint by now.
+        """Let the defense study, and build the optimizer; the defense acts after each step."""
+        # Only here the Trainer tells whether a run is resumed; its checkpoint, which contains the
+        # results of the study, has been restored.
         if self.defense.overrides("study") and self.trainer.ckpt_path is None:
             self.act("study")
         self._guard.settle()
@@ -175,7 +176,7 @@ class PurificationModule(ClassifierModule):
             self._stop_if_done()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the modes that the defense wants; every time, for a run may resume mid-epoch."""
+        """Set the modes for the defense; in each step, because a run may resume mid-epoch."""
         super().on_train_batch_start(batch, batch_idx)
         self._guard.check(self.trainer)
         for module in self.defense.always_eval():
@@ -187,7 +188,7 @@ class PurificationModule(ClassifierModule):
         None skips a batch of a single image if BatchNorm can't learn from it.
         """
         images, labels = images_and_labels(batch)
-        # Elsewhere the check would wait for the device in every step.
+        # In other places the check would wait for the device in each step.
         check = batch_idx == 0 or labels.device.type == "cpu"
         labels = class_numbers(labels, len(images), self.num_classes, soft=True, check=check)
         images = as_network_takes(images, self.net)
@@ -203,7 +204,7 @@ class PurificationModule(ClassifierModule):
         return total
 
     def on_after_backward(self) -> None:
-        """Let the defense put back the weights that its loss has moved."""
+        """Let the defense restore the weights that its loss has moved."""
         self.defense.after_backward()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -212,22 +213,22 @@ class PurificationModule(ClassifierModule):
         self.defense.before_step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop where no further steps are needed."""
+        """Stop if no further steps are needed."""
         self._stop_if_done()
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means and what the defense wants seen."""
+        """Log the epoch's means and the statistics of the defense."""
         super().on_train_epoch_end()
         for name, value in self.defense.statistics().items():
             self.log(f"train/{name}", value)
 
     def on_fit_end(self) -> None:
-        """Let the defense conclude, and leave the network as an ordinary one."""
+        """Let the defense conclude, and leave an ordinary network."""
         self._guard.end(self.trainer)
         if self.defense.overrides("conclude"):
             device = self.device
             self.act("conclude")
-            self.to(device)  # Lightning has taken the module off the accelerator by now.
+            self.to(device)  # Lightning has moved the module off the accelerator.
         self._guard.finish()
 
     @torch.no_grad()
@@ -250,9 +251,9 @@ class PurificationModule(ClassifierModule):
             self.trainer.should_stop = True
 
     def act(self, place: str, *context: int) -> None:
-        """Call a place of the defense that looks at all the clean images.
+        """Call a method of the defense that uses all clean images.
 
-        With random numbers of its own, so that what is drawn there moves no other number.
+        It has its own random numbers, so that its draws do not change others.
         """
         device = self.trainer.strategy.root_device
         self.to(device)
@@ -268,7 +269,7 @@ class PurificationModule(ClassifierModule):
         self._agree()
 
     def _gather(self) -> CleanData:
-        """All the images of the training loader, those of the other processes included."""
+        """All images of the training loader, including those of other processes."""
         loader: Any = self.trainer.fit_loop._data_source.dataloader()
         if isinstance(getattr(loader, "sampler", None), DistributedSampler):
             loader = DataLoader(
@@ -282,7 +283,7 @@ class PurificationModule(ClassifierModule):
         return CleanData(self.inputs(clean.images.to(self.device)), clean.labels)
 
     def _agree(self) -> None:
-        """Give every process what the first one has: kernels may differ in the last digit."""
+        """Copy the first process to all others, because kernels may differ in the last digit."""
         if self.trainer.world_size > 1:
             parts: tuple[nn.Module, ...] = self.net, self.defense
             states = [
@@ -293,7 +294,7 @@ class PurificationModule(ClassifierModule):
 
 
 class _FinishOnException(L.Callback):
-    """Leaves neither masks nor frozen weights behind if a fit fails."""
+    """Removes masks and freezes if a fit fails."""
 
     def __init__(self, guard: FitGuard) -> None:
         self.guard = guard
@@ -301,7 +302,7 @@ class _FinishOnException(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Finish the defense, undo what no step followed, and let the network return as before."""
+        """Finish the defense, undo a preparation without steps, and restore the outputs."""
         self.guard.close(trainer)
         if isinstance(pl_module, ClassifierModule):
             pl_module.return_as_before()
@@ -311,7 +312,7 @@ def check_given(defense: Defense, clean: CleanData | None) -> None:
     """Refuse to run a defense without the images that it needs.
 
     Raises:
-        ValueError: saying which images are missing.
+        ValueError: If images are missing; names them.
     """
     name = type(defense).__name__
     if defense.held_out and (clean is None or clean.held_out is None):

@@ -1,4 +1,4 @@
-"""Parts of training recipes that no library has: a learning-rate triangle, lookahead and Muon."""
+"""A learning-rate triangle, lookahead SGD and Muon, which no library offers in this form."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def triangle(
     r"""Raise the learning rate linearly to its full value, then lower it linearly.
 
     Args:
-        optimizer: Whose rates are full.
-        total_steps: Of the training, 1 or more.
-        start: Share of the rate in the first step.
-        peak: Share of the steps after which it is full, in (0, 1).
-        end: Share of the rate after the last step.
+        optimizer: The optimizer with the full learning rates.
+        total_steps: Steps of the training, 1 or more.
+        start: Share of the full rate in the first step.
+        peak: Share of the steps after which the rate is full, in (0, 1).
+        end: Share of the full rate after the last step.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -51,11 +51,11 @@ class LookaheadSGD(torch.optim.SGD):
     :math:`d = 1`, which keeps the average.
 
     Args:
-        params: What to train.
-        total_steps: :math:`T`, of the training.
-        decay: :math:`d_0`, in [0, 1].
+        params: The parameters to train.
+        total_steps: Steps :math:`T` of the training.
+        decay: Decay :math:`d_0`, in [0, 1].
         every: Steps between two pulls, 1 or more.
-        options: Of ``torch.optim.SGD``.
+        options: Options of ``torch.optim.SGD``.
 
     Source: Jordan, 2024, arXiv 2404.00498, after Zhang et al., 2019, arXiv 1907.08610.
     """
@@ -74,7 +74,7 @@ class LookaheadSGD(torch.optim.SGD):
         self.every = every
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step of SGD, and pull the weights back where it is time."""
+        """Take a step of SGD, and pull the weights back if it is due."""
         loss = super().step(closure)
         trained = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if trained:
@@ -83,7 +83,7 @@ class LookaheadSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def _pull(self, trained: list[Tensor]) -> None:
-        # Kept with the parameters, as momentum is, so that it is in checkpoints.
+        # Stored with the parameters like momentum, so that checkpoints contain it.
         count = int(self.state[trained[0]].get("steps", 0)) + 1
         last = count == self.total_steps
         share = 0.0 if last else 1 - self.decay * (count / self.total_steps) ** 3
@@ -100,24 +100,25 @@ class LookaheadSGD(torch.optim.SGD):
 class MuonSGD(torch.optim.SGD):
     r"""Convolution filters by Muon, everything else by SGD.
 
-    A layer's filters as a matrix :math:`W` of n rows, one an output channel, and gradient
+    A layer's filters as a matrix :math:`W` of n rows, one per output channel, and gradient
     :math:`G`: :math:`M \leftarrow \mu M + G`, then
 
     .. math:: W \leftarrow \sqrt n \, W / \|W\|_F
         - \eta \, \mathrm{orthogonalised}(G + \mu M)
 
-    so that every direction of the momentum is followed alike, and a step is as large as the rate
-    says, whatever the gradient. Filters have no weight decay: their norm is fixed, which a network
-    with BatchNorm behind them does not notice.
+    so that all directions of the momentum count alike, and the size of a step depends only on the
+    learning rate. Filters have no weight decay: their norm is fixed, which does not matter if
+    BatchNorm follows them.
 
     Args:
-        params: What to train.
-        filter_lr: :math:`\eta`, above 0; schedules change it as they change ``lr``.
-        filter_momentum: :math:`\mu`, in [0, 1).
-        options: Of ``torch.optim.SGD``, for the other parameters.
+        params: The parameters to train.
+        filter_lr: Learning rate :math:`\eta` of filters, greater than 0; schedules change it like
+            ``lr``.
+        filter_momentum: Momentum :math:`\mu` of filters, in [0, 1).
+        options: Options of ``torch.optim.SGD`` for the other parameters.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
-    ``torch.optim.Muon`` takes no tensor of four dimensions.
+    ``torch.optim.Muon`` does not accept tensors of four dimensions.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class MuonSGD(torch.optim.SGD):
                 loss = closure()
         filters: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
-            # A schedule keeps the rate that it began with, and changes the other.
+            # A schedule stores the initial rate and changes the current one.
             full = group.get("initial_lr")
             rate = self.filter_lr * (group["lr"] / full if full else 1.0)
             for parameter in group["params"]:
@@ -149,7 +150,7 @@ class MuonSGD(torch.optim.SGD):
                 if parameter.ndim == 4 and gradient is not None:
                     self._follow(parameter, gradient, rate)
                     filters.append((parameter, gradient))
-                    parameter.grad = None  # not a second time, by SGD
+                    parameter.grad = None  # so that SGD does not train them a second time
         super().step()
         for parameter, gradient in filters:
             parameter.grad = gradient

@@ -16,36 +16,35 @@ from torch.func import functional_call
 Replay = Callable[[Tensor, Callable[[], None]], Tensor]
 
 _EAGER_CALLS = 2
-"""Calls of a kind before it is captured: batches that come once or twice are not worth it."""
+"""Calls of a shape before it is captured: rare shapes are not worth a capture."""
 
 _MOST_GRAPHS = 4
-"""Each keeps the activations of its batch."""
+"""Captures at most; each keeps the activations of its mini-batch."""
 
 _WARM_UP = 3
 """Passes before a capture, in which libraries choose their kernels."""
 
 _MOST_KINDS = 100
-"""So many kinds of calls are counted at a time."""
+"""Shapes that are counted at most."""
 
 
 class ReplayedNetwork(nn.Module):
-    r"""The same network, whose forward and backward passes are captured once and then replayed.
+    """Captures the forward and backward passes of a network once, and then replays them.
 
     On a large GPU a step of a small network takes the host longer to launch than the device to
     compute. From the third batch of a shape on, ``forward`` replays a capture of the network's
-    kernels: the same kernels in the same order, on the same weights. It calls the network as it is
-    where a replay would not be the same: without gradients, on a CPU, with several processes, with
-    gradients of the images, with hooks, and for a second batch before the gradients of the first.
-    A network whose weights, modes or buffers were replaced since is captured anew. One that takes
-    decisions in Python from step to step, other than by these, must not be replayed.
+    kernels: the same kernels in the same order, on the same weights. It calls the network itself if
+    a replay would differ: without gradients, on a CPU, with several processes, with gradients of
+    the images, with hooks, and for a second batch before the gradients of the first. A network
+    whose weights, modes or buffers were replaced is captured again. A network that takes other
+    decisions in Python from step to step must not be replayed.
 
-    The gradients of one call can be taken once: the activations are overwritten on the way. What it
-    leaves in ``grad`` lasts until the next call: to add gradients up over several, set
-    :attr:`enabled` to False.
+    The gradients of a call can be computed once, because this overwrites the activations. ``grad``
+    is valid until the next call: set :attr:`enabled` to False to accumulate gradients over several.
 
     Args:
-        net: What to call. It stays as it is, and is no submodule of this one.
-        enabled: False calls the network as it is, always.
+        net: The network, unchanged; it is not a submodule.
+        enabled: Whether to replay; False always calls the network itself.
 
     Example:
         >>> net = nn.Linear(2, 3)
@@ -78,7 +77,7 @@ class ReplayedNetwork(nn.Module):
         return graph(images, self._done)
 
     def clear(self) -> None:
-        """Give the memory of the graphs back."""
+        """Free the memory of the graphs."""
         self._graphs.clear()
         self._calls.clear()
         self._waiting = False
@@ -111,9 +110,9 @@ class ReplayedNetwork(nn.Module):
         )
 
     def _kind(self, net: nn.Module, images: Tensor) -> Hashable | None:
-        """All that a capture holds for constant; None where there is a hook, which it would skip.
+        """What a capture treats as constant; None if there is a hook, which it would skip.
 
-        By hand instead of by ``parameters()``: this is done in every step.
+        It does not use ``parameters()``, because it runs in each step.
         """
         kind: list[Hashable] = [
             images.shape,
@@ -141,16 +140,16 @@ class ReplayedNetwork(nn.Module):
 class Capture:
     """A network's forward and backward pass on a batch of one shape, as two CUDA graphs.
 
-    Made by :func:`capture`. Called with images, and with what is to happen when the gradients are
-    taken; returns logits.
+    It is made by :func:`capture`. A call takes images and a function that runs when gradients are
+    computed, and returns logits.
     """
 
     def __init__(self, net: nn.Module, images: Tensor) -> None:
         named = dict(net.named_parameters())
         self.parameters = [p for p in named.values() if p.requires_grad]
         self.images = images.clone()
-        # Not the parameters themselves: they would accumulate gradients on the stream of the
-        # capture from then on, and every step would have to wait for both streams.
+        # Not the parameters themselves, which would then accumulate gradients on the stream of the
+        # capture, so that each step would wait for both streams.
         aliases = {name: p.detach().requires_grad_(p.requires_grad) for name, p in named.items()}
         trained = [alias for alias in aliases.values() if alias.requires_grad]
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -189,7 +188,7 @@ class Capture:
 
 
 class _Replay(torch.autograd.Function):
-    """Ties a capture to the parameters."""
+    """Connects a capture with the parameters."""
 
     @staticmethod
     def forward(
@@ -206,10 +205,10 @@ class _Replay(torch.autograd.Function):
 
 
 def capture(net: nn.Module, images: Tensor) -> Replay:
-    """Capture a network's forward and backward pass, and leave the network as it was.
+    """Capture the forward and backward pass of a network, which does not change.
 
     Args:
-        net: In the mode that it is to be captured in, on a GPU.
+        net: The network on a GPU, in the mode to capture.
         images: ``(N, C, H, W)``; the capture takes batches of this shape.
     """
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
@@ -217,11 +216,11 @@ def capture(net: nn.Module, images: Tensor) -> Replay:
         "cuda",
         dtype=torch.get_autocast_dtype("cuda"),
         enabled=torch.is_autocast_enabled("cuda"),
-        cache_enabled=False,  # Weights that were cast outside of the graph would be constants.
+        cache_enabled=False,  # Weights cast outside of the graph would be constants.
     )
     with torch.random.fork_rng([images.device]), autocast:
         graph = Capture(net, images)
     with torch.no_grad():
         for buffer, before in buffers:
-            buffer.copy_(before)  # BatchNorm has seen the batch several times over.
+            buffer.copy_(before)  # BatchNorm has seen the mini-batch several times.
     return graph

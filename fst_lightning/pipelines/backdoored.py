@@ -260,15 +260,15 @@ def train_backdoored(
     )
     trainer = make_trainer(run, "train", recipe.max_epochs, work)
     fit_attack(run, source, attack, trainer.strategy.root_device)
-    initialise(net, data)
+    initialize(net, data)
     trainer.fit(module, datamodule, ckpt_path=resume_point(run, work, "train"), weights_only=True)
     net.cpu()
     return trainer
 
 
-def initialise(net: nn.Module, data: ImageData) -> None:
+def initialize(net: nn.Module, data: ImageData) -> None:
     """Let a network compute from training images what it wants to know before training."""
-    look = getattr(net, "initialise", None)
+    look = getattr(net, "initialize", None)
     if look is not None:
         images = InputPipeline(None, data.mean, data.std)(data.train.images[:_FIRST_IMAGES])
         look(images)

@@ -1,4 +1,4 @@
-"""What every check of a purified network is, and what it is given."""
+"""The interface of all checks of a purified network, and their data."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Rates:
 
 @dataclass(frozen=True)
 class Subject:
-    """Two networks, and what an attacker has who knows the trigger.
+    """The networks before and after a defense, and the data of an attacker who knows the trigger.
 
     Attributes:
         backdoored: The network before the defense, in evaluation mode; a check changes copies.
-        purified: The same after it.
+        purified: The network after the defense, in evaluation mode.
         train: Training images as they were before the attack, with true labels.
-        poisoned: The poisoned training images, with the labels that were trained.
-        stamp: Puts the trigger on images of ``train``: ``(N, C, H, W)`` to the same.
+        poisoned: The poisoned training images, with their training labels.
+        stamp: Adds the trigger to images of ``train``: ``(N, C, H, W)`` to the same.
         test: Clean test images.
-        triggered: Triggered test images of those that count, with true labels.
-        wanted: ``(logits, true labels)`` to the labels that are a success for the attacker.
-        make_clean: Makes a network that was never backdoored, trained by the same recipe.
+        triggered: Triggered test images that count, with true labels.
+        wanted: ``(logits, true labels)`` to the labels that count as a success for the attacker.
+        make_clean: Trains a network without a backdoor by the same recipe.
 
     Networks and images are on one device.
     """
@@ -65,17 +65,17 @@ class Subject:
 
 
 class RobustnessCheck(ABC):
-    """Something that is done to a purified network, and measured.
+    """An attack on a purified network, and its measurement.
 
-    Another one is a subclass in its own file, and a YAML in ``conf/robustness/``.
+    A new check is a subclass in its own file and a YAML file in ``conf/robustness/``.
     """
 
     @abstractmethod
     def run(self, subject: Subject, generator: torch.Generator) -> dict[str, Any]:
-        """Do it.
+        """Run the check.
 
         Args:
-            subject: Stays as it is.
+            subject: The networks and data, unchanged.
             generator: A CPU generator, the only source of random numbers.
 
         Returns:
@@ -90,9 +90,9 @@ def rates_of(
     """Measure a network on the test images of a subject, in evaluation mode.
 
     Args:
-        net: The network, where the images are.
-        subject: Whose images.
-        shift: Makes other images of the *triggered* ones, in [0, 1]; None leaves them.
+        net: The network, on the device of the images.
+        subject: The subject with the images.
+        shift: Changes the *triggered* images, in [0, 1]; None keeps them.
     """
     with keep_modes(net):
         net.eval()

@@ -1,4 +1,4 @@
-"""Linear mode connectivity: the straight way from the backdoored weights to the purified ones.
+"""Linear mode connectivity: the line from the backdoored weights to the purified ones.
 
 Min et al., "Uncovering, explaining, and mitigating the superficial safety of backdoor defense",
 NeurIPS 2024, arXiv 2410.09838.
@@ -25,13 +25,14 @@ class LinearConnectivity(RobustnessCheck):
 
     .. math:: \theta(t) = (1 - t)\,\theta_{\text{backdoored}} + t\,\theta_{\text{purified}}
 
-    A backdoor that has gone has left most of the way; one that comes back a little before the end
-    is near. Statistics of BatchNorm do not belong to weights in between: where a network has any,
-    they are computed anew at every point, both ends included, on the same clean training images.
+    If a backdoor is gone, it is missing along most of the line; if it is still present shortly
+    before the end, it is near. BatchNorm statistics of the ends do not fit the weights between
+    them. They are therefore recomputed at each point, including both ends, on the same clean
+    training images.
 
     Args:
-        points: Evenly spaced, both ends included, 2 or more.
-        images: Clean training images for the statistics of BatchNorm, 2 or more.
+        points: Number of evenly spaced points, including both ends, 2 or more.
+        images: Clean training images for the BatchNorm statistics, 2 or more.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -48,7 +49,7 @@ class LinearConnectivity(RobustnessCheck):
         self.images = images
 
     def run(self, subject: Subject, generator: torch.Generator) -> dict[str, Any]:
-        """Measure point after point, from the backdoored network on."""
+        """Measure all points, starting from the backdoored network."""
         start, end = snapshot(subject.backdoored), snapshot(subject.purified)
         net = copy.deepcopy(subject.purified)
         order = torch.randperm(len(subject.train), generator=generator)

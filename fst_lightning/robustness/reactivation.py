@@ -1,4 +1,4 @@
-"""Query-based reactivation attack (QRA): a small perturbation that wakes a hidden backdoor.
+"""Query-based reactivation attack (QRA): a small perturbation reactivates a hidden backdoor.
 
 Min et al., "Uncovering, explaining, and mitigating the superficial safety of backdoor defense",
 NeurIPS 2024, arXiv 2410.09838.
@@ -23,7 +23,7 @@ from fst_lightning.robustness.retuning import RetuningAttack
 
 
 class ReactivationAttack(RobustnessCheck):
-    r"""Learn a perturbation that makes the purified network answer as its retuned copy does.
+    r"""Learn a perturbation that makes the purified network answer like its retuned copy.
 
     .. math:: \min_{\delta} \alpha\,\mathrm{KL}\big(f_r(x) \,\|\, f_p(x + \delta(x))\big) +
         \mathrm{CE}\big(f_c(x + \delta(x)), y\big), \qquad \|\delta(x)\|_\infty \le \epsilon
@@ -36,14 +36,14 @@ class ReactivationAttack(RobustnessCheck):
     pass through :math:`f_p`: that is more than queries alone would give.
 
     Args:
-        images: Clean ones, and as many triggered ones, 1 or more.
-        epsilon: Bound of the perturbation in a pixel, in units of [0, 1], 0 or more.
+        images: Number of clean images and of triggered images, 1 or more each.
+        epsilon: Bound of the perturbation of a pixel, in units of [0, 1], 0 or more.
         alpha: Weight of the first term, 0 or more.
         epochs: Passes over the images, 1 or more.
-        lr: Of SGD with momentum 0.9, above 0.
+        lr: Learning rate of SGD with momentum 0.9, greater than 0.
         batch_size: Images per step, 1 or more.
-        width: Of the hidden layers, 1 or more.
-        retuning: Makes :math:`f_r`; None: with its defaults.
+        width: Width of the hidden layers, 1 or more.
+        retuning: The retuning attack that makes :math:`f_r`; None for the default one.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -139,12 +139,12 @@ class ReactivationAttack(RobustnessCheck):
 
 
 class Perturbation(nn.Module):
-    r"""Maps an image in [0, 1] to a near one: :math:`\min(\max(x + \epsilon \tanh g(x), 0), 1)`.
+    r"""Maps an image in [0, 1] to a similar one: :math:`\min(\max(x + \epsilon \tanh g(x), 0), 1)`.
 
     Args:
-        shape: (channels, height, width) of an image.
+        shape: Channels, height and width of an image.
         epsilon: Largest change of a pixel.
-        width: Of the three hidden layers of g.
+        width: Width of the three hidden layers of g.
 
     Example:
         >>> images = torch.rand(2, 3, 4, 4)
@@ -171,6 +171,6 @@ class Perturbation(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Change every image by the same rule."""
+        """Perturb each image."""
         change: Tensor = self.layers(images).view(-1, *self.shape)
         return (images + self.epsilon * change).clamp(0, 1)

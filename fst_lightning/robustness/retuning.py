@@ -1,4 +1,4 @@
-"""Retuning attack (RA): a few poisoned images bring a backdoor back that was only hidden.
+"""Retuning attack (RA): a few poisoned images bring back a hidden backdoor.
 
 Min et al., "Uncovering, explaining, and mitigating the superficial safety of backdoor defense",
 NeurIPS 2024, arXiv 2410.09838.
@@ -23,20 +23,20 @@ from fst_lightning.robustness.check import RobustnessCheck, Subject, rates_of
 
 
 class RetuningAttack(RobustnessCheck):
-    """Tune the purified network on clean images, a handful of which are poisoned ones.
+    """Tune the purified network on clean images and a few poisoned ones.
 
-    A network that has forgotten its backdoor learns nothing from so few. The attack success rate
-    before is O-ASR, the one after it P-ASR. What a network that never had a backdoor learns from
-    the same images, in the same order, is the control.
+    A network that has forgotten its backdoor learns nothing from so few images. O-ASR is the attack
+    success rate before, P-ASR the one after. The control is a network that never had a backdoor,
+    tuned on the same images in the same order.
 
     Args:
-        poisoned_images: Poisoned training images among the others, 1 or more; no more than there
+        poisoned_images: Number of poisoned training images, 1 or more; at most as many as there
             are.
-        share: Of the training images that are tuned on, above 0, at most 1.
-        epochs: Passes over them, 1 or more.
-        lr: Of SGD with momentum 0.9 at a constant rate, above 0.
+        share: Share of the training images to tune on, greater than 0 and at most 1.
+        epochs: Passes over these images, 1 or more.
+        lr: Constant learning rate of SGD with momentum 0.9, greater than 0.
         batch_size: Images per step, 2 or more.
-        control: Retune a network that was never backdoored as well.
+        control: Whether to retune a network without a backdoor too.
 
     Raises:
         ValueError: If an argument is out of its range.

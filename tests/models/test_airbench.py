@@ -24,7 +24,7 @@ def test_the_first_layer_whitens_patches() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(20, 3, 9, 9, generator=generator) + torch.rand(20, 1, 1, 1)
     net = airbench(4, width=4)
-    net.initialise(images)
+    net.initialize(images)
     weight = net.whiten.weight.detach().double()
     filters = weight[:12].flatten(1).numpy()
     outputs = patches(images) @ filters.T

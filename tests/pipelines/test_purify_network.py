@@ -384,7 +384,7 @@ def test_options_that_cannot_be_right_are_refused(net: nn.Module, loader: Pairs)
         purify(net, loader, FST)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"`net` to be an nn.Module, but got OrderedDict"):
         purify(net.state_dict(), loader, FST())  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match=r"`optimizer` to be a function.*SGD that is made already"):
+    with pytest.raises(TypeError, match=r"`optimizer` to be a function.*existing SGD"):
         purify(net, loader, FST(), optimizer=torch.optim.SGD(net.parameters()))  # type: ignore[call-overload]
 
 

@@ -1,1 +1,1 @@
-"""What several defenses share: their base classes, data, masks and inversions."""
+"""Shared parts of defenses: base classes, data, masks and inversions."""

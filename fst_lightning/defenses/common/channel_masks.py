@@ -1,7 +1,7 @@
-r"""Masks on the channels of BatchNorm, for defenses that prune: what they share.
+r"""Masks on the channels of BatchNorm, for defenses that prune.
 
-A channel is pruned where BatchNorm scales it, :math:`y_c = m_c \gamma_c \hat x_c + \beta_c`: the
-mask can be folded into :math:`\gamma` without a trace, whatever convolution comes before.
+A channel is pruned at the scale of BatchNorm, :math:`y_c = m_c \gamma_c \hat x_c + \beta_c`: the
+mask can be folded into :math:`\gamma`, whatever convolution comes before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOTHING_PRUNED = "Nothing was pruned"
 """The shortfall of a defense that prunes and found no channel to prune."""
 
 THRESHOLDS = tuple(step / 20 for step in range(18, 0, -1))
-"""Where masks are cut, largest first: 0.90, 0.85, ..., 0.05."""
+"""Thresholds of masks, largest first: 0.90, 0.85, ..., 0.05."""
 
 
 class ChannelMask(nn.Module):
@@ -53,15 +53,15 @@ class ChannelMask(nn.Module):
 
 
 def attach(norm: _BatchNorm, name: str, parametrization: nn.Module) -> None:
-    """Compute ``norm.<name>`` by a parametrization from now on."""
+    """Register a parametrization of ``norm.<name>``."""
     parametrize.register_parametrization(norm, name, parametrization)
 
 
 @torch.no_grad()
 def detach(norm: _BatchNorm, name: str) -> None:
-    """Make ``norm.<name>`` a plain parameter again, with the value that it has now.
+    """Make ``norm.<name>`` a plain parameter again, with its current value.
 
-    The same parameter in the same storage, and the keys of the state dict in their usual order.
+    It is the same parameter in the same storage, and the keys of the state dict keep their order.
     """
     if not parametrize.is_parametrized(norm, name):
         return
@@ -78,7 +78,7 @@ def scaled_batchnorms(net: nn.Module, name: str) -> dict[str, _BatchNorm]:
 
     Args:
         net: The network.
-        name: What the error calls the defense.
+        name: Name of the defense in the error.
 
     Raises:
         ValueError: If there is none.
@@ -95,7 +95,7 @@ def scaled_batchnorms(net: nn.Module, name: str) -> dict[str, _BatchNorm]:
 
 @torch.no_grad()
 def prune(norm: _BatchNorm, pruned: Tensor) -> None:
-    r"""Silence channels for good: :math:`\gamma_c = \beta_c = 0`.
+    r"""Prune channels: :math:`\gamma_c = \beta_c = 0`.
 
     Args:
         norm: The layer, changed in place.
@@ -106,14 +106,14 @@ def prune(norm: _BatchNorm, pruned: Tensor) -> None:
 
 
 def outliers(scores: Tensor, u: float) -> Tensor:
-    r"""Channels that stand out of their layer: :math:`s_c > \mathrm{mean}(s) + u\,\mathrm{std}(s)`.
+    r"""Outliers of a layer: :math:`s_c > \mathrm{mean}(s) + u\,\mathrm{std}(s)`.
 
-    The standard deviation is the unbiased one. A single outlier among C values is at most
-    :math:`(C - 1) / \sqrt C` deviations away: with u = 3, layers of 10 channels or fewer keep all.
+    The standard deviation is the unbiased one. One outlier among C values is at most
+    :math:`(C - 1) / \sqrt C` deviations away: with u = 3, layers of 10 channels or fewer lose none.
 
     Args:
-        scores: ``(C,)``; what is not finite takes no part and is no outlier.
-        u: Deviations, greater than 0.
+        scores: ``(C,)``; values that are not finite are ignored and are not outliers.
+        u: Number of standard deviations, greater than 0.
 
     Example:
         >>> outliers(torch.tensor([1.0] * 15 + [9.0]), u=3).nonzero().flatten().tolist()
@@ -127,19 +127,20 @@ def outliers(scores: Tensor, u: float) -> Tensor:
 
 
 def listed(pruned: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Channels that are True, as plain numbers; layers that have none are left out."""
+    """The numbers of the channels that are True, without layers that have none."""
     numbers = {name: flags.nonzero().flatten().tolist() for name, flags in pruned.items()}
     return {name: channels for name, channels in numbers.items() if channels}
 
 
 class OutlierPruning(Defense):
-    r"""Prune the channels whose score stands out of their layer; no training.
+    r"""Prune the channels whose score is an outlier of their layer; no training.
 
-    .. math:: \gamma_c = \beta_c = 0 \quad\text{where}\quad
+    .. math:: \gamma_c = \beta_c = 0 \quad\text{if}\quad
         s_c > \mathrm{mean}_c(s) + u\,\mathrm{std}_c(s)
 
     Args:
-        u: Deviations above the mean of the layer, greater than 0; fewer prune more.
+        u: Standard deviations above the mean of the layer, greater than 0; a smaller value prunes
+            more.
 
     Raises:
         ValueError: If ``u`` is not greater than 0.
@@ -162,11 +163,11 @@ class OutlierPruning(Defense):
     def scores(
         self, net: nn.Module, clean: CleanData, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """How suspicious every channel is: by name of the BatchNorm layer, ``(C,)``."""
+        """A score of each channel, ``(C,)``, by name of the BatchNorm layer; larger is worse."""
 
     @torch.no_grad()
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Score all channels of the network as it was given, then prune."""
+        """Score all channels of the unpruned network, then prune."""
         for name, scores in self.scores(net, clean, generator).items():
             self._pruned[name] = outliers(scores, self.u)
             prune(self._norms[name], self._pruned[name])
@@ -176,9 +177,9 @@ class OutlierPruning(Defense):
         count = sum(int(flags.sum()) for flags in self._pruned.values())
         total = sum(len(flags) for flags in self._pruned.values())
         rule = f"by more than {self.u:g} standard deviations (defense.u)"
-        summary = f"None of the {total:,} channels stands out of its layer {rule}."
+        summary = f"None of the {total:,} channels is an outlier of its layer {rule}."
         if count:
-            summary = f"Pruned {count:,} of {total:,} channels, which stand out {rule}."
+            summary = f"Pruned {count:,} of {total:,} channels, which are outliers {rule}."
         return {
             "summary": summary,
             "pruned_channels": count,
@@ -187,24 +188,24 @@ class OutlierPruning(Defense):
         }
 
     def shortfall(self) -> str | None:
-        """``Nothing was pruned``, if no channel stands out."""
+        """``Nothing was pruned`` if no channel is an outlier."""
         scored = bool(self._pruned)
         pruned = any(bool(flags.any()) for flags in self._pruned.values())
         return NOTHING_PRUNED if scored and not pruned else None
 
 
 class MaskDefense(Defense):
-    r"""Train masks on the channels of BatchNorm; every weight of the network stays as it is.
+    r"""Train masks on the channels of BatchNorm; no weight of the network changes.
 
-    Running statistics of BatchNorm stay as they are too.
+    The running statistics of BatchNorm do not change either.
     """
 
     batch_statistics: ClassVar[bool] = True
-    """Whether the steps normalize by the batch; False: by the running statistics."""
+    """Whether the steps normalize by the batch instead of the running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
-        # None of this is a submodule: the network's weights must not be saved twice.
+        # Kept in containers so that `nn.Module` does not register them and save the weights twice.
         self._net: list[nn.Module] = []
         self._norms: dict[str, _BatchNorm] = {}
         self._masks: dict[str, ChannelMask] = {}
@@ -213,7 +214,7 @@ class MaskDefense(Defense):
         self._found: dict[str, Any] = {}
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Freeze the network and put a mask of ones on every BatchNorm layer that has a scale."""
+        """Freeze the network, and mask each BatchNorm layer that has a scale by ones."""
         norms = scaled_batchnorms(net, type(self).__name__)
         self.finish()
         self._net, self._norms, self._found = [net], norms, {}
@@ -223,7 +224,7 @@ class MaskDefense(Defense):
             attach(norm, "weight", self._masks[name])
         self._momenta = {name: norm.momentum for name, norm in norms.items()}
         for norm in norms.values():
-            # In training mode: normalize by the batch, and remember nothing of it.
+            # In training mode, normalize by the batch without updating the running statistics.
             norm.momentum = 0.0
 
     def make_mask(self, scale: Tensor) -> ChannelMask:
@@ -237,27 +238,28 @@ class MaskDefense(Defense):
             mask.mask.clamp_(self.floor(number), 1)
 
     def floor(self, number: int) -> float:
-        """The least value of the masks of a layer; layers are numbered from 1, input to output."""
+        """The smallest mask of a layer; layers are numbered from 1, from input to output."""
         return 0.0
 
     def always_eval(self) -> Iterator[nn.Module]:
-        """The whole network where the steps normalize by the running statistics."""
+        """The whole network if the steps normalize by the running statistics."""
         if not self.batch_statistics:
             yield from self._net
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:
-        """The mean of all masks, and the least one."""
+        """The mean and the minimum of all masks."""
         masks = torch.cat([mask.mask.float() for mask in self._masks.values()])
         return {"mask_mean": masks.mean(), "mask_min": masks.min()}
 
     @torch.no_grad()
     def cut(self, net: nn.Module, clean: CleanData, max_ca_drop: float) -> None:
-        r"""Replace the masks by 0 and 1: the largest set of channels that costs little.
+        """Prune the largest set of channels that costs little accuracy.
 
-        Pruned is :math:`m_c < t` for the largest t among 0.05, 0.10, ..., 0.90 that keeps the
-        accuracy on held-out clean images within ``max_ca_drop`` of the unpruned network's. If every
-        t costs more, nothing is pruned, and the findings say what the least costly one costs.
+        Channels with :math:`m_c < t` are pruned, for the largest t among 0.05, 0.10, ..., 0.90 that
+        keeps the accuracy on held-out clean images within ``max_ca_drop`` of the unpruned
+        network's. If every t costs more, nothing is pruned, and the findings contain the smallest
+        cost.
 
         Args:
             net: The network, masked.
@@ -325,11 +327,11 @@ class MaskDefense(Defense):
         self._norms, self._net = {}, []
 
     def findings(self) -> dict[str, Any]:
-        """The threshold, the channels that were pruned, and what that cost."""
+        """The threshold, the pruned channels, and their cost in accuracy."""
         return dict(self._found)
 
     def shortfall(self) -> str | None:
-        """``Nothing was pruned``, if :meth:`cut` was to prune and did not."""
+        """``Nothing was pruned`` if :meth:`cut` found no threshold."""
         return NOTHING_PRUNED if self._found.get("pruned_channels") == 0 else None
 
 
@@ -345,18 +347,18 @@ def check_number(
     """Check an argument of a constructor.
 
     Args:
-        name: What the error calls it.
+        name: Its name in the error.
         value: The argument.
-        low: The least valid value.
-        high: The largest one.
-        low_open: Whether ``low`` itself is not valid.
+        low: The smallest valid value.
+        high: The largest valid value.
+        low_open: Whether ``low`` itself is invalid.
         whole: Whether it has to be an int.
 
     Raises:
         ValueError: If it is not a finite number within the bounds; True and False are no numbers.
     """
     kind: type = int if whole else float
-    # True is an int in Python, and a slip in a configuration.
+    # `True` is an int in Python, but a mistake in a configuration.
     number = isinstance(value, int | kind) and not isinstance(value, bool)
     above = number and (low < value if low_open else low <= value)
     if above and value <= high and value < math.inf:
@@ -370,11 +372,11 @@ def check_number(
 def merged_moments(
     net: nn.Module, norms: Mapping[str, _BatchNorm], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    r"""Mean and variance of what reaches each BatchNorm layer, per channel, over all images.
+    r"""Mean and variance of the inputs of each BatchNorm layer, per channel, over all images.
 
     .. math:: \mu_c = \mathrm{mean}(x_c), \quad \sigma_c^2 = \mathrm{mean}((x_c - \mu_c)^2)
 
-    over images and positions; batches are merged exactly, in float64, whatever their sizes.
+    over images and positions. Mini-batches of any sizes are merged exactly, in float64.
 
     Args:
         net: The network, in evaluation mode.
@@ -382,8 +384,8 @@ def merged_moments(
         batches: ``(images, labels)``, normalized.
 
     Returns:
-        By name, mean and variance, ``(C,)`` each, float64, on the CPU; a layer that was not
-        reached is left out.
+        By name, mean and variance, ``(C,)`` each, float64, on the CPU, without layers that were not
+        reached.
     """
     merged: dict[str, tuple[int, Tensor, Tensor]] = {}
 
@@ -412,13 +414,13 @@ def watch_inputs(
     batches: Iterable[tuple[Tensor, Tensor]],
     look: Any,
 ) -> None:
-    """Run a network and show ``look(name, values)`` what reaches each layer: ``(C, n)`` float32.
+    """Run a network, and call ``look(name, values)`` with each layer's inputs, ``(C, n)`` float32.
 
     Args:
         net: The network.
         norms: The layers to watch, by name.
         batches: ``(images, labels)``.
-        look: Called for every layer and batch; n counts images and positions.
+        look: Called for each layer and mini-batch; n counts images and positions.
     """
     with ExitStack() as hooks:
         for name, norm in norms.items():

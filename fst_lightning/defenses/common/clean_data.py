@@ -1,4 +1,4 @@
-"""The data that a defense is given: a few clean images, and at most a training set to inspect."""
+"""The data of a defense: a few clean images, and perhaps a training set to inspect."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Data = TypeVar("Data", bound="LabelledImages")
 
 
 class LabelledImages:
-    r"""Images in memory with one label each, and how the network wants them normalized.
+    r"""Images in memory with one label each, and their normalization.
 
     .. math:: z = (x - \mu) / \sigma, \quad x \in [0, 1]
 
     Args:
-        images: ``(N, C, H, W)``, uint8, or float: in [0, 1] with ``mean`` and ``std``, normalized
-            already without.
+        images: ``(N, C, H, W)``, uint8 or float. Floats are in [0, 1] if ``mean`` and ``std`` are
+            given, and otherwise normalized.
         labels: ``(N,)`` int64.
-        mean: Per channel, of images in [0, 1]; None for images that are normalized already.
-        std: Per channel, greater than 0; None likewise.
-        dtype: Of what the network gets.
+        mean: Mean per channel, of images in [0, 1]; None if the images are normalized.
+        std: Standard deviation per channel, greater than 0; None if the images are normalized.
+        dtype: Type of the network's input.
 
     Raises:
         ValueError: If images and labels differ in number, or only one of mean and std is given.
@@ -39,7 +39,7 @@ class LabelledImages:
     ) -> None:
         if len(images) != len(labels):
             raise ValueError(
-                f"Expected one label an image, but got {len(images)} images "
+                f"Expected one label per image, but got {len(images)} images "
                 f"and {len(labels)} labels."
             )
         if (mean is None) != (std is None):
@@ -57,19 +57,19 @@ class LabelledImages:
 
     @property
     def num_images(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self.labels)
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """The device of the images."""
         return self.images.device
 
     @property
     def unit(self) -> Tensor:
-        """The size of one unit of [0, 1] in normalized units, 1/std: ``(1, C, 1, 1)``; else ones.
+        """One unit of [0, 1] in normalized units, 1/std: ``(1, C, 1, 1)``; ones if std is unknown.
 
-        A perturbation that is bounded in [0, 1] is added as ``images + delta * unit``.
+        Add a perturbation in units of [0, 1] as ``images + delta * unit``.
         """
         if self.std is None:
             shape = (1, self.images.shape[1], 1, 1)
@@ -77,7 +77,7 @@ class LabelledImages:
         return (1 / self.std).to(self.dtype)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn images in [0, 1], or uint8, into what the network gets."""
+        """Convert images in [0, 1], or uint8, to the network's input."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
         if self.mean is not None and self.std is not None:
@@ -85,7 +85,7 @@ class LabelledImages:
         return images.to(self.dtype)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Turn what the network gets back into [0, 1]; the same where no statistics are known."""
+        """Convert the network's input to [0, 1]; unchanged if no statistics are known."""
         if self.mean is None or self.std is None:
             return images
         return (images * self.std + self.mean).to(images.dtype)
@@ -95,12 +95,12 @@ class LabelledImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the images.
 
-        A shuffled pass leaves a last batch of a single image out, where there are other batches:
-        BatchNorm can't learn from it, and another pass will show that image.
+        A shuffled pass drops a last mini-batch of a single image if there are others: BatchNorm
+        can't train on it, and another pass will contain that image.
 
         Args:
-            batch_size: At most so many images per batch, 1 or more.
-            generator: A CPU generator that shuffles; None keeps the order, every image included.
+            batch_size: Images per mini-batch at most, 1 or more.
+            generator: A CPU generator that shuffles; None keeps the order and all images.
 
         Yields:
             Images ``(n, C, H, W)``, normalized, and labels ``(n,)``.
@@ -121,7 +121,7 @@ class LabelledImages:
         return self._with(self.images[rows.to(self.device)], self.labels[rows.to(self.device)])
 
     def to(self: Data, device: torch.device | str, dtype: torch.dtype | None = None) -> Data:
-        """The same on another device, and for a network of another type."""
+        """Move to another device, and set the type of the network's input."""
         moved = self._with(self.images.to(device), self.labels.to(device))
         moved.dtype = self.dtype if dtype is None else dtype
         return moved
@@ -131,9 +131,9 @@ class LabelledImages:
 
 
 class PoisonedData(LabelledImages):
-    """A training set as it was delivered: perhaps poisoned, with the labels that came with it.
+    """A training set as it was delivered, perhaps poisoned, with its delivered labels.
 
-    Nothing says which rows were changed. Arguments as for :class:`LabelledImages`.
+    It does not contain which rows were changed. It takes the arguments of :class:`LabelledImages`.
 
     Example:
         >>> data = PoisonedData(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4))
@@ -145,7 +145,7 @@ class PoisonedData(LabelledImages):
 class CleanData(LabelledImages):
     """The clean images that a defender holds.
 
-    A defense gets nothing else: neither the test set, nor the trigger, nor which rows are poisoned.
+    A defense gets nothing else: no test set, no trigger, and no list of poisoned rows.
 
     Args:
         images: See :class:`LabelledImages`.
@@ -153,8 +153,8 @@ class CleanData(LabelledImages):
         held_out: Clean images that no training step sees, for thresholds and early stopping.
         mean: See :class:`LabelledImages`.
         std: See :class:`LabelledImages`.
-        poisoned: The training set as it was delivered, for a defense that asks for it.
-        dtype: Of what the network gets.
+        poisoned: The training set as it was delivered, for a defense that needs it.
+        dtype: Type of the network's input.
 
     Example:
         >>> clean = CleanData(torch.rand(10, 3, 8, 8), torch.arange(10) % 2)
@@ -178,14 +178,14 @@ class CleanData(LabelledImages):
         self.poisoned = poisoned
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> CleanData:
-        """The same on another device, with everything that belongs to it."""
+        """Move to another device, with the held-out images and the training set."""
         moved = super().to(device, dtype)
         moved.held_out = None if self.held_out is None else self.held_out.to(device, dtype)
         moved.poisoned = None if self.poisoned is None else self.poisoned.to(device, dtype)
         return moved
 
     def split(self, share: float, generator: torch.Generator) -> CleanData:
-        """Hold a share of the images out, at least one of them.
+        """Hold out a share of the images, at least one.
 
         Args:
             share: In [0, 1); 0 holds nothing out.
@@ -223,10 +223,10 @@ class CleanData(LabelledImages):
 
 
 def held_out_rows(count: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the rows that are held out, and those that are kept; each ascending.
+    """Draw the rows to hold out and the rows to keep, both ascending.
 
     Args:
-        count: How many rows there are.
+        count: Number of rows.
         share: In (0, 1); rounded, at least one row.
         generator: A CPU generator.
 
@@ -236,8 +236,8 @@ def held_out_rows(count: int, share: float, generator: torch.Generator) -> tuple
     held = max(1, round(share * count))
     if held >= count:
         raise ValueError(
-            f"Expected clean images enough to hold a share of {share:g} of them out, but got "
-            f"{count}. Give more, for example with tuning.clean_ratio."
+            f"Expected enough clean images to hold out a share of {share:g}, but got {count}. Give "
+            "more, for example with tuning.clean_ratio."
         )
     order = torch.randperm(count, generator=generator)
     return order[:held].sort().values, order[held:].sort().values

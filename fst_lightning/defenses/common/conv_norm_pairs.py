@@ -1,4 +1,4 @@
-"""Which convolution feeds which BatchNorm, and nothing else does."""
+"""Pairs of a convolution and the BatchNorm layer that it feeds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def conv_batchnorm_pairs(net: nn.Module) -> dict[str, str]:
     """Find the convolutions whose output goes to one BatchNorm layer, and nowhere else.
 
     The network's forward pass is traced symbolically. A BatchNorm layer that is fed by a sum (the
-    first one of a pre-activation block) has no partner. Where the forward pass can't be traced, for
-    it branches on values or shapes, a pair is two neighbors in the same parent module, the
-    convolution first. Either way the numbers of channels have to agree.
+    first one of a pre-activation block) has no partner. If the forward pass can't be traced because
+    it branches on values or shapes, a pair is a convolution directly before a BatchNorm layer in
+    the same parent module. In both cases the numbers of channels must agree.
 
     Args:
         net: The network.
 
     Returns:
-        The name of the convolution, by the name of the BatchNorm layer; in order of execution where
-        the network can be traced, otherwise of registration.
+        The name of the convolution, by the name of the BatchNorm layer; in order of execution if
+        the network can be traced, and otherwise of registration.
 
     Example:
         >>> conv_batchnorm_pairs(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
@@ -33,14 +33,14 @@ def conv_batchnorm_pairs(net: nn.Module) -> dict[str, str]:
     try:
         graph = _Tracer().trace(net)
     except Exception:  # A forward pass may fail in any way on symbolic inputs.
-        pairs = _neighbours(net)
+        pairs = _neighbors(net)
     else:
         pairs = _in_graph(net, graph)
     return {norm: conv for norm, conv in pairs.items() if _channels_agree(net, conv, norm)}
 
 
 class _Tracer(fx.Tracer):
-    """Takes layers whole, those of other libraries that derive from PyTorch's too."""
+    """Does not trace into layers, including subclasses of PyTorch's layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Convolution | _BatchNorm) or super().is_leaf_module(
@@ -68,7 +68,7 @@ def _in_graph(net: nn.Module, graph: fx.Graph) -> dict[str, str]:
     return pairs
 
 
-def _neighbours(net: nn.Module) -> dict[str, str]:
+def _neighbors(net: nn.Module) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for path, parent in net.named_modules():
         prefix = f"{path}." if path else ""

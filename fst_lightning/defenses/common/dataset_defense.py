@@ -1,4 +1,4 @@
-"""Purification of a training set: find the poisoned rows, and train anew without them."""
+"""Purification of a training set: find the poisoned rows, and retrain without them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ Fit = Callable[[nn.Module, PoisonedData], nn.Module]
 
 
 class DatasetDefense(Defense, ABC):
-    r"""Find the rows of a delivered training set that are suspicious, and do without them.
+    """Find suspicious rows of a delivered training set, and retrain without them.
 
-    A subclass writes :meth:`suspects`. The network that comes in, trained on the delivered set, is
-    what it may look with; the network that comes out is trained anew on the other rows, with the
-    labels that were delivered.
+    A subclass implements :meth:`suspects`, which may use the network that was trained on the
+    delivered set. A fresh network is then trained on the other rows with their delivered labels.
     """
 
     tunes = False
     needs_poisoned_set = True
 
     suspected: Tensor
-    """``(N,)`` bool, the rows that were found; empty before :meth:`study`."""
+    """The suspicious rows, ``(N,)`` bool; empty before :meth:`study`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,17 +52,17 @@ class DatasetDefense(Defense, ABC):
         """Find the suspicious rows, and keep them.
 
         Raises:
-            ValueError: If :meth:`suspects` gives anything but one truth value per row.
+            ValueError: If :meth:`suspects` does not return one bool per row.
         """
         if clean.poisoned is None:
             raise ValueError(
-                f"Expected the training set as it was delivered, which {type(self).__name__} "
-                "inspects, but got none. Pass `CleanData(..., poisoned=...)`."
+                f"Expected the delivered training set, which {type(self).__name__} inspects, but "
+                "got none. Pass `CleanData(..., poisoned=...)`."
             )
         found = self.suspects(net, clean.poisoned, generator)
         if found.dtype != torch.bool or found.shape != clean.poisoned.labels.shape:
             raise ValueError(
-                f"Expected `suspects` to give ({clean.poisoned.num_images},) truth values, but got "
+                f"Expected `suspects` to return ({clean.poisoned.num_images},) bools, but got "
                 f"{tuple(found.shape)} of {found.dtype}."
             )
         self.suspected = found.detach().cpu()
@@ -76,17 +75,17 @@ class DatasetDefense(Defense, ABC):
         generator: torch.Generator,
         fit: Fit,
     ) -> nn.Module | None:
-        """Train a fresh network on what is left.
+        """Train a fresh network on the remaining rows.
 
         Args:
             make_net: Makes a network with new weights.
             poisoned: The training set as it was delivered.
             suspects: ``(N,)`` bool.
             generator: A CPU generator.
-            fit: Trains a network by the recipe that the original network was trained by.
+            fit: Trains a network by the recipe of the original network.
 
         Returns:
-            The network; None leaves the one that came in: so here where no row is suspected.
+            The network; None keeps the original one, which is the case if no row is suspected.
 
         Raises:
             ValueError: If no row is left.
@@ -101,18 +100,18 @@ class DatasetDefense(Defense, ABC):
         return fit(make_net(), poisoned.subset(~suspects))
 
     def findings(self) -> dict[str, Any]:
-        """How many rows are suspected."""
+        """The number of suspected rows."""
         found: dict[str, Any] = {
             "flagged": int(self.suspected.sum()),
             "num_rows": len(self.suspected),
         }
         if self.shortfall() is not None:
             rows = f"{found['num_rows']:,} rows of the training set"
-            found["summary"] = f"None of the {rows} was left out, and no network was trained anew."
+            found["summary"] = f"None of the {rows} was removed, and no network was retrained."
         return found
 
     def shortfall(self) -> str | None:
-        """``No row was suspected``: no network was trained anew."""
+        """``No row was suspected`` if no network was retrained."""
         return "No row was suspected" if len(self.suspected) and not self.suspected.any() else None
 
 
@@ -121,10 +120,10 @@ def detection_rates(suspects: Tensor, poisoned: Tensor | None) -> dict[str, floa
 
     Args:
         suspects: ``(N,)`` bool.
-        poisoned: ``(N,)`` bool, which rows were poisoned; None where nobody knows.
+        poisoned: ``(N,)`` bool, the poisoned rows; None if they are unknown.
 
     Returns:
-        Each in [0, 1]; None where it is a share of nothing, or not known.
+        Each in [0, 1]; None if there are no such rows, or they are unknown.
 
     Example:
         >>> found = torch.tensor([True, True, False, False, False])

@@ -1,4 +1,4 @@
-"""What every defense is: the places of a purification in which it may act."""
+"""The interface of all defenses: the hooks of a purification."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class Defense(ShowsArguments, nn.Module):
     r"""Purify a network by tuning it on a few clean images.
 
     The loss of a step is :math:`\ell(f, x, y) + \Omega(\theta)`: :meth:`loss` on the batch plus
-    :meth:`penalty` on the weights. A subclass overrides the places that it needs; this class alone
+    :meth:`penalty` on the weights. A subclass overrides the hooks that it needs. This class alone
     is plain fine-tuning.
 
     The order of a run is:
 
     1. :meth:`prepare`, before the optimizer is made and before a checkpoint is restored;
-    2. :meth:`study`, before the first step, on the device; not again in a run that is resumed;
+    2. :meth:`study`, before the first step, on the device; not again in a resumed run;
     3. for every epoch :meth:`begin_epoch`; for every step :meth:`loss` and :meth:`penalty`, the
        backward pass, :meth:`after_backward`, :meth:`before_step`, the optimizer,
-       :meth:`after_step`; none of it where :attr:`done`, or where the class does not :attr:`tunes`;
+       :meth:`after_step`; none of it if the defense is :attr:`done` or its :attr:`tunes` is False;
     4. :meth:`conclude`, after the last step;
     5. :meth:`finish`, also after an exception.
 
-    What a defense finds in 1 and 2 it keeps in the network's weights and in buffers, which move to
-    the device and into the checkpoints of an interrupted run. The constructor registers them, empty
-    (``torch.empty(0)``) where their shape is not known yet: they come back as they were saved.
-    Random numbers come from the generators that it is given; in :meth:`loss` from the global ones,
-    which are seeded anew every epoch.
+    Results of steps 1 and 2 are kept in the network's weights and in buffers, which move to the
+    device and into the checkpoints of an interrupted run. The constructor registers the buffers,
+    empty (``torch.empty(0)``) if their shape is not known yet; they are restored as they were
+    saved. Random numbers come from the given generators, and in :meth:`loss` from the global ones,
+    which are seeded again in each epoch.
     """
 
     tunes: ClassVar[bool] = True
@@ -49,12 +49,12 @@ class Defense(ShowsArguments, nn.Module):
     """Whether it inspects the training set as it was delivered: ``clean.poisoned``."""
 
     alpha_is_strength: ClassVar[bool] = True
-    """Whether an ``alpha`` of the constructor can be searched by what it costs: ``alpha=auto``."""
+    """Whether ``alpha=auto`` can search the constructor's ``alpha`` by its cost in accuracy."""
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Look at the original network and change it: snapshot, masks, new weights, freezes.
+        """Inspect and change the backdoored network: snapshots, masks, new weights, freezes.
 
-        Quick, and on the CPU.
+        It must be fast and runs on the CPU.
 
         Args:
             net: The backdoored network (or a LightningModule around it); changed in place.
@@ -62,7 +62,7 @@ class Defense(ShowsArguments, nn.Module):
         """
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Work on all the clean images at once: a teacher, a ranking, an inversion, unlearning.
+        """Process all clean images at once: a teacher, a ranking, an inversion, unlearning.
 
         Args:
             net: The network, on its device, in evaluation mode; changed in place.
@@ -79,7 +79,7 @@ class Defense(ShowsArguments, nn.Module):
             net: The network, in training mode.
             clean: The clean images, on the same device.
             epoch: From 0.
-            generator: A CPU generator, of this epoch.
+            generator: The CPU generator of this epoch.
         """
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -99,27 +99,27 @@ class Defense(ShowsArguments, nn.Module):
         return None
 
     def after_backward(self) -> None:
-        """Act right after every backward pass: put weights back that :meth:`loss` has moved."""
+        """Act after each backward pass, for example restore weights that :meth:`loss` moved."""
 
     def before_step(self) -> None:
-        """Change the gradients right before a step of the optimizer; unscaled, not yet clipped."""
+        """Change the gradients before a step of the optimizer, unscaled and not clipped."""
 
     def after_step(self) -> None:
-        """Act on the weights right after every step of the optimizer, without gradients."""
+        """Act on the weights after each step of the optimizer, without gradients."""
 
     def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Act after the last step: choose a threshold, prune, recompute BatchNorm.
 
         Args:
             net: The network, in evaluation mode; changed in place.
-            clean: The clean images, on the same device; decisions are taken on ``clean.held_out``.
+            clean: The clean images, on the same device; ``clean.held_out`` is for decisions.
             generator: A CPU generator, the only source of random numbers.
         """
 
     def finish(self) -> None:
-        """Leave the network as an ordinary one: fold masks, undo freezes, remove hooks.
+        """Leave an ordinary network: fold masks, undo freezes, remove hooks.
 
-        Called twice, or before anything was prepared, it does no harm.
+        A second call, or a call before :meth:`prepare`, does nothing.
         """
 
     def always_eval(self) -> Iterator[nn.Module]:
@@ -127,18 +127,18 @@ class Defense(ShowsArguments, nn.Module):
         return iter(())
 
     def statistics(self) -> dict[str, Tensor]:
-        """Figures worth a curve, as scalars; logged once per epoch as ``train/<name>``."""
+        """Scalars to plot, logged once per epoch as ``train/<name>``."""
         return {}
 
     def findings(self) -> dict[str, Any]:
-        """What was found and decided, as plain values for ``results.json``.
+        """The results of the defense, as plain values for ``results.json``.
 
         ``summary``, if given, is one sentence for the terminal and the report.
         """
         return {}
 
     def shortfall(self) -> str | None:
-        """What the defense set out to do and did not do; None if it did it.
+        """What the defense failed to do; None if it succeeded.
 
         A clause such as ``Nothing was pruned``. The results of a run with a shortfall are not
         presented as a success; the ``summary`` of the findings gives the reason.
@@ -147,7 +147,7 @@ class Defense(ShowsArguments, nn.Module):
 
     @property
     def done(self) -> bool:
-        """Whether no (further) steps are needed, for example because nothing was suspicious."""
+        """Whether no further steps are needed, for example because nothing was suspicious."""
         return False
 
     @property
@@ -157,7 +157,7 @@ class Defense(ShowsArguments, nn.Module):
 
     @property
     def needs_batch(self) -> bool:
-        """Whether it needs more than the weights and their gradients, so that no callback does."""
+        """Whether it needs more than weights and gradients, which a callback cannot give."""
         places = ("study", "begin_epoch", "loss", "after_backward", "before_step", "conclude")
         return (
             self.held_out > 0
@@ -167,31 +167,30 @@ class Defense(ShowsArguments, nn.Module):
 
     @property
     def needs_clean(self) -> bool:
-        """Whether it looks at all the clean images at once, and not only at batches of them."""
+        """Whether it needs all clean images at once, not only mini-batches of them."""
         return any(self.overrides(place) for place in ("study", "begin_epoch", "conclude"))
 
     def overrides(self, place: str) -> bool:
-        """Whether the class writes this method itself."""
+        """Whether the class overrides this method."""
         return getattr(type(self), place) is not getattr(Defense, place)
 
     def alpha_range(self, net: nn.Module) -> tuple[float, float]:
-        """Between which values of ``alpha`` the right one is searched, for ``alpha=auto``.
-
-        For a defense that has an alpha; both above 0.
+        """The range in which ``alpha=auto`` searches, for a defense that has an alpha.
 
         Args:
             net: The original network.
 
         Returns:
-            The weakest and the strongest setting: the former changes clean accuracy least.
+            The weakest and the strongest setting, both greater than 0; the weakest one changes
+            clean accuracy least.
         """
         return 1e-3, 1.0
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        # What was found has the shape of the network, or of the findings: it takes the one that it
-        # was saved with. A defense that is only to be looked at need not be prepared first.
+        # Buffers take the shapes that were saved, so that a loaded defense can be inspected without
+        # being prepared.
         for name, buffer in list(self._buffers.items()):
             saved = state_dict.get(prefix + name)
             if not isinstance(saved, Tensor) or name in self._non_persistent_buffers_set:
@@ -236,7 +235,7 @@ def apply(
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Stop these parameters from training; returns those that were trained before."""
+    """Freeze these parameters, and return those that were trainable before."""
     frozen = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -63,5 +63,5 @@ class FeatureWatch:
             return False
         if any(id(leaf) in self._trained for leaf in leaves(features)):
             return True
-        # Nothing is known of what lies behind such a node, and so nothing is refused.
+        # The graph behind such a node is unknown, so the fit is not refused.
         return features.is_leaf or any(node.name() == _HIDING for node in nodes(features))

@@ -1,4 +1,4 @@
-"""What a network hands to its head."""
+"""The features that a network passes to its head."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def head_inputs(head: Head) -> Iterator[list[Tensor]]:
 
 
 def vectors(features: Tensor) -> Tensor:
-    """Take maps of one pixel ``(N, d, 1, 1)`` for vectors ``(N, d)``; leave the rest as it is."""
+    """Turn maps of one pixel ``(N, d, 1, 1)`` into vectors ``(N, d)``; keep other shapes."""
     return features.flatten(1) if features.shape[2:] == (1, 1) else features
 
 
 def features_of(net: nn.Module, head: Head, images: Tensor) -> Tensor:
-    """The features ``(N, d)`` that a network hands to its head.
+    """The features ``(N, d)`` that a network passes to its head.
 
     Raises:
         ValueError: If the head is not called exactly once with one vector per image.
@@ -63,9 +63,9 @@ def all_features(
     """The features ``(N, d)`` of all images, in their order, without gradient.
 
     Args:
-        net: The network, in the mode that it is to be looked at in.
+        net: The network, in evaluation mode.
         head: Its head.
-        images: N of them.
+        images: The images, N of them.
         batch_size: Images per batch.
 
     Raises:

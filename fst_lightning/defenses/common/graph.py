@@ -1,4 +1,4 @@
-"""What autograd recorded behind a tensor."""
+"""The autograd graph behind a tensor."""
 
 from __future__ import annotations
 

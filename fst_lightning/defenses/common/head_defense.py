@@ -1,4 +1,4 @@
-"""What the defenses of the FST paper share: a head that is snapshot, re-initialized, projected."""
+"""The base class of defenses that replace, freeze or project the head."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class HeadDefense(Defense):
     r"""Tune a network around its linear head :math:`W`, whose original weight is :math:`W_0`.
 
     :math:`W_0` is the weight before the first purification of this head. A second fit with the
-    same defense goes on from the tuned head; another defense starts anew, with the same
+    same defense continues with the tuned head; another defense starts again from the same
     :math:`W_0`.
 
     Args:
-        reinit: How the head is re-initialized before the first step. ``uniform``: weight and bias
+        reinit: The new head before the first step. ``uniform``: weight and bias
             from :math:`U(-1/\sqrt d, 1/\sqrt d)`; ``orthogonal``: see
             :func:`~fst_lightning.defenses.common.orthogonal.orthogonal_to`, bias zero; ``none``.
-        project_norm: Scale :math:`W` back to the norm of :math:`W_0` after every step.
-        train_head: False freezes the head's weight and bias.
-        train_features: False freezes everything but the head, and keeps BatchNorm and dropout in
-            evaluation mode, so that its running statistics don't drift either.
+        project_norm: Whether to scale :math:`W` to the norm of :math:`W_0` after each step.
+        train_head: Whether to train the head's weight and bias.
+        train_features: Whether to train all other parameters. If False, BatchNorm and dropout stay
+            in evaluation mode, so that running statistics do not drift either.
         head: Dotted name of the head; None finds it.
 
     Raises:
@@ -40,7 +40,7 @@ class HeadDefense(Defense):
     """
 
     needs_features: ClassVar[bool] = True
-    """Whether it makes no sense for a network that is a head and nothing else."""
+    """Whether the defense needs layers in front of the head."""
 
     original_weight: Tensor
     """:math:`W_0`, ``(C, d)``; empty before :meth:`prepare`."""
@@ -64,7 +64,7 @@ class HeadDefense(Defense):
         self.train_features = train_features
         self.head = head
         self.register_buffer("original_weight", torch.empty(0))
-        # A network in a list is no submodule: its weights must not be saved twice.
+        # Kept in a list so that `nn.Module` does not register it and save its weights twice.
         self._net: list[nn.Module] = []
         self._frozen: list[nn.Parameter] = []
         self._linear: list[Head] = []
@@ -74,7 +74,7 @@ class HeadDefense(Defense):
 
     @property
     def needs_head(self) -> bool:
-        """Whether it does anything to the head; plain fine-tuning does not."""
+        """Whether it treats the head differently; plain fine-tuning does not."""
         all_alike = self.train_head and self.train_features
         return self.reinit != "none" or self.project_norm or not all_alike
 
@@ -119,7 +119,7 @@ class HeadDefense(Defense):
                 "checkpoint, build a new network."
             )
         continues = reference.left_by(self._owner)
-        # Float32, whatever the network is kept in: the norm and the projection are computed in it.
+        # In float32 for any network, because the norm and the projection are computed in it.
         self.original_weight = (
             linear.weight.detach().clone().float()
             if original is None
@@ -135,7 +135,7 @@ class HeadDefense(Defense):
             if original is not None and self.reinit != "none":
                 with torch.no_grad():
                     linear.weight.copy_(self.original_weight)
-            reinitialise(linear, self.reinit, generator)
+            reinitialize(linear, self.reinit, generator)
         self._prepared = linear.weight.detach().cpu().clone()
         self._active = True
         if not self.train_features:
@@ -150,7 +150,7 @@ class HeadDefense(Defense):
         return any(id(p) not in head for net in self._net for p in net.parameters())
 
     def check_weights(self) -> None:
-        """Refuse a head that is not the one that :meth:`prepare` left."""
+        """Refuse a head that changed after :meth:`prepare`."""
         weight = self.linear.weight.detach()
         if not torch.equal(weight, self._prepared.to(weight.device, weight.dtype)):
             raise ValueError(
@@ -161,7 +161,7 @@ class HeadDefense(Defense):
             )
 
     def check_tuned(self) -> None:
-        """Refuse a new head that is as it was before the first step, although steps were taken."""
+        """Refuse a head that the steps did not change."""
         if self.reinit == "none" or not self.train_head:
             return
         weight = self.linear.weight.detach()
@@ -178,13 +178,13 @@ class HeadDefense(Defense):
         r"""Project: :math:`W \leftarrow W \, \|W_0\|_F / \|W\|_F`, computed in float32."""
         if self.project_norm:
             weight = self.linear.weight
-            # In bf16 and fp16 a factor so close to 1 would be rounded to 1.
+            # In bf16 and fp16, a factor this close to 1 would round to 1.
             precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
             norm = self.original_weight.float().norm()
             weight.copy_(precise * (norm / precise.norm()))
 
     def finish(self) -> None:
-        """Let everything train again that was frozen here."""
+        """Undo the freezes."""
         if self._active:
             ReferenceHead(self.linear).stop()
         self._active = False
@@ -193,7 +193,7 @@ class HeadDefense(Defense):
         self._frozen = []
 
     def always_eval(self) -> Iterator[nn.Module]:
-        """Keep the whole network in evaluation mode where only its head is tuned."""
+        """The whole network if only its head is tuned."""
         if not self.train_features:
             yield from self._net
 
@@ -209,7 +209,7 @@ class HeadDefense(Defense):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        # A snapshot of another head than the one that was prepared could be no penalty for it.
+        # The snapshot of a different head cannot be a penalty for this one.
         known, saved = self.original_weight, state_dict.get(f"{prefix}original_weight")
         if isinstance(saved, Tensor) and known.numel() and saved.shape != known.shape:
             raise RuntimeError(
@@ -218,13 +218,13 @@ class HeadDefense(Defense):
             )
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if self._active:
-            # The run that is resumed knows the original head; this network may be purified already.
+            # The resumed run knows the original head; this network may already be purified.
             ReferenceHead(self.linear).start(self.original_weight, self._owner)
 
 
 @torch.no_grad()
-def reinitialise(linear: Head, reinit: Reinit, generator: torch.Generator) -> None:
-    """Re-initialize a head in place, with numbers drawn on the CPU: the same on every device."""
+def reinitialize(linear: Head, reinit: Reinit, generator: torch.Generator) -> None:
+    """Re-initialize a head in place, with the same numbers on each device."""
     if reinit == "none":
         return
     if reinit == "orthogonal":

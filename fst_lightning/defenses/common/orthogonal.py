@@ -1,4 +1,4 @@
-"""A new head weight that has nothing in common with the old one."""
+"""A new head weight that is orthogonal to the old one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def orthogonal_to(original: Tensor, generator: torch.Generator) -> Tensor:
-    r"""Draw a weight :math:`W` of the norm of :math:`W_0`, as orthogonal to it as it can be.
+    r"""Draw a weight :math:`W` with the norm of :math:`W_0`, as orthogonal to it as possible.
 
     - :math:`\|W\|_F = \|W_0\|_F` and :math:`\langle W, W_0 \rangle = 0`.
-    - The rows of W (the columns, where there are fewer features d than classes C) are orthonormal
-      up to one common factor.
-    - Where the features leave room for it (d >= 2C always does), every row of W is orthogonal to
-      every row of :math:`W_0`; elsewhere :math:`\|W W_0^\top\|_F` is as small as the orthonormal
+    - The rows of W are orthonormal up to one common factor; the columns are if there are fewer
+      features d than classes C.
+    - If there are enough features (d >= 2C suffices), each row of W is orthogonal to each row of
+      :math:`W_0`. Otherwise :math:`\|W W_0^\top\|_F` is as small as the orthonormal
       rows allow: they span the directions in which :math:`W_0` is weakest.
 
     Args:
-        original: ``(C, d)``, the weight to get away from; not zero.
+        original: ``(C, d)``, the old weight, not zero.
         generator: A CPU generator; the only source of randomness.
 
     Returns:
@@ -51,7 +51,7 @@ def orthogonal_to(original: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rows_away_from(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """C orthonormal rows that avoid the rows of ``weight`` (C, d), C <= d, as far as possible."""
+    """C orthonormal rows, as orthogonal as possible to the rows of ``weight`` (C, d), C <= d."""
     num_classes, num_features = weight.shape
     _, singular, right = torch.linalg.svd(weight, full_matrices=False)
     rank = int((singular > singular[0] * num_features * torch.finfo(weight.dtype).eps).sum())
@@ -62,8 +62,8 @@ def _rows_away_from(weight: Tensor, generator: torch.Generator) -> Tensor:
             num_features, num_classes, generator=generator, dtype=weight.dtype, device="cpu"
         )
         basis, upper = torch.linalg.qr(torch.cat([right[:rank].T, noise], dim=1))
-        # LAPACK picks the signs of Q by the data; those that make the diagonal of R positive are
-        # unique, and leave no direction preferred.
+        # The signs of Q that LAPACK returns depend on the data. Those that make the diagonal of R
+        # positive are unique and prefer no direction.
         complement: Tensor = (basis * upper.diagonal().sign())[:, rank:].T
         return complement
     # Too few features: span the C directions in which the old weight is weakest, then turn the new

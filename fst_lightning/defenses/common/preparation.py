@@ -11,7 +11,7 @@ class Preparation:
     """Remember a network before a defense prepares it, so that the preparation can be undone.
 
     A learning rate finder, a refused fit or a fit without steps would otherwise leave a network
-    with a new head that nobody trained. Only the tensors that the preparation changes are kept.
+    with an untrained head. Only the tensors that the preparation changes are kept.
 
     Args:
         net: The network, not yet prepared.
@@ -33,7 +33,7 @@ class Preparation:
         self._after: dict[str, Tensor] = {}
 
     def settle(self) -> None:
-        """Forget what is unchanged. Call it when the network is prepared."""
+        """Discard unchanged tensors. Call it after the network was prepared."""
         now = _tensors(self._net)
         changed = [
             name
@@ -45,7 +45,7 @@ class Preparation:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Put the old values back into all tensors that still hold what the preparation left.
+        """Restore all tensors that have not changed since the preparation.
 
         Weights that were loaded in the meantime stay. A second call does nothing.
         """
@@ -62,5 +62,5 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _equal(kept: Tensor, now: Tensor) -> bool:
-    # The Trainer may have moved the network, or cast it to half precision, since.
+    # The Trainer may have moved the network since, or cast it to half precision.
     return kept.shape == now.shape and torch.equal(kept.to(now.device, now.dtype), now)

@@ -11,11 +11,11 @@ _SAME = 0.01  # relative distance; a cast to half precision and back moves weigh
 
 
 class ReferenceHead:
-    r"""Remember the weight :math:`W_0` that a head had before it was purified for the first time.
+    """Remember the weight :math:`W_0` that a head had before it was purified for the first time.
 
-    A second fit, or a second purification, must not take the purified head for the original one:
-    a penalty on it would pull the network back to the backdoor. The record stands on the layer
-    itself, so that it goes with copies of the network. It is not part of the ``state_dict``.
+    A second fit, or a second purification, must not mistake the purified head for the original one:
+    a penalty on it would pull the network back to the backdoor. The record is an attribute of the
+    layer, so that copies of the network keep it. It is not part of the ``state_dict``.
 
     Args:
         linear: The head.
@@ -37,22 +37,22 @@ class ReferenceHead:
 
     @property
     def is_known(self) -> bool:
-        """Whether the head holds the original weight, or the one that a purification left."""
+        """Whether the head has the original weight, or the one from the last purification."""
         kept = (self._record.get("original"), self._record.get("left"))
         return any(value is not None and _same(self._weight, value) for value in kept)
 
     def left_by(self, owner: str) -> bool:
-        """Whether the head is as this owner left it, who was the last to purify it."""
+        """Whether this owner purified the head last, and it has not changed since."""
         left: Tensor | None = self._record.get("left")
         return self._record.get("owner") == owner and left is not None and _same(self._weight, left)
 
     def start(self, original: Tensor, owner: str) -> None:
-        """Record the weight that this owner's purification starts from."""
+        """Record the original weight at the start of this owner's purification."""
         record = {"original": original.detach().float().cpu().clone(), "owner": owner}
         setattr(self._linear, _KEY, record)
 
     def stop(self) -> None:
-        """Record the weight that a purification leaves."""
+        """Record the weight at the end of a purification."""
         if self._record:
             self._record["left"] = self._weight.float().cpu().clone()
 

@@ -1,4 +1,4 @@
-"""A network's weights in one tensor, for a defense that compares with the original network."""
+"""A network's weights in one tensor, for defenses that compare with the original network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fst_lightning.defenses.common.whole_set import keep_modes
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """Tensors of any memory layout as one vector, a copy without gradient.
+    """Copy tensors of any memory layout into one vector without gradient.
 
     Example:
         >>> flat([torch.zeros(2, 2), torch.ones(1)])
@@ -22,7 +22,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def snapshot(net: nn.Module) -> Tensor:
-    """All parameters and buffers in floating point, as a vector: fit for a buffer of a defense.
+    """All floating-point parameters and buffers as a vector, for a buffer of a defense.
 
     Example:
         >>> snapshot(nn.Linear(3, 2)).shape
@@ -33,7 +33,7 @@ def snapshot(net: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def restore(net: nn.Module, weights: Tensor) -> None:
-    """Put the values of a :func:`snapshot` back into a network of the same kind.
+    """Restore the values of a :func:`snapshot` in a network of the same architecture.
 
     Example:
         >>> net, other = nn.Linear(3, 2), nn.Linear(3, 2)
@@ -48,7 +48,7 @@ def restore(net: nn.Module, weights: Tensor) -> None:
 def call_with(net: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
     """The logits of a network in evaluation mode with the weights of a :func:`snapshot`.
 
-    Hooks on the network see this pass too. Gradients reach the images alone.
+    Hooks on the network see this pass too. Only the images get gradients.
 
     Args:
         net: The network; it keeps its own weights and its mode.

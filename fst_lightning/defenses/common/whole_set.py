@@ -1,4 +1,4 @@
-"""What several defenses do to a network on the whole of their clean images."""
+"""Work on all clean images: tuning, accuracy, BatchNorm statistics, random states."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def tune(
     weight_decay: float = 0.0,
     decay: bool = True,
 ) -> None:
-    r"""Train a network in place: SGD with momentum 0.9, the rate on a cosine to zero over epochs.
+    r"""Train a network in place by SGD with momentum 0.9 and a cosine schedule over epochs.
 
-    In training mode, whose dropout draws from the generator too; afterwards the network is in the
-    mode that it came in, without gradients.
+    Dropout draws from the generator too. Afterwards the network is in its original mode and has no
+    gradients.
 
     Args:
         net: The network, on the device of the images.
-        clean: What to train on.
+        clean: The training images.
         generator: A CPU generator, the only source of random numbers.
         epochs: Passes over the images, 0 or more.
-        lr: Greater than 0.
+        lr: Learning rate, greater than 0.
         batch_size: Images per step, 1 or more.
         loss: ``(net, images, labels)`` to a scalar; None for cross-entropy.
-        parameters: What to train; None for everything in the network that asks for gradients.
-        weight_decay: 0 or more.
-        decay: False for a constant rate.
+        parameters: The parameters to train; None for all trainable ones.
+        weight_decay: Weight decay, 0 or more.
+        decay: Whether the rate decays; False keeps it constant.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -89,10 +89,10 @@ def accuracy(net: nn.Module, clean: LabelledImages, batch_size: int = 500) -> fl
 
 
 def fresh_copy(net: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy of a network with weights like those that its layers start with.
+    """Copy a network with freshly initialized weights.
 
     Args:
-        net: Stays as it is; what has no ``reset_parameters`` is copied with its values.
+        net: The network, unchanged; modules without ``reset_parameters`` keep their values.
         generator: A CPU generator; one number is drawn.
 
     Example:
@@ -121,11 +121,11 @@ def batchnorms(net: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def require_batchnorm(net: nn.Module, name: str) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers of a network for a defense that can't do without.
+    """The BatchNorm layers of a network, for a defense that requires them.
 
     Args:
         net: The network.
-        name: What the error calls the defense.
+        name: Name of the defense in the error.
 
     Raises:
         ValueError: If there is none.
@@ -143,12 +143,12 @@ def require_batchnorm(net: nn.Module, name: str) -> dict[str, _BatchNorm]:
 def recompute_batchnorm(net: nn.Module, clean: LabelledImages, batch_size: int = 128) -> None:
     r"""Replace the running statistics of BatchNorm by those of the clean images.
 
-    Mean and variance of every batch, averaged with the sizes of the batches as weights; everything
-    else of the network is in evaluation mode meanwhile.
+    They become the mean and variance of the mini-batches, averaged with their sizes as weights. All
+    other modules are in evaluation mode meanwhile.
 
     Args:
-        net: The network; a layer that keeps no running statistics stays as it is.
-        clean: What to estimate them on, at least 2 images.
+        net: The network; layers without running statistics do not change.
+        clean: The images to estimate them on, at least 2.
         batch_size: Images per batch, 2 or more.
     """
     norms = [norm for norm in batchnorms(net).values() if norm.running_mean is not None]
@@ -161,7 +161,7 @@ def recompute_batchnorm(net: nn.Module, clean: LabelledImages, batch_size: int =
         seen = 0
         for images, _ in clean.batches(batch_size):
             if seen and len(images) == 1:
-                continue  # The variance of a single value is none.
+                continue  # A single value has no variance.
             seen += len(images)
             for norm in norms:
                 norm.momentum = len(images) / seen
@@ -172,7 +172,7 @@ def recompute_batchnorm(net: nn.Module, clean: LabelledImages, batch_size: int =
 
 @contextmanager
 def keep_modes(net: nn.Module) -> Iterator[None]:
-    """Give every module back the mode (training or evaluation) that it came in."""
+    """Restore the mode (training or evaluation) of each module afterwards."""
     modes = [(module, module.training) for module in net.modules()]
     try:
         yield
@@ -183,7 +183,7 @@ def keep_modes(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Compute attention so that gradients of gradients can pass through it: within, forward.
+    """Compute attention in the context so that second derivatives exist.
 
     The faster kernels of ``scaled_dot_product_attention`` have no second derivative.
     """
@@ -193,11 +193,11 @@ def twice_differentiable() -> Iterator[None]:
 
 @contextmanager
 def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Let global random numbers (dropout's, say) follow the generator, and put them back.
+    """Seed the global generators (used by dropout, for example), and restore them afterwards.
 
     Args:
         generator: A CPU generator; one number is drawn.
-        device: Whose global generator is meant, besides the CPU's.
+        device: The device whose global generator is seeded, in addition to the CPU's.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -221,7 +221,7 @@ class EvidenceCollector:
 
     def _hits(self, triggers: Triggers) -> np.ndarray[Any, np.dtype[Any]]:
         """The share of test images of other classes that each trigger turns into its class."""
-        clean = self._labelled(self.data.data.test, _STAMPED_IMAGES)
+        clean = self._labeled(self.data.data.test, _STAMPED_IMAGES)
         images = clean.images.float() / 255
         rates = []
         for label, (mask, pattern) in enumerate(
@@ -235,7 +235,7 @@ class EvidenceCollector:
             rates.append((torch.cat(said) == label).float().mean() if said else torch.tensor(0.0))
         return _array(torch.stack([rate.cpu() for rate in rates]))
 
-    def _labelled(self, images: ImageSet, most: int) -> LabelledImages:
+    def _labeled(self, images: ImageSet, most: int) -> LabelledImages:
         """Up to so many of the images, on the device, and how they are normalized."""
         rows = spread(len(images), most)
         device = self.trainer.strategy.root_device

@@ -95,7 +95,7 @@ def test_splitting_takes_every_image_once() -> None:
 def test_at_least_one_is_held_out_and_one_is_kept() -> None:
     held, kept = held_out_rows(3, 0.01, seeded())
     assert (len(held), len(kept)) == (1, 2)
-    with pytest.raises(ValueError, match=r"share of 0\.9 of them out, but got 2"):
+    with pytest.raises(ValueError, match=r"hold out a share of 0\.9, but got 2"):
         held_out_rows(2, 0.9, seeded())
 
 

@@ -227,7 +227,7 @@ def test_a_data_set_is_trained_on_without_the_suspected_rows() -> None:
 
 
 def test_a_data_set_defense_says_what_it_misses() -> None:
-    with pytest.raises(ValueError, match=r"as it was delivered, which Bright inspects"):
+    with pytest.raises(ValueError, match=r"the delivered training set, which Bright inspects"):
         apply(Bright(0), tiny.conv_net(), clean_data(), generator())
     delivered = PoisonedData(ROWS.images, ROWS.labels)
     everything = torch.ones(20, dtype=torch.bool)
@@ -238,7 +238,7 @@ def test_a_data_set_defense_says_what_it_misses() -> None:
         def suspects(self, *_: Any) -> Tensor:
             return torch.rand(20)
 
-    with pytest.raises(ValueError, match=r"\(20,\) truth values, but got \(20,\) of torch.float32"):
+    with pytest.raises(ValueError, match=r"\(20,\) bools, but got \(20,\) of torch.float32"):
         apply(Scores(0), tiny.conv_net(), clean_data(delivered), generator())
 
 
