@@ -257,7 +257,7 @@ def test_rows_that_were_found_are_not_looked_for_again(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training without them is what breaks off, and what goes on."""
-    purify_pipeline = importlib.import_module("fst_lightning.pipelines.purify")
+    purify_pipeline = importlib.import_module("fst_lightning.pipelines.apply_defense")
     defense = "defense=spectral"
     whole = start(*LINES, *TUNING, defense)
     run_pipeline(whole)
