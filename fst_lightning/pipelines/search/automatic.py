@@ -17,6 +17,7 @@ from fst_lightning.pipelines.build.parts import automatic_keys, make_defense
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.pipelines.search.probe import Probe, Trial
+from fst_lightning.reports.results.choices import choice
 
 OnNoSetting = Literal["stop", "weakest"]
 """What a run does if no setting is within the budget: stop, or go on from the least costly one."""
@@ -89,23 +90,24 @@ def choose_settings(
         allowed = budget / 2 if ALPHA in keys else budget
         search = _Search(probe, LEARNING_RATE, before, allowed, run.cfg.tuning.on_no_setting)
         search.highest(log_grid(high, low))
-        found["lr_search"] = _settle(run, search)
+        found["lr_search"] = _settle(run, "lr_search", search)
         shortfalls += search.shortfalls()
     if ALPHA in keys:
         search = _Search(probe, ALPHA, before, budget, run.cfg.tuning.on_no_setting)
         search.strongest(log_grid(*defense.alpha_range(net)))
-        found["alpha_search"] = _settle(run, search)
+        found["alpha_search"] = _settle(run, "alpha_search", search)
         shortfalls += search.shortfalls()
     return found | ({"shortfalls": shortfalls} if shortfalls else {})
 
 
-def _settle(run: Run, search: _Search) -> dict[str, Any]:
+def _settle(run: Run, name: str, search: _Search) -> dict[str, Any]:
     """Write the chosen number into the configuration, and say why it was chosen."""
     search.probe.set(search.key, search.chosen)
     OmegaConf.update(run.cfg, search.key, search.chosen)
+    record = search.record()
     if is_first_process():
-        print(search.sentence(), flush=True)
-    return search.record()
+        print(choice(name, record), flush=True)
+    return record
 
 
 class _Search:
@@ -235,22 +237,6 @@ class _Search:
                 for value, trial in sorted(self.tried.items())
             },
         }
-
-    def sentence(self) -> str:
-        """What was chosen, and why."""
-        found = self.tried[self.chosen].found
-        low, high = found.bounds
-        text = (
-            f"{self.key}={_short(self.chosen)} chosen of {len(self.tried)} that were tried on "
-            f"{found.total} clean images: it costs {100 * found.drop:.1f} points of clean accuracy "
-            f"({100 * low:.1f} to {100 * high:.1f}), {100 * self.allowed:.1f} are allowed; "
-        )
-        if self.baseline is None:
-            return f"{text}compared with the network before"
-        return (
-            f"{text}compared with {_short(self.baseline[0])}, which itself costs "
-            f"{100 * self.baseline[1].found.drop:.1f}: no value was within the budget"
-        )
 
 
 def _short(value: float) -> str:

@@ -112,7 +112,7 @@ def _reports(summary: SweepSummary, folder: Path) -> dict[str, str]:
 
 
 def _experiments(summary: SweepSummary, reports: dict[str, str]) -> Section:
-    head, rows = table_rows(summary)
+    head, rows = table_rows(summary, spread_digits, rating_digits)
     cells: list[list[Cell]] = []
     for row, group in zip(rows, summary.groups, strict=True):
         runs = zip(group.seeds, group.jobs, strict=True)
@@ -123,7 +123,7 @@ def _experiments(summary: SweepSummary, reports: dict[str, str]) -> Section:
     table = Table(cells, [*head, "reports by seed"], "dense", text_columns=len(summary.varying))
     figures = [Figure("", table=table)]
     if shared := [[line] for line in shared_lines(summary)]:
-        figures.append(Figure("Settings that all runs share", table=Table(shared, kind="plain")))
+        figures.append(Figure("Settings that all runs share", table=Table(shared, kind="lines")))
     note = "Mean ± standard deviation over seeds. The same as CSV, Markdown and LaTeX: table.*"
     return Section("All experiments", figures, note)
 
@@ -149,7 +149,8 @@ def _headline(boards: dict[str, Cells]) -> tuple[str, str]:
     best, second = ranked[:2]
     many = f", averaged over {len(attacks)} attacks" if len(attacks) > 1 else f" on {attacks[0]}"
     followers = ", ".join(f"{d} {significant(known[d], 3)}" for d in ranked[1:_MOST_FOLLOWERS])
-    lead = f"Then {followers}{', ...' if len(ranked) > _MOST_FOLLOWERS else ''}."
+    more = len(ranked) - _MOST_FOLLOWERS
+    lead = f"Then {followers}{f' and {more} more' if more > 0 else ''}."
     spread, gap = _deviation(cells, attacks, (best, second)), known[best] - known[second]
     if spread is not None and gap < spread:
         lead += (

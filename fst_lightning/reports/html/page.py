@@ -79,7 +79,7 @@ class Table:
     Attributes:
         rows: The cells.
         head: The headings. The default is none.
-        kind: Its class in the style sheet: "plain", "dense" or "images".
+        kind: Its class in the style sheet: "plain", "lines", "dense" or "images".
         text_columns: How many columns from the left are words. The others are numbers.
     """
 

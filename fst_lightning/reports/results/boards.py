@@ -40,10 +40,23 @@ def _named(summary: SweepSummary, group: Group, owner: str) -> str:
     words = [str(group.settings.get(owner, NOT_GIVEN))]
     for name in summary.varying:
         if name.startswith(tuple(f"{part}." for part in owners)) and name in group.settings:
-            others = [each.settings[name] for each in summary.groups if name in each.settings]
-            value = distinct_text(group.settings[name], others)
+            value = setting_text(summary, group, name)
             words.append(f"{name.partition('.')[2].removeprefix('optimizer.')}={value}")
     return " ".join(words)
+
+
+def setting_text(summary: SweepSummary, group: Group, name: str) -> str:
+    """Write a setting of a group with the digits that tell it from those of the other groups.
+
+    Args:
+        summary: The sweep.
+        group: One of its groups.
+        name: The setting, such as ``defense.alpha``.
+    """
+    if name not in group.settings:
+        return NOT_GIVEN
+    others = [each.settings[name] for each in summary.groups if name in each.settings]
+    return distinct_text(group.settings[name], others)
 
 
 def distinct_text(value: Setting, others: Iterable[Setting]) -> str:

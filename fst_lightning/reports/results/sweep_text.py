@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fst_lightning.reports.numbers import NOT_GIVEN, percent, rate_text, significant
+from fst_lightning.reports.results.boards import setting_text
 from fst_lightning.reports.results.build import RATES
 from fst_lightning.reports.results.notes import THERE_FROM
 from fst_lightning.reports.results.sweep import Failure, Group, Spread, SweepSummary
@@ -62,26 +63,38 @@ def _by_network(summary: SweepSummary) -> dict[str, list[Group]]:
     return networks
 
 
-def table_rows(summary: SweepSummary) -> tuple[list[str], list[list[str]]]:
-    """Write the table for people: the headings, and a line an experiment, in percent and seconds.
+def table_rows(
+    summary: SweepSummary,
+    rate: Callable[[Spread], str] | None = None,
+    rating: Callable[[Spread], str] | None = None,
+) -> tuple[list[str], list[list[str]]]:
+    """Write the table for people: the headings, and a line per experiment.
 
     The first columns, as many as ``summary.varying``, are words, the others numbers.
+
+    Args:
+        summary: The sweep.
+        rate: Writes a rate. The default writes percent with two decimals.
+        rating: Writes the DER. The default writes four decimals.
     """
+    rate = rate or (lambda spread: spread_text(spread, percent, " ± "))
+    rating = rating or (lambda spread: spread_text(spread, four_decimals, " ± "))
     ratings = [f"{name.upper()} {when} %" for name in RATES for when in ("before", "after")]
     rows = []
     for group in summary.groups:
         values = group.values
-        cells = [str(group.settings.get(name, "-")) for name in summary.varying]
-        cells.append(str(group.n))
-        for name in RATES:
-            for when in ("before", "after"):
-                cells.append(spread_text(values[f"{when}.{name}"], percent, " ± "))
         stage = "train" if group.settings.get("task") == "train" else "purify"
-        cells.append(spread_text(values["der"], four_decimals, " ± "))
-        cells.append(spread_text(values[f"seconds.{stage}"], one_decimal, " ± "))
-        cells.append(spread_text(values[f"peak_memory_mb.{stage}"], whole, " ± "))
-        cells.append(spread_text(values["data.num_clean_tuning"], whole, " ± "))
-        rows.append(cells)
+        rows.append(
+            [
+                *(setting_text(summary, group, name) for name in summary.varying),
+                str(group.n),
+                *(rate(values[f"{when}.{name}"]) for name in RATES for when in ("before", "after")),
+                rating(values["der"]),
+                spread_text(values[f"seconds.{stage}"], one_decimal, " ± "),
+                spread_text(values[f"peak_memory_mb.{stage}"], whole, " ± "),
+                spread_text(values["data.num_clean_tuning"], whole, " ± "),
+            ]
+        )
     costs = ["seconds", "peak MiB", "clean images"]
     return [*summary.varying, "n", *ratings, "DER", *costs], rows
 

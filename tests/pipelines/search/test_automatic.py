@@ -38,7 +38,9 @@ def test_a_number_is_chosen_and_recorded(start: Start, capsys: pytest.CaptureFix
     assert f"{block['alpha']:.3g}" in tried
     assert block["auto"] == ["alpha"]
     assert block["findings"]["alpha_search"]["chosen"] == block["alpha"]
-    assert f"alpha={block['alpha']:.3g} chosen" in capsys.readouterr().out
+    assert (
+        f"The run chose alpha {block['alpha']:.3g} (defense.alpha=auto)" in capsys.readouterr().out
+    )
     fixed = run_pipeline(start(f"defense.alpha={block['alpha']}"))
     assert fixed["after"] == results["after"]
     assert "auto" not in fixed["defense"]
