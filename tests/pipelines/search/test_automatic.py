@@ -328,8 +328,8 @@ def test_both_are_chosen_and_recorded(start: Start, capsys: pytest.CaptureFixtur
     rate = results["defense"]["findings"]["lr_search"]["chosen"]
     alpha = results["defense"]["alpha"]
     said = capsys.readouterr().out
-    assert f"{LEARNING_RATE}={rate:.3g} chosen" in said
-    assert f"{ALPHA}={alpha:.3g} chosen" in said
+    assert f"The run chose learning rate {rate:.3g} (tuning.optimizer.lr=auto)" in said
+    assert f"The run chose alpha {alpha:.3g} (defense.alpha=auto)" in said
     fixed = run_pipeline(start(f"defense.alpha={alpha}", f"tuning.optimizer.lr={rate}"))
     assert fixed["after"] == results["after"]
 
