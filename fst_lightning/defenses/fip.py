@@ -1,7 +1,4 @@
-"""FIP: fine-tune under a penalty on the trace of the Fisher matrix, towards smooth minima.
-
-Karim, Arafat, Rakin, Guo and Rahnavard, "Fisher information guided purification against backdoor
-attacks", ACM CCS 2024, arXiv 2409.00863.
+"""Fisher information guided purification (FIP): tune towards a smooth minimum.
 
 Example:
     ``python purify.py attack=blended defense=fip``
@@ -30,38 +27,54 @@ Scope = Literal["all", "head"]
 
 
 class FisherPurification(Defense):
-    r"""Fine-tune with the trace of the Fisher matrix and the distance from what came in.
+    r"""Tune with penalties on the trace of the Fisher matrix and on the distance moved.
+
+    *How it works.* A backdoored network lies in a sharper minimum of the loss than a clean one. The
+    trace of the Fisher matrix, the mean squared length of the gradients of the network's
+    predictions, measures this sharpness. The defense tunes on clean images and penalizes the trace,
+    so that the network moves to a smoother minimum, where the backdoor is lost. A second penalty
+    keeps weights near their old values if clean predictions depend on them.
 
     .. math:: \mathrm{CE}(f(x), y) + \eta_F \mathrm{Tr}(F) +
         \frac{\eta_r}{2} \sum_j \bar F_j (\theta_j - \bar\theta_j)^2, \qquad
         \mathrm{Tr}(F) = \frac1n \sum_i \|\nabla_\theta \log p_\theta(\hat y_i | x_i)\|_2^2
 
-    Labels :math:`\hat y_i` are drawn from the network's own answer. The trace is exact for them:
-    one gradient an image, and a derivative through it. BatchNorm normalises by the batch there, as
-    it does in the cross-entropy, but the batch counts as constant: running statistics lag behind
-    the weights, and the trace at the old ones explodes. The
-    diagonal :math:`\bar F` is that of the weights :math:`\bar\theta` that came in, on all the
-    clean images.
+    with the network :math:`f`, its weights :math:`\theta`, clean images :math:`x` with labels
+    :math:`y`, the weights :math:`\eta_F` and :math:`\eta_r` of the penalties, labels
+    :math:`\hat y_i` drawn from the network's prediction, the original weights :math:`\bar\theta`
+    and the diagonal :math:`\bar F` of their Fisher matrix on all clean images.
 
-    With ``fast``, every convolution and linear layer is written as
-    :math:`W = W_0 + U \,\mathrm{diag}(\Delta\sigma)\, V^\top`, with the singular vectors of
-    :math:`W_0`; only the changes of the singular values are trained. After every step they are
-    projected to :math:`\sigma + \Delta\sigma \ge 0`, for no singular value is negative. At the end
-    they are folded into W.
+    With ``fast``, each convolution and linear layer becomes
+    :math:`W = W_0 + U \,\mathrm{diag}(\Delta\sigma)\, V^\top` with the singular vectors :math:`U`
+    and :math:`V` of its weight :math:`W_0`, and only the changes :math:`\Delta\sigma` of the
+    singular values are trained. After each step they are projected to
+    :math:`\sigma + \Delta\sigma \ge 0`, because no singular value is negative. At the end they are
+    folded into :math:`W`.
 
     Args:
-        eta_f: :math:`\eta_F`, weight of the trace, 0 or more.
-        eta_r: :math:`\eta_r`, weight of the distance, 0 or more.
-        gap: the trace is added in every step whose number divides by this, 1 or more.
-        trace_images: at most so many images of the batch for the trace, 1 or more: each keeps a
-            gradient of its own in memory.
-        scope: what :math:`\theta` is in the trace and in the distance: ``all`` that is trained, or
+        eta_f: Weight :math:`\eta_F` of the trace, 0 or more.
+        eta_r: Weight :math:`\eta_r` of the distance, 0 or more.
+        gap: The trace is added in each ``gap``-th step, 1 or more.
+        trace_images: Images of the mini-batch for the trace at most, 1 or more; each keeps its own
+            gradient in memory.
+        scope: The weights :math:`\theta` of both penalties: ``all`` trained ones, or those of the
             ``head``, which costs little.
-        fast: train the singular values only.
-        head: dotted name of the linear head, for ``scope: head``; None finds it.
+        fast: Whether to train only the singular values.
+        head: Dotted name of the linear head for ``scope: head``; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: If an argument is out of its range, or no weights are trained.
+
+    Note:
+        The trace is exact for the drawn labels, with one gradient per image and a derivative
+        through it; the public code multiplies the gradient by random vectors instead. BatchNorm
+        normalizes by the batch in the trace, as in the cross-entropy, but these statistics are
+        constants there: running statistics lag behind the weights, and the trace with them
+        diverges.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -72,6 +85,15 @@ class FisherPurification(Defense):
         >>> defense.finish()
         >>> [name for name, _ in net.named_parameters()]
         ['1.weight', '1.bias']
+
+    References:
+        Karim, Al Arafat, Rakin, Guo and Rahnavard, "Fisher information guided purification against
+        backdoor attacks", ACM CCS 2024, arXiv 2409.00863.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.NaturalGradientTuning`: its predecessor, for the head
+          only.
+        - :class:`~fst_lightning.defenses.FineTuningSAM`: flat minima by moving the weights.
     """
 
     fisher_diagonal: Tensor
@@ -81,7 +103,7 @@ class FisherPurification(Defense):
     """:math:`\\bar\\theta` as a vector; empty before :meth:`prepare`."""
 
     step: Tensor
-    """How many losses were computed, a scalar."""
+    """Number of computed losses, a scalar."""
 
     def __init__(
         self,
@@ -118,11 +140,11 @@ class FisherPurification(Defense):
 
     @property
     def needs_head(self) -> bool:
-        """Only if the trace is taken of the head alone."""
+        """Whether the penalties are on the head only."""
         return self.scope == "head"
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Keep the weights that came in, and split them where asked to."""
+        """Copy the original weights, and decompose them if ``fast`` is set."""
         self.finish()
         head = find_head(net, self.head)[1] if self.scope == "head" else None
         if self.fast:
@@ -143,7 +165,7 @@ class FisherPurification(Defense):
         self.step = torch.zeros_like(self.step)
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Estimate the diagonal of the Fisher matrix on all the clean images."""
+        """Estimate the diagonal of the Fisher matrix on all clean images."""
         if self.eta_r == 0:
             return
         total = torch.zeros_like(self.anchor)
@@ -157,7 +179,7 @@ class FisherPurification(Defense):
         self.fisher_diagonal = total / len(clean)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, with the trace in every step that ``gap`` lets have it."""
+        """The cross-entropy, plus the trace in each ``gap``-th step."""
         with batch_statistics(net) as statistics:
             total = functional.cross_entropy(net(images), labels)
         if self.eta_f and int(self.step) % self.gap == 0:
@@ -219,7 +241,7 @@ class FisherPurification(Defense):
         self._split, self._frozen, self._parameters_by_name = [], [], {}
 
     def statistics(self) -> dict[str, Tensor]:
-        """The trace of the Fisher matrix where it was last computed."""
+        """The last computed trace of the Fisher matrix."""
         return {} if self._trace is None else {"fisher_trace": self._trace}
 
 
@@ -227,7 +249,7 @@ class SingularValues(nn.Module):
     r"""A parametrization :math:`W_0 \mapsto W_0 + U \,\mathrm{diag}(\Delta\sigma)\, V^\top`.
 
     Args:
-        weight: :math:`W_0`, ``(K, ...)``; seen as a matrix of K rows.
+        weight: Weight :math:`W_0`, ``(K, ...)``, as a matrix of K rows.
 
     Example:
         >>> layer = nn.Linear(3, 2, bias=False)
@@ -263,7 +285,7 @@ class SingularValues(nn.Module):
 
 @contextmanager
 def batch_statistics(net: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """What BatchNorm layers in training mode normalise by, under their running statistics' names.
+    """Collect the statistics by which BatchNorm layers normalize in training mode, by buffer name.
 
     Example:
         >>> net = nn.Sequential(nn.BatchNorm1d(2, affine=False))
@@ -296,10 +318,10 @@ def fisher_trace(
     r"""The trace :math:`\frac1n \sum_i \|\nabla_\theta \log p(\hat y_i | x_i)\|^2`, differentiable.
 
     Args:
-        net: the network; evaluated in evaluation mode.
-        parameters: :math:`\theta`, by the names that they have in the network.
-        images: ``(n, C, H, W)``, normalised; labels are drawn with the global generator.
-        constants: other tensors of the network that take the place of its own, by name.
+        net: The network; evaluated in evaluation mode.
+        parameters: The weights :math:`\theta`, by their names in the network.
+        images: ``(n, C, H, W)``, normalized; labels are drawn with the global generator.
+        constants: Tensors that replace those of the network, by name.
     """
     with keep_modes(net), torch.no_grad():
         net.eval()
@@ -317,14 +339,14 @@ def per_sample_gradients(
     labels: Tensor,
     constants: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The gradient of the cross-entropy of every image alone, in evaluation mode.
+    """The gradient of the cross-entropy of each single image, in evaluation mode.
 
     Args:
-        net: the network.
-        parameters: what to differentiate by, by the names that they have in the network.
-        images: ``(n, C, H, W)``, normalised.
+        net: The network.
+        parameters: The weights to differentiate by, by their names in the network.
+        images: ``(n, C, H, W)``, normalized.
         labels: ``(n,)`` int64.
-        constants: other tensors of the network that take the place of its own, by name.
+        constants: Tensors that replace those of the network, by name.
 
     Returns:
         By name, ``(n, ...)``; differentiable once more.
@@ -342,7 +364,7 @@ def per_sample_gradients(
         logits = functional_call(net, {**(constants or {}), **chosen}, (image[None],))
         return functional.cross_entropy(precise(logits), label[None])
 
-    # Autocast has no rules for a second derivative through the first one.
+    # Autocast does not support second derivatives.
     precise_pass = torch.autocast(images.device.type, enabled=False)
     with keep_modes(net), precise_pass, twice_differentiable():
         net.eval()
@@ -353,5 +375,5 @@ def per_sample_gradients(
 
 
 def precise(values: Tensor) -> Tensor:
-    """In float32 at least: squares of half precision underflow."""
+    """In float32 or wider, because squares underflow in half precision."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,7 +1,4 @@
-"""FLARE: poisoned rows are abnormal in some BatchNorm layer, and cluster apart.
-
-Hou et al., "FLARE: towards universal dataset purification against backdoor attacks", IEEE TIFS
-2025, arXiv 2411.19479.
+"""FLARE: poisoned rows are abnormal in some BatchNorm layer, and form their own cluster.
 
 Example:
     ``python purify.py attack=blended defense=flare``
@@ -25,44 +22,74 @@ from fst_lightning.defenses.common.dataset_defense import DatasetDefense
 from fst_lightning.defenses.common.whole_set import require_batchnorm
 
 _EPSILON = 1e-5
-_NEAR = 1e-4  # A cut this little before a split, in units of lambda.
+_NEAR = 1e-4  # Cut slightly before a split, in units of lambda.
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class FLARE(DatasetDefense):
-    r"""Suspect all rows but the largest stable cluster of their BatchNorm scores.
+    r"""Suspect all rows outside the largest stable cluster of their BatchNorm scores.
 
-    What reaches a BatchNorm layer is compared with the layer's running statistics, and the least
-    likely value of a row counts:
+    *How it works.* Poisoned rows look unusual somewhere in the network, but not always in the last
+    layer. For each row and each BatchNorm layer, the defense scores how unlikely the most unusual
+    input value is, given the running statistics. It maps these scores to a plane and clusters them.
+    If a cluster is stable, the largest one counts as clean and rows of all other clusters are
+    removed. A fresh network is trained on the rest. Labels are not used, so that it covers
+    all-to-all attacks.
 
     .. math:: s_l(x) = \min_{c, h, w} \log \mathcal{N}(a_{l, c, h, w}(x);
         \mu_{l, c}, \sigma_{l, c}^2 + 10^{-5})
 
-    The scores :math:`(s_1, \dots, s_{L - k})` are put into the plane by UMAP and clustered by
-    HDBSCAN, for k = 0, 1, ... last layers left out, until a cluster is stable: going down the tree
-    from the root, always to the larger part, it is one that exists over more than ``stability`` of
-    :math:`\lambda = 1 / \text{distance}`. The tree is cut there: the largest cluster is clean, rows
-    of other clusters are suspected, rows of none are not. Where nothing is stable, nothing is
-    suspected. Labels are not looked at.
-
-    Needs umap-learn and hdbscan: ``pip install 'fst-lightning[flare]'``.
+    with the input :math:`a_l` of BatchNorm layer :math:`l` for image :math:`x`, in channel
+    :math:`c` at position :math:`(h, w)`, and the running mean :math:`\mu` and variance
+    :math:`\sigma^2`. UMAP maps the scores :math:`(s_1, \dots, s_{L - k})` to a plane, and HDBSCAN
+    clusters them, for :math:`k = 0, 1, \dots` last layers left out, until a cluster is stable: it
+    is the first one, going down from the root to the larger child each time, that exists over more
+    than ``stability`` of :math:`\lambda = 1 / \text{distance}`.
 
     Args:
-        stability: how long a cluster has to live, :math:`\xi`, 0 or more.
-        depth: how far down the tree it is looked for, 1 or more.
-        min_cluster_size: rows of the smallest cluster, 2 or more. Fewer poisoned rows than that are
-            not found.
-        neighbors: of UMAP, 2 or more.
-        batch_size: images a batch, 1 or more; the result does not depend on it.
+        stability: Range :math:`\xi` of :math:`\lambda` over which a stable cluster exists, 0 or
+            more.
+        depth: Levels of the tree that are searched, 1 or more.
+        min_cluster_size: Rows of the smallest cluster, 2 or more; fewer poisoned rows are not
+            found.
+        neighbors: Neighbors of UMAP, 2 or more.
+        batch_size: Images per mini-batch, 1 or more; the result does not depend on it.
+
+    Shape:
+        - images: ``(N, C, H, W)``, the training set as it was delivered.
+        - labels: ``(N,)`` int64, as delivered.
+        - :meth:`suspects`: ``(N,)`` bool.
 
     Raises:
-        ValueError: for an argument out of its range; for a network without BatchNorm.
-        ImportError: where a package is missing.
+        ValueError: If an argument is out of its range, or the network has no BatchNorm layer.
+        ImportError: If umap-learn or hdbscan is missing: ``pip install 'fst-lightning[flare]'``.
+
+    Note:
+        The paper's abstract calls the cluster with the *higher stability* the poisoned one. The
+        public code cuts the tree at the first stable cluster and calls the *largest* cluster clean,
+        and so does this class. Rows that belong to no cluster stay in the training set. If no
+        cluster is stable, nothing is suspected.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm2d(3)).eval()
+        >>> images = PoisonedData(torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64))
+        >>> batchnorm_scores(net, images).shape  # rows by BatchNorm layers
+        torch.Size([4, 1])
+
+    References:
+        Hou et al., "FLARE: Toward universal dataset purification against backdoor attacks", IEEE
+        TIFS 2025, arXiv 2411.19479.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.ActivationClustering`: clusters the last features of a
+          class.
+        - :class:`~fst_lightning.defenses.EntropyPruning`: looks for unusual channels instead of
+          rows.
     """
 
     scores: Tensor
-    """``(N, L)``, the scores; empty before they are computed."""
+    """The scores, ``(N, L)``; empty before they are computed."""
 
     def __init__(
         self,
@@ -88,7 +115,7 @@ class FLARE(DatasetDefense):
         require_packages()
 
     layers_used: Tensor
-    """How many BatchNorm layers the clusters were found with; 0 where none were found."""
+    """Number of BatchNorm layers with which the clusters were found; 0 if none were found."""
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Refuse a network without BatchNorm."""
@@ -97,7 +124,7 @@ class FLARE(DatasetDefense):
     def suspects(
         self, net: nn.Module, poisoned: PoisonedData, generator: torch.Generator
     ) -> Tensor:
-        """The rows of all clusters but the largest one, ``(N,)`` bool."""
+        """The rows of all clusters except the largest one, ``(N,)`` bool."""
         self.scores = batchnorm_scores(net, poisoned, self.batch_size)
         self.layers_used = torch.tensor(0)
         seed = int(torch.randint(2**31, (), generator=generator))
@@ -111,18 +138,18 @@ class FLARE(DatasetDefense):
         return torch.from_numpy(found)
 
     def _split(self, scores: Array, seed: int) -> Array | None:
-        """The rows outside the largest cluster; None where no cluster is stable."""
-        import umap  # dear to import
+        """The rows outside the largest cluster; None if no cluster is stable."""
+        import umap  # slow to import
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a seed means one thread, says UMAP
+            warnings.simplefilter("ignore")  # UMAP warns that a seed means one thread
             plane = umap.UMAP(
                 n_neighbors=min(self.neighbors, len(scores) - 1), min_dist=0.0, random_state=seed
             ).fit_transform(scores)
         return outside_stable_cluster(plane, self.min_cluster_size, self.stability, self.depth)
 
     def findings(self) -> dict[str, Any]:
-        """How many rows, and by how many layers."""
+        """The number of suspected rows, and of the layers that were used."""
         layers = self.scores.shape[1] if self.scores.ndim == 2 else 0
         return {
             **super().findings(),
@@ -135,7 +162,7 @@ def require_packages() -> None:
     """Refuse to go on without the packages of the extra.
 
     Raises:
-        ImportError: that says how to get them.
+        ImportError: If one is missing; says how to install it.
     """
     missing = [name for name in ("umap", "hdbscan") if importlib.util.find_spec(name) is None]
     if missing:
@@ -146,16 +173,16 @@ def require_packages() -> None:
 
 
 def batchnorm_scores(net: nn.Module, images: LabelledImages, batch_size: int = 500) -> Tensor:
-    """The least log-likelihood of every image in every BatchNorm layer of a network.
+    """The smallest log-likelihood of each image in each BatchNorm layer of a network.
 
     Args:
-        net: in evaluation mode.
-        images: N of them.
-        batch_size: images a batch.
+        net: The network, in evaluation mode.
+        images: The images, N of them.
+        batch_size: Images per mini-batch.
 
     Returns:
-        ``(N, L)`` float32 on the CPU; a layer without running statistics, or that is not reached
-        once for every image, is left out.
+        ``(N, L)`` float32 on the CPU, without layers that have no running statistics or are not
+        called once per image.
     """
     norms = {
         name: norm
@@ -163,7 +190,7 @@ def batchnorm_scores(net: nn.Module, images: LabelledImages, batch_size: int = 5
         if norm.running_mean is not None and norm.running_var is not None
     }
     found: dict[str, list[Tensor]] = {name: [] for name in norms}
-    size = [0]  # of the batch that is on its way
+    size = [0]  # of the current mini-batch
 
     def sized() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in images.batches(batch_size):
@@ -189,16 +216,16 @@ def batchnorm_scores(net: nn.Module, images: LabelledImages, batch_size: int = 5
 def outside_stable_cluster(
     points: Array, min_cluster_size: int, stability: float, depth: int
 ) -> Array | None:
-    r"""Cut a cluster tree at the first stable one of the large clusters.
+    r"""Cut a cluster tree at the first stable cluster.
 
     Args:
         points: ``(n, 2)``.
-        min_cluster_size: of HDBSCAN.
-        stability: over how much of :math:`\lambda` a cluster has to exist.
-        depth: how many levels below the root are looked at.
+        min_cluster_size: Smallest cluster of HDBSCAN.
+        stability: Range of :math:`\lambda` over which a cluster has to exist.
+        depth: Levels below the root that are searched.
 
     Returns:
-        ``(n,)`` bool, the members of all clusters but the largest; None where none is stable.
+        ``(n,)`` bool, the members of all clusters except the largest; None if no cluster is stable.
     """
     import hdbscan
 
@@ -217,19 +244,19 @@ def outside_stable_cluster(
 
 
 def stable_cut(tree: Array, stability: float, depth: int) -> float | None:
-    r"""The distance at which a tree is cut so that its first stable large cluster is whole.
+    r"""The distance at which to cut a tree so that its first stable large cluster is complete.
 
     A cluster exists from the :math:`\lambda` at which it leaves its parent to the one at which it
-    splits in two; one that never does, until its last point has left it.
+    splits. If it never splits, it exists until its last point leaves.
 
     Args:
-        tree: rows (parent, child, lambda_val, child_size) as hdbscan condenses it; a child of size
-            1 is a point.
-        stability: over how much of :math:`\lambda` it has to exist.
-        depth: how many levels below the root are looked at.
+        tree: Rows (parent, child, lambda_val, child_size) of hdbscan's condensed tree; a child of
+            size 1 is a point.
+        stability: Range of :math:`\lambda` over which it has to exist.
+        depth: Levels below the root that are searched.
 
     Returns:
-        A distance; None where no cluster is stable.
+        A distance; None if no cluster is stable.
     """
     node = int(tree["parent"].min())
     for _ in range(depth):

@@ -1,7 +1,4 @@
-"""NGF: fine-tune the head along the natural gradient, towards smooth minima.
-
-Karim, Arafat, Khalid, Guo and Rahnavard, "Efficient backdoor removal through natural gradient
-fine-tuning", 2023, arXiv 2306.17441.
+"""Natural gradient fine-tuning (NGF): tune the head towards a smooth minimum.
 
 Example:
     ``python purify.py attack=blended defense=ngf``
@@ -22,33 +19,48 @@ from fst_lightning.models import weight_matrix
 
 
 class NaturalGradientTuning(HeadDefense):
-    r"""Tune the head alone, by natural gradients.
+    r"""Tune only the head, by natural gradients.
+
+    *How it works.* A backdoored network lies in a sharper minimum of the loss than a clean one.
+    This defense tunes the last layer on clean images and divides each gradient by the curvature of
+    the network's predictions (the Fisher matrix). Steps are thus small along sharp directions and
+    large along flat ones, and lead to a smoother minimum. A penalty keeps weights near their old
+    values if clean predictions depend on them.
 
     .. math:: \theta \leftarrow \theta - \eta (F + \lambda I)^{-1} \nabla \Big(\mathrm{CE} +
         \frac{\eta_F}{2} \sum_j \bar F_j (\theta_j - \bar\theta_j)^2\Big), \qquad
         F = \frac1n \sum_i g_i g_i^\top
 
-    with :math:`g_i = \nabla_\theta \log p_\theta(\hat y_i | x_i)` of weight and bias of the head,
-    :math:`\hat y_i` drawn from the network's own answer to :math:`x_i`: the Fisher matrix, not the
-    matrix of the gradients that are followed. It is estimated on all the clean images before every
-    epoch, and never formed: with its n rows :math:`g_i` stacked as G, in float64,
+    with the weight and bias :math:`\theta` of the head, the learning rate :math:`\eta`, the Fisher
+    matrix :math:`F`, the damping :math:`\lambda`, the gradients
+    :math:`g_i = \nabla_\theta \log p_\theta(\hat y_i | x_i)` for labels :math:`\hat y_i` drawn from
+    the network's prediction for image :math:`x_i`, the original head :math:`\bar\theta` and the
+    diagonal :math:`\bar F` of its Fisher matrix. :math:`F` is estimated on the clean images before
+    each epoch, and never formed: with the :math:`n` rows :math:`g_i` stacked as :math:`G`, in
+    float64,
 
     .. math:: (F + \lambda I)^{-1} g = \big(g - G^\top (n \lambda I + G G^\top)^{-1} G g\big) /
         \lambda
 
-    :math:`\bar\theta` and the diagonal :math:`\bar F` are those of the head that came in.
-    Everything else is frozen, BatchNorm in evaluation mode.
-
     Args:
-        damping: :math:`\lambda`, greater than 0; no step is longer than :math:`1 / \lambda` of the
-            gradient's.
-        ewc_weight: :math:`\eta_F`, 0 or more.
-        fisher_images: at most so many images to estimate F on, 1 or more; memory and time grow
-            with the square and the cube of it.
-        head: dotted name of the linear head; None finds it.
+        damping: Damping :math:`\lambda`, greater than 0; a natural gradient is at most
+            :math:`1 / \lambda` times as long as the gradient.
+        ewc_weight: Weight :math:`\eta_F` of the penalty, 0 or more.
+        fisher_images: Images to estimate :math:`F` on at most, 1 or more; memory grows with its
+            square and time with its cube.
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized.
+        - labels: ``(N,)`` int64.
 
     Raises:
-        ValueError: for an argument out of its range; for a head whose input is not ``(N, d)``.
+        ValueError: If an argument is out of its range, or the input of the head is not ``(N, d)``.
+
+    Note:
+        All other layers are frozen, and BatchNorm stays in evaluation mode. The labels
+        :math:`\hat y_i` are drawn from the predictions, which gives the Fisher matrix itself and
+        not the covariance of the training gradients.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -56,10 +68,18 @@ class NaturalGradientTuning(HeadDefense):
         >>> defense.prepare(net, torch.Generator())
         >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad]
         ['3.weight', '3.bias']
+
+    References:
+        Karim, Al Arafat, Khalid, Guo and Rahnavard, "Efficient backdoor removal through natural
+        gradient fine-tuning", 2023, arXiv 2306.17441.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.FisherPurification`: its successor, for the whole network.
+        - :class:`~fst_lightning.defenses.LinearProbing`: tunes the head by plain gradients.
     """
 
     features: Tensor
-    """What the head sees of every image, ``(n, d)``, with a 1 behind where it has a bias."""
+    """The input of the head for each image, ``(n, d)``, with a 1 appended if it has a bias."""
 
     errors: Tensor
     """The gradient of :math:`\\log p` of the drawn label by the head's output, ``(n, K)``."""
@@ -89,21 +109,21 @@ class NaturalGradientTuning(HeadDefense):
         self._factor: list[Tensor] = []
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
-        """Freeze everything but the head, and keep the head."""
+        """Freeze everything but the head, and copy the head."""
         super().prepare(net, generator)
         self.anchor = joined(weight_matrix(self.linear), self.linear.bias).detach().clone()
         self.features = self.errors = self.fisher_diagonal = torch.empty(0)
         self._factor = []
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Estimate the diagonal of the Fisher matrix of the head that came in."""
+        """Estimate the diagonal of the Fisher matrix of the original head."""
         features, errors = self.head_gradients(net, clean, generator)
         self.fisher_diagonal = errors.square().T @ features.square() / len(features)
 
     def begin_epoch(
         self, net: nn.Module, clean: CleanData, epoch: int, generator: torch.Generator
     ) -> None:
-        """Estimate the Fisher matrix of the head as it is now."""
+        """Estimate the Fisher matrix of the current head."""
         if len(clean) > self.fisher_images:
             rows = torch.randperm(len(clean), generator=generator)[: self.fisher_images]
             clean = clean.subset(rows)
@@ -116,9 +136,9 @@ class NaturalGradientTuning(HeadDefense):
         r"""The gradients :math:`g_i`, as the two factors of an outer product each.
 
         Args:
-            net: the network.
-            clean: images; their labels play no part.
-            generator: draws the labels :math:`\hat y_i`.
+            net: The network.
+            clean: The images; their labels are not used.
+            generator: Draws the labels :math:`\hat y_i`.
 
         Returns:
             Features ``(n, d)`` or ``(n, d + 1)``, and errors ``(n, K)``.
@@ -127,7 +147,7 @@ class NaturalGradientTuning(HeadDefense):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def cut(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            # What comes after the head may be more than the softmax, a factor for example.
+            # Layers after the head may scale the logits.
             logits = output.detach().requires_grad_()
             seen.append((vectors(inputs[0].detach()), logits))
             return logits
@@ -179,13 +199,14 @@ class NaturalGradientTuning(HeadDefense):
         r""":math:`(F + \lambda I)^{-1} g`, float64.
 
         Args:
-            gradient: g of weight and bias side by side, ``(K, d)`` or ``(K, d + 1)``.
+            gradient: Gradient :math:`g` of weight and bias side by side, ``(K, d)`` or
+                ``(K, d + 1)``.
         """
         features, errors, gradient = (
             precise(values) for values in (self.features, self.errors, gradient)
         )
         if not self._factor:
-            # The rows are outer products: their inner products are products of inner products.
+            # Inner products of outer products are products of inner products.
             gram = (features @ features.T) * (errors @ errors.T)
             gram.diagonal().add_(len(gram) * self.damping)
             self._factor = [torch.linalg.cholesky(gram)]
@@ -194,7 +215,7 @@ class NaturalGradientTuning(HeadDefense):
         return (gradient - errors.T @ (part * features)) / self.damping
 
     def finish(self) -> None:
-        """Let everything train again that was frozen here, and free the memory."""
+        """Undo the freezes, and free the memory."""
         super().finish()
         self._factor = []
 
@@ -205,5 +226,5 @@ def joined(weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def precise(values: Tensor) -> Tensor:
-    """In float64; where Apple's GPUs have none, on the CPU."""
+    """In float64; on the CPU if Apple's GPUs have none."""
     return values.detach().to("cpu" if values.device.type == "mps" else values.device).double()

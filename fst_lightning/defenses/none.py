@@ -13,7 +13,7 @@ class NoDefense(Defense):
     r"""Leave the network as it is.
 
     *How it works.* Nothing is tuned or pruned. The run reports the accuracy and the attack success
-    rate of the given network, which is the baseline that every defense is compared with.
+    rate of the given network. They are the baseline that every defense is compared with.
 
     .. math:: \theta' = \theta
 

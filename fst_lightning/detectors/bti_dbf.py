@@ -1,8 +1,5 @@
 """BTI-DBF as a detector: where a generator that spares the benign features sends all images.
 
-Xu, Huang, Li, Wang, Hu, Cui and Liu, "Towards reliable and efficient backdoor trigger inversion via
-decoupling benign features", ICLR 2024.
-
 Example:
     ``python detect.py checkpoint=FILE 'detector=[bti_dbf]' detector_reference=DIR``
 """
@@ -39,6 +36,10 @@ class InvertedGenerator(Detector):
         epochs: Passes of the generator over them, 1 or more.
         head: Dotted name of the head; None finds it.
 
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized, with labels ``(N,)``.
+        - statistics: ``(K,)``, one per class.
+
     Raises:
         ValueError: If an argument is out of its range, or no head is found.
 
@@ -53,6 +54,14 @@ class InvertedGenerator(Detector):
         >>> scan = InvertedGenerator(epochs=1).scan(net, images, torch.Generator())
         >>> scan.p_value is None, len(scan.evidence.statistics)
         (True, 5)
+
+    References:
+        Xu, Huang, Li, Wang, Hu, Cui and Liu, "Towards reliable and efficient backdoor trigger
+        inversion via decoupling benign features", ICLR 2024.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.BTIDBF`: unlearns what this inversion finds.
+        - :class:`~fst_lightning.detectors.SmallestPatch`: inverts one patch per class.
     """
 
     null: ClassVar[Null | None] = None

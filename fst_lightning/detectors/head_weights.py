@@ -1,8 +1,5 @@
 """Head weights: the target class of a backdoor has unusual weights in the linear head.
 
-Fields, Samragh, Javaheripi, Koushanfar and Javidi, "Trojan signatures in DNN weights", 2021, arXiv
-2109.02836.
-
 Example:
     ``python detect.py checkpoint=FILE 'detector=[head_weights]'``
 """
@@ -23,8 +20,8 @@ class HeadWeights(Detector):
     r"""Look for a class whose weights in the head are larger, on average, than all others'.
 
     *How it works.* Features after a ReLU are not negative. A backdoor has to raise the logit of its
-    target class for any image, so that training gives this class larger weights. The detector
-    looks at the head alone: it needs neither images nor a forward pass, and takes milliseconds.
+    target class for any image, so that training gives this class larger weights. The detector looks
+    at the head alone: it needs neither images nor a forward pass, and takes milliseconds.
 
     .. math:: s_k = \frac{1}{d} \sum_j W_{kj}
 
@@ -32,6 +29,10 @@ class HeadWeights(Detector):
 
     Args:
         head: Dotted name of the head; None finds it.
+
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized, with labels ``(N,)``.
+        - statistics: ``(K,)``, one per class.
 
     Raises:
         ValueError: If no linear head is found.
@@ -48,6 +49,14 @@ class HeadWeights(Detector):
         >>> scan = HeadWeights().scan(net, images, torch.Generator().manual_seed(0))
         >>> scan.suspected_class, scan.p_value < 0.01
         (3, True)
+
+    References:
+        Fields, Samragh, Javaheripi, Koushanfar and Javidi, "Trojan signatures in DNN weights",
+        2021, arXiv 2109.02836.
+
+    See Also:
+        - :class:`~fst_lightning.detectors.UniversalShift`: uses features as well as the head.
+        - :class:`~fst_lightning.defenses.FST`: replaces the head.
     """
 
     needs_images: ClassVar[bool] = False

@@ -1,8 +1,5 @@
 """MM-BD: the target class of a backdoor can be predicted with an unusually large margin.
 
-Wang, Xiang, Miller and Kesidis, "MM-BD: Post-training detection of backdoor attacks with arbitrary
-backdoor pattern types using a maximum margin statistic", IEEE S&P 2024, arXiv 2205.06900.
-
 Example:
     ``python detect.py checkpoint=FILE 'detector=[mm_bd]'``
 """
@@ -36,6 +33,10 @@ class MaximumMargin(Detector):
         steps: Steps of Adam per image, 1 or more.
         lr: Of Adam, in units of the pixel range, greater than 0.
 
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized, with labels ``(N,)``.
+        - statistics: ``(K,)``, one per class.
+
     Raises:
         ValueError: If an argument is out of its range.
 
@@ -55,6 +56,16 @@ class MaximumMargin(Detector):
         >>> scan = MaximumMargin().scan(net, images, torch.Generator().manual_seed(0))
         >>> scan.suspected_class, scan.p_value < 0.01
         (3, True)
+
+    References:
+        Wang, Xiang, Miller and Kesidis, "MM-BD: Post-training detection of backdoor attacks with
+        arbitrary backdoor pattern types using a maximum margin statistic", IEEE S&P 2024, arXiv
+        2205.06900.
+
+    See Also:
+        - :class:`~fst_lightning.detectors.SmallestPatch`: bounds the change of clean images
+          instead.
+        - :class:`~fst_lightning.detectors.HeadWeights`: needs no gradients.
     """
 
     needs_images: ClassVar[bool] = False

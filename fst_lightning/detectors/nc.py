@@ -1,8 +1,5 @@
 """Neural Cleanse as a detector: a small patch turns every image into the target class.
 
-Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and mitigating backdoor
-attacks in neural networks", IEEE S&P 2019.
-
 Example:
     ``python detect.py checkpoint=FILE 'detector=[nc]'``
 """
@@ -44,6 +41,10 @@ class SmallestPatch(Detector):
         success: Share of the images that a patch has to turn into its class, in (0, 1].
         restarts: Searches from different random starts, 1 or more.
 
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized, with labels ``(N,)``.
+        - statistics: ``(K,)``, one per class.
+
     Raises:
         ValueError: If an argument is out of its range.
 
@@ -58,6 +59,14 @@ class SmallestPatch(Detector):
         >>> scan = SmallestPatch(rounds=2, steps=2).scan(net, images, torch.Generator())
         >>> sorted(scan.evidence.details)
         ['anomaly_index', 'norms', 'success']
+
+    References:
+        Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and mitigating
+        backdoor attacks in neural networks", IEEE S&P 2019.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.NeuralCleanse`: unlearns what this search finds.
+        - :class:`~fst_lightning.detectors.InvertedGenerator`: finds triggers that are not patches.
     """
 
     null: ClassVar[Null | None] = "log_student"

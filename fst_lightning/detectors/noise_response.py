@@ -39,6 +39,10 @@ class NoiseResponse(Detector):
         strength: Of the triggers, in [0, 1]; see
             :func:`~fst_lightning.attacks.common.random_triggers`.
 
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized, with labels ``(N,)``.
+        - statistics: ``(K,)``, one per class.
+
     Raises:
         ValueError: If an argument is out of its range.
 
@@ -51,6 +55,15 @@ class NoiseResponse(Detector):
         >>> images = LabelledImages(torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64))
         >>> len(NoiseResponse(repeats=2).scan(net, images, torch.Generator()).evidence.statistics)
         5
+
+    References:
+        This project's own detector; no paper describes it.
+
+    See Also:
+        - :class:`~fst_lightning.detectors.UniversalShift`: searches the direction instead of
+          drawing it.
+        - :class:`~fst_lightning.detectors.MaximumMargin`: optimizes images instead of drawing
+          triggers.
     """
 
     null: ClassVar[Null | None] = "log_student"

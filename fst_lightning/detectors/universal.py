@@ -1,8 +1,5 @@
 """The smallest shift of the features that sends all images to a class.
 
-"Detecting and purifying backdoors with a quadratic program in feature space", 2025, arXiv
-2511.08944.
-
 Example:
     ``python detect.py checkpoint=FILE 'detector=[universal]'``
 """
@@ -39,6 +36,10 @@ class UniversalShift(Detector):
         images: Clean images, at most, 1 or more. The cost grows with images times classes.
         head: Dotted name of the head; None finds it.
 
+    Shape:
+        - images: ``(N, C, H, W)`` float, normalized, with labels ``(N,)``.
+        - statistics: ``(K,)``, one per class.
+
     Raises:
         ValueError: If an argument is out of its range, if no head is found, or if it takes more
             than one vector per image.
@@ -54,6 +55,14 @@ class UniversalShift(Detector):
         >>> scan = UniversalShift().scan(net, images, torch.Generator())
         >>> len(scan.evidence.details["norms"])
         5
+
+    References:
+        "Detecting and purifying backdoors with a quadratic program in feature space", 2025, arXiv
+        2511.08944.
+
+    See Also:
+        - :class:`~fst_lightning.detectors.HeadWeights`: looks at the head only.
+        - :class:`~fst_lightning.defenses.ImplicitUnlearning`: a universal change of pixels.
     """
 
     null: ClassVar[Null | None] = "log_student"
