@@ -22,6 +22,7 @@ from fst_lightning.pipelines.build.parts import (
 )
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.measure.mismatch import check_match
+from fst_lightning.pipelines.measure.recipes import recipe_block
 from fst_lightning.pipelines.measure.score import (
     attack_block,
     data_block,
@@ -119,11 +120,14 @@ def describe_parts(
 ) -> dict[str, Any]:
     """The blocks of ``results.json`` that every run has."""
     run = parts.run
+    # Whoever trained the network of a file has not said how.
+    trained_here = parts.checkpoint is None
     return {
         "seed": run.cfg.seed,
         "attack": attack_block(run, parts.data),
         "data": data_block(run, parts.data, num_poisoned=num_poisoned),
         "model": model_block(run, parts.net),
+        "training": recipe_block(run, "training", parts.data.source) if trained_here else None,
         "seconds": costs.seconds,
         "peak_memory_mb": costs.peak_memory_mb,
         "environment": environment(run, trainer),

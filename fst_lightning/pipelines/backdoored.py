@@ -36,6 +36,7 @@ from fst_lightning.pipelines.build.card_settings import ATTACK_FILE, adopt_card
 from fst_lightning.pipelines.build.library_input import adopt_library_input
 from fst_lightning.pipelines.build.library_networks import library_network
 from fst_lightning.pipelines.build.parts import (
+    augmentation,
     make_optimizer,
     make_store,
     make_trainer,
@@ -240,10 +241,7 @@ def train_backdoored(
         recipe.scheduler_interval,
         mean=data.mean,
         std=data.std,
-        crop_padding=source.crop_padding if recipe.crop_padding is None else recipe.crop_padding,
-        horizontal_flip=source.horizontal_flip,
-        crop_fill=recipe.crop_fill,
-        alternate_flips=recipe.alternate_flips,
+        **augmentation(run, "training", source),
         label_smoothing=recipe.label_smoothing,
         cuda_graphs=run.cfg.cuda_graphs,
         compile_network=run.cfg.model.get("compile", False),

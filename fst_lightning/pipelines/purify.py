@@ -36,6 +36,7 @@ from fst_lightning.pipelines.build.parts import (
 from fst_lightning.pipelines.build.recipe import fit_recipe
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.measure.evidence import EvidenceCollector
+from fst_lightning.pipelines.measure.recipes import recipe_block
 from fst_lightning.pipelines.measure.robustness import check_robustness, make_checks
 from fst_lightning.pipelines.measure.scan import Scanner, check_scan
 from fst_lightning.pipelines.measure.score import compare_answers, findings_block, score
@@ -193,7 +194,10 @@ def purify_and_measure(job: Job, backdoored: Backdoored, costs: Costs) -> Outcom
     findings = findings_block(run, searches, defense, answers)
     if isinstance(defense, DatasetDefense):
         findings |= detection_rates(defense.suspected, truth)
+    tuned = defense.tunes and not isinstance(defense, NoDefense)
+    ratio = clean_ratio(run)
     blocks = {
+        "tuning": recipe_block(run, "tuning", data.source, clean_ratio=ratio) if tuned else None,
         "defense": {
             "name": run.choices["defense"],
             **run.arguments("defense"),
@@ -232,6 +236,8 @@ def record(job: Job, backdoored: Backdoored, outcome: Outcome, costs: Costs) -> 
         )
     described = describe_parts(job.parts, outcome.trainer, costs, job.num_poisoned)
     described["seconds"] = {"purify": 0.0, **described["seconds"]}
+    if isinstance(job.defense, DatasetDefense):  # It trains anew, also what a file brought.
+        described["training"] = recipe_block(run, "training", data.source)
     results = build_results(
         task="purify",
         checkpoints={"backdoored": str(backdoored.path), "purified": str(purified)},

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -250,6 +250,31 @@ def make_optimizer(recipe: DictConfig) -> tuple[OptimizerFactory, SchedulerFacto
     return optimizer, scheduler
 
 
+def augmentation(run: Run, recipe: Literal["training", "tuning"], source: Source) -> dict[str, Any]:
+    """How training images are changed at random: arguments of the module that trains on them.
+
+    Args:
+        run: Its configuration.
+        recipe: For the training of the backdoored network, or for the tuning of a defense.
+        source: The images; it says how far they may be cropped, and whether they may be mirrored.
+    """
+    cfg = run.cfg[recipe]
+    if recipe == "training":
+        own = cfg.crop_padding
+        return {
+            "crop_padding": source.crop_padding if own is None else own,
+            "horizontal_flip": source.horizontal_flip,
+            "crop_fill": cfg.crop_fill,
+            "alternate_flips": cfg.alternate_flips,
+        }
+    return {
+        "crop_padding": source.crop_padding if cfg.augment else 0,
+        "horizontal_flip": cfg.augment and source.horizontal_flip,
+        "random_triggers": cfg.random_triggers,
+        "trigger_strength": cfg.trigger_strength,
+    }
+
+
 def make_module(
     run: Run,
     net: nn.Module,
@@ -260,7 +285,6 @@ def make_module(
 ) -> PurificationModule:
     """The module that runs the defense, by the recipe of the configuration."""
     optimizer, scheduler = make_optimizer(run.cfg.tuning)
-    augment = run.cfg.tuning.augment
     return PurificationModule(
         net,
         defense,
@@ -270,10 +294,7 @@ def make_module(
         attack=data.measured if data.measured.has_trigger else None,
         mean=data.data.mean,
         std=data.data.std,
-        crop_padding=data.source.crop_padding if augment else 0,
-        horizontal_flip=augment and data.source.horizontal_flip,
-        random_triggers=run.cfg.tuning.random_triggers,
-        trigger_strength=run.cfg.tuning.trigger_strength,
+        **augmentation(run, "tuning", data.source),
         cuda_graphs=run.cfg.cuda_graphs,
         seed=run.cfg.seed,
         card=card,

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from fst_lightning.commit import code_commit
 from fst_lightning.data import BackdoorDataModule
 from fst_lightning.defenses import Defense
 from fst_lightning.metrics import paired_drop_interval
@@ -170,6 +171,7 @@ def environment(run: Run, trainer: L.Trainer) -> dict[str, Any]:
     """What it was measured on."""
     device = trainer.strategy.root_device
     packages = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
+    code = code_commit()
     return {
         "precision": precision_of(run),
         "device": device.type,
@@ -177,6 +179,8 @@ def environment(run: Run, trainer: L.Trainer) -> dict[str, Any]:
         if device.type == "cuda"
         else platform.processor() or platform.machine(),
         "num_processes": trainer.world_size,
+        "commit": code.commit,
+        "dirty": code.dirty,
         "versions": {
             "fst_lightning": __version__,
             "python": platform.python_version(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from fst_lightning.commit import code_commit
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.output.loggers import log_report
 from fst_lightning.pipelines.runtime.processes import is_first_process
@@ -31,6 +32,7 @@ def prepare_folder(run: Run) -> None:
     if run.cfg.get("report"):
         check_projection(run.cfg.report.projection)
     if is_first_process():
+        code_commit()  # Now: the files may be edited while the run lasts.
         run.folder.mkdir(parents=True, exist_ok=True)
         # Of an earlier run in this folder.
         files = "results.json", "failure.json", "traceback.txt", "report.html", "charts.pdf"

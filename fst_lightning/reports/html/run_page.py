@@ -287,6 +287,8 @@ def _origin(results: Mapping[str, Any], command: str) -> Section:
     versions = environment.pop("versions", None) or {}
     known = {name: value for name, value in environment.items() if value is not None}
     tables: dict[str, list[tuple[str, str]]] = {
+        "Recipe of the training": [*_rows(results.get("training") or {})],
+        "Recipe of the tuning": [*_rows(results.get("tuning") or {})],
         "Environment": [*_rows(known), *((name, _plain(each)) for name, each in versions.items())],
         "Files": network_files(results),
     }

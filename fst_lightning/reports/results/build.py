@@ -72,6 +72,8 @@ def build_results(
     data: Mapping[str, object],
     model: Mapping[str, object],
     before: Score,
+    training: Mapping[str, object] | None = None,
+    tuning: Mapping[str, object] | None = None,
     after: Score | None = None,
     answers: tuple[int, int, int] | None = None,
     defense: Mapping[str, object] | None = None,
@@ -99,6 +101,8 @@ def build_results(
             `num_clean_tuning`, `num_test`, `num_triggered_test`.
         model: `name`, `head`, `num_parameters`.
         before: the backdoored network's score.
+        training: the recipe of the backdoored network; None if somebody else trained it.
+        tuning: the recipe of the defense; None if it takes no training steps.
         after: the purified network's score.
         answers: clean test images that only the backdoored network gets right, that only the
             purified one gets right, and all: for the interval of the change.
@@ -107,7 +111,7 @@ def build_results(
         shift: how far the network moved: `head_cosine` and `feature_cosine` to the backdoored one.
         seconds: `train`, `purify`, `evaluate`.
         peak_memory_mb: of the same stages, MiB.
-        environment: `precision`, `device`, `versions`.
+        environment: `precision`, `device`, `versions`, `commit`, `dirty`.
         checkpoints: the files `backdoored` and `purified`.
         overrides: what the command line changed, as `key=value`.
         robustness: what the checks of the purified network found, by name.
@@ -134,6 +138,8 @@ def build_results(
         "defense": defense,
         "data": blank(("name", "num_classes", *rows)) | dict(data),
         "model": blank(("name", "head", "num_parameters")) | dict(model),
+        "training": training,
+        "tuning": tuning,
         "before": {name: before.rate(name) for name in RATES},
         "after": after and {name: after.rate(name) for name in RATES},
         "der": _rating(before, after) if took else None,
@@ -141,6 +147,7 @@ def build_results(
         | ({"change": {"ca": _change(*answers)}} if after and answers and answers[2] else {}),
         "seconds": blank(("train", "purify", "evaluate")) | dict(seconds or {}),
         "environment": {"precision": None, "device": None, "versions": {}}
+        | blank(("commit", "dirty"))
         | dict(environment or {}),
         "checkpoints": blank(("backdoored", "purified")) | dict(checkpoints or {}),
         "overrides": list(overrides),

@@ -1,0 +1,54 @@
+"""The recipes that a run followed, as results.json holds them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from fst_lightning.data import Source
+from fst_lightning.pipelines.build.parts import augmentation
+from fst_lightning.pipelines.build.run import Run
+
+_SETTINGS = {
+    "training": ("label_smoothing",),
+    "tuning": ("clean_ratio", "clean_source", "balanced"),
+}
+
+
+def recipe_block(
+    run: Run, recipe: Literal["training", "tuning"], source: Source, **resolved: Any
+) -> dict[str, Any]:
+    """A recipe with the numbers that were used: those that the run chose, or fitted to the images.
+
+    Args:
+        run: Its configuration, after these numbers were written into it.
+        recipe: Which one.
+        source: The images; it says how far they are cropped, and whether they are mirrored.
+        resolved: Numbers that the configuration leaves open.
+    """
+    content = run.plain(recipe)
+    settings = {key: content[key] for key in _SETTINGS[recipe] if key in content}
+    return {
+        "optimizer": _part(run, recipe, "optimizer"),
+        "scheduler": _part(run, recipe, "scheduler"),
+        "scheduler_interval": content["scheduler_interval"],
+        "max_epochs": content["max_epochs"],
+        "batch_size": content["batch_size"],
+        "augmentation": augmentation(run, recipe, source),
+        **settings,
+        **resolved,
+    }
+
+
+def _part(run: Run, recipe: str, part: str) -> dict[str, Any] | None:
+    """The name of an optimizer or schedule, its class, and what it was made with."""
+    config = OmegaConf.select(run.cfg, f"{recipe}.{part}")
+    if config is None:
+        return None
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    target = str(plain["_target_"])
+    given = run.given(f"{recipe}.{part}._target_")
+    choice = None if given else run.choices.get(f"{recipe}/{part}")
+    arguments = {str(key): value for key, value in plain.items() if not str(key).startswith("_")}
+    return {"name": choice or target.rpartition(".")[2], "class": target, **arguments}
