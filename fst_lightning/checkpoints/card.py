@@ -37,7 +37,7 @@ _FIELDS = (
 
 
 class ModelChoice(TypedDict):
-    """The network: a name that `build_model` knows, and its arguments beside the classes."""
+    """The network: a key of `MODELS`, and its arguments apart from the classes."""
 
     name: str
     arguments: dict[str, Plain]

@@ -1,4 +1,4 @@
-"""Read arrays from a NumPy archive that nobody vouches for."""
+"""Reads arrays from an untrusted NumPy archive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fst_lightning.data.images import MAX_BYTES
 from fst_lightning.printable import printable
 from fst_lightning.regular_files import length, open_regular
 
-# What a few bytes may unpack to: images of one color pack a thousandfold.
+# Limit of the compression ratio: images of one color compress a thousandfold.
 _GROWTH_LIMIT = 100
 _ALWAYS_ALLOWED = 256 * 2**20
 _VALUES_AT_A_TIME = 2**20
@@ -30,7 +30,7 @@ _MOST_DIMENSIONS = 5
 
 @dataclass(frozen=True)
 class Header:
-    """What an array in an archive is.
+    """The header of an array in an archive.
 
     Attributes:
         shape: Of the array.
@@ -56,10 +56,10 @@ class Header:
 
 
 class Arrays:
-    """Named arrays of a file whose headers were checked, and whose values were not read yet.
+    """Named arrays of a file with checked headers and unread values.
 
     Attributes:
-        headers: By name, in the order that was asked for.
+        headers: Headers by name, in the requested order.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, headers: dict[str, Header]) -> None:
@@ -73,7 +73,7 @@ class Arrays:
         dtype: type[np.generic] | None = None,
         convert: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None,
     ) -> npt.NDArray[Any]:
-        """Read an array piece by piece, so that nothing but the result is held as a whole.
+        """Read an array in pieces, so that only the result is held completely.
 
         Args:
             key: Its name.
@@ -105,7 +105,7 @@ class Arrays:
 
 @contextmanager
 def open_arrays(path: Path, keys: Sequence[str]) -> Iterator[Arrays]:
-    """Open named arrays; all headers are looked at before a value is read.
+    """Open named arrays; all headers are checked before a value is read.
 
     Args:
         path: A file as `np.savez` or `np.savez_compressed` writes it.

@@ -1,4 +1,4 @@
-"""Decoded images, kept in a memory-mapped file beside a fingerprint of what they were made from."""
+"""Decoded images in a memory-mapped file, with a fingerprint of their sources."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tenso
     """Decode files once; later runs map the result into memory, and read what they use of it.
 
     The fingerprint is over names, sizes and times of change of the files, the content of some of
-    them, the image size and the format. What another set of files made has another name, and what
-    was torn by a crash or a full disk is found by its length and by samples of its content, and
-    made again.
+    them, the image size and the format. The results of other files
+    have other names. A result that a crash or a full disk damaged is detected by its length and by
+    samples of its content, and decoded again.
 
     Args:
         paths: The files.
         image_size: Height and width of the result in pixels.
-        folder: Where the decoded images are kept; made where it is missing.
+        folder: Folder of the decoded images; created if it is missing.
 
     Returns:
         uint8 of shape (N, 3, image_size, image_size), in the order of the paths. Writing to it
         does not change the file.
 
     Raises:
-        ValueError: naming the first file that cannot be read.
+        ValueError: If a file cannot be read; names the first one.
         TooLargeError: If the disk is too small.
         NoLocksError: If the folder's file system has no locks.
     """
@@ -72,14 +72,14 @@ def cached_images(paths: Sequence[Path], image_size: int, folder: Path) -> Tenso
 
 
 def fingerprint(paths: Iterable[Path], image_size: int) -> str:
-    """A digest of what decides over the decoded images: 32 hexadecimal digits.
+    """A digest of everything that the decoded images depend on: 32 hexadecimal digits.
 
     The name, size and time of change of every file count, and the start of the content of one file
-    in 251. Another image of the same size and time in the place of a single one is not seen.
+    in 251. A single image that was replaced by one of the same size and time is not detected.
 
     Args:
         paths: The files, which exist.
-        image_size: That they are resized to.
+        image_size: Height and width that they are resized to.
 
     Raises:
         ValueError: If the file no longer exists.
@@ -107,7 +107,7 @@ def _make(paths: Sequence[Path], image_size: int, target: Path, about: Path, siz
     try:
         with unfinished.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
-                # Blocks are claimed now: a mapped write to a full disk would kill the process.
+                # Allocate blocks now: a mapped write to a full disk would kill the process.
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)

@@ -22,8 +22,8 @@ _MOST_NAMED = 5
 class ClassFolders:
     """Lists folders and images below a root, and stays inside it.
 
-    Hidden files and folders are left out. A file is an image if its suffix says so, or, if the
-    suffix is unusual, its content. `warn` tells which other files were left out.
+    Hidden files and folders are skipped. A file is an image if its suffix says so, or, if the
+    suffix is unusual, its content. `warn` reports other files.
 
     Args:
         root: The folder to stay in.
@@ -48,7 +48,7 @@ class ClassFolders:
     def folders(self, directory: Path) -> dict[str, Path]:
         """Return the visible folders in a directory by name, sorted by name.
 
-        Names are in Unicode's composed form (NFC): some systems write the same name in another.
+        Names are in Unicode's composed form (NFC), because some systems use another form.
 
         Args:
             directory: `root` or a folder below it.
@@ -79,7 +79,7 @@ class ClassFolders:
     def images(self, directory: Path) -> list[Path]:
         """Return the images in a directory and all folders below it, sorted by path.
 
-        A folder that links lead to more than once counts once.
+        A folder that several links lead to counts once.
 
         Args:
             directory: The folder of one class.
@@ -151,7 +151,7 @@ class ClassFolders:
                 yield from self._walk(path, seen, depth + 1, left_out)
             elif not is_image(path):
                 left_out[path.suffix.lower()] += 1
-            # A broken link is listed, so that reading it names it; a pipe or device is not.
+            # A broken link is listed, so that reading it names it; pipes and devices are not.
             elif entry.is_file() or not path.exists():
                 yield path
 
@@ -177,7 +177,7 @@ def _counted(suffixes: Mapping[str, int]) -> str:
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
-    """Sort by number where all names are integers, otherwise by name.
+    """Sort by number if all names are integers, and otherwise by name.
 
     Args:
         names: The names of the class folders.
@@ -199,11 +199,11 @@ def choose_classes(
 
     Args:
         found: The class folders by name.
-        chosen: The names to use, in order; None takes all that were found, sorted.
+        chosen: The names to use, in order; None uses all, sorted.
         directory: Where they were found, for the error.
 
     Raises:
-        ValueError: for a chosen name that was not found or is given twice, or fewer than two
+        ValueError: If a chosen name was not found or is given twice, or there are fewer than two
             classes.
     """
     names = (

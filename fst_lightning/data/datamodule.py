@@ -325,7 +325,7 @@ def check_crafted(attack: Attack, train: ImageSet, plan: PoisonPlan) -> None:
         plan: Which of them it changes.
 
     Raises:
-        TooLargeError: saying how much they need.
+        TooLargeError: If they do not fit; says how much memory they need.
     """
     if attack.crafts:
         changed = (plan.poisoned | plan.cover).nonzero()[:, 0]

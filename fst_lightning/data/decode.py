@@ -23,12 +23,12 @@ from fst_lightning.printable import printable
 
 _GREY_16_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _CHUNK = 64
-# More would wait for the interpreter lock.
+# More threads would wait for the interpreter lock.
 _MAX_THREADS = 16
 _REPORT_SECONDS = 5.0
-# What all threads together may decode in: 16 photographs of 6 megapixels.
+# Memory of all threads for decoding: 16 photographs of 6 megapixels.
 _BYTES_AT_A_TIME = 1_000_000_000
-# What they may read of files before the size of an image is known.
+# Bytes read from files before the size of an image is known.
 _BYTES_OPENED = 500_000_000
 _CHUNK_OF_PIXELS = 2**17
 
@@ -37,8 +37,7 @@ class UnreadableImageError(ValueError):
     """A file that cannot be decoded; the message names it, says why, and what to do.
 
     Args:
-        message: Which a DataLoader, where one of its processes met the file, hands on with the
-            whole traceback before it.
+        message: The message; a DataLoader puts the traceback of its worker before it.
     """
 
     def __init__(self, message: str) -> None:
@@ -63,15 +62,15 @@ def decode_images(
     Args:
         paths: The files.
         image_size: Height and width of the result in pixels.
-        into: What to write the result to, of its shape; None makes a tensor in memory.
-        report: Say every few seconds how far it is.
-        processes: So many do this side by side, and share the cores and the memory.
+        into: Array for the result; None allocates a tensor in memory.
+        report: Whether to report progress every few seconds.
+        processes: Number of processes that decode in parallel and share cores and memory.
 
     Returns:
         uint8 of shape (N, 3, image_size, image_size), in the order of the paths.
 
     Raises:
-        UnreadableImageError: naming the first file that cannot be read, and why.
+        UnreadableImageError: If a file cannot be read; names the first one, and the reason.
     """
     shape = (len(paths), 3, image_size, image_size)
     images = torch.empty(shape, dtype=torch.uint8) if into is None else into
@@ -100,7 +99,7 @@ def decode_images(
 
 
 class _Budget:
-    """Limits the bytes that threads hold at a time; a larger image has to be alone."""
+    """Limits the bytes that all threads hold; a larger image is decoded alone."""
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most

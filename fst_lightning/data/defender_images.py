@@ -1,4 +1,4 @@
-"""Which clean images a defender holds."""
+"""Selects the clean images of the defender."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def clean_rows(
     balanced: bool = False,
     changed: Tensor | None = None,
 ) -> Tensor:
-    """Draw the rows that a defender holds: uniformly as published, or as many of every class.
+    """Draw the rows of the defender: uniformly, as published, or balanced over classes.
 
     Args:
         labels: ``(N,)`` of the training set.
-        ratio: Share of it, 0 to 1.
-        seed: Of the draw.
-        balanced: Draw the same number of every class, up to one; a class that has fewer images
-            gives all of them, and the others make up for it.
+        ratio: Share of the training set, 0 to 1.
+        seed: Seed of the draw.
+        balanced: Whether to draw equally many rows of each class, up to one; a smaller class gives
+            all of its rows, and the others make up for it.
         changed: ``(N,)`` bool, rows that an attack is known to have changed. They are never drawn,
             and the ratio is a share of the others.
 
@@ -64,8 +64,8 @@ def clean_rows(
         return draw_rows(everything, count, derived_seed(seed, "clean"))
     generator = torch.Generator().manual_seed(derived_seed(seed, "clean"))
     order = torch.randperm(len(labels), generator=generator)
-    # The first image of every class, then the second of every class, and so on: those that come
-    # first in this order are a balanced draw, whatever the sizes of the classes.
+    # The first image of each class, then the second of each class, and so on: the first rows of
+    # this order are a balanced draw for classes of any sizes.
     turn = torch.empty_like(order)
     shuffled = labels[order]
     for label in range(int(labels.max()) + 1):
@@ -84,10 +84,10 @@ def with_training_images(source: Source, images: ImageSet, changed: Tensor | Non
 
 
 def reserve(source: Source, rows: Tensor) -> tuple[Source, ImageSet]:
-    """Take rows out of the training set before anybody sees it.
+    """Remove rows from the training set before it is used.
 
     Args:
-        source: Stays as it is.
+        source: The source, unchanged.
         rows: ``(N,)`` bool.
 
     Returns:

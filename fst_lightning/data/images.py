@@ -1,4 +1,4 @@
-"""Images with their labels, and what they must satisfy."""
+"""Images with their labels, and checks of both."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from fst_lightning.data.stream import StreamedImages
 
 MAX_BYTES = 16 * 2**30
-"""Most memory, in bytes, that the images of a data set may take."""
+"""Largest memory of the images of a data set, in bytes."""
 
 MIN_STD = 1e-3
-"""Least standard deviation that is computed from images, in units of the [0, 1] range."""
+"""Smallest standard deviation computed from images, in units of the [0, 1] range."""
 
 _CHANNELS = 3
 _CHUNK = 1024
@@ -25,7 +25,7 @@ class TooLargeError(ValueError):
     """Images take more memory, or disk, than there is.
 
     Args:
-        found: How much they need, and how much there is; a clause.
+        found: Needed and available memory; a clause.
         advice: What to do; a sentence.
     """
 
@@ -40,7 +40,7 @@ class ImageSet:
 
     Args:
         images: Uint8 of shape (N, 3, H, W), RGB, or (N, 1, H, W), gray; or
-            :class:`StreamedImages`, which stand for such a tensor wherever rows are taken of it.
+            :class:`StreamedImages`, which replace such a tensor wherever rows are selected.
         labels: Int64 of shape (N,), each at least 0.
 
     Raises:
@@ -80,7 +80,7 @@ class ImageSet:
         return len(self.labels)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """Copy the given rows, in the given order; of streamed images nothing is decoded.
+        """Select the given rows in the given order; streamed images are not decoded.
 
         Args:
             indices: Row numbers in [0, N), shape (M,).
@@ -102,14 +102,14 @@ class ImageSet:
 
     @property
     def streamed(self) -> bool:
-        """Whether the images are decoded from their files whenever they are needed."""
+        """Whether the images are decoded from their files each time they are used."""
         return isinstance(self.images, StreamedImages)
 
     def in_memory(self, why: str = "") -> ImageSet:
-        """These images in a tensor: themselves, unless they are streamed.
+        """These images with a tensor in memory; the same object unless they are streamed.
 
         Args:
-            why: Who needs that, for the error; the start of a sentence.
+            why: Subject of the error's first sentence: what needs them in memory.
 
         Raises:
             TooLargeError: If they don't fit.
@@ -123,10 +123,10 @@ class ImageSet:
         """Refuse streamed images that :meth:`in_memory` would refuse, before any work is done.
 
         Args:
-            why: Who needs them in memory, for the error; the start of a sentence.
+            why: Subject of the error's first sentence: what needs them in memory.
 
         Raises:
-            TooLargeError: saying how much they need.
+            TooLargeError: If they do not fit; says how much memory they need.
         """
         if self.streamed:
             check_memory(len(self), self.images.shape[-1], why)
@@ -142,14 +142,14 @@ class ImageData:
         classes: The class names; a label is an index into them. At least 2.
         mean: Per channel, in units of the [0, 1] range.
         std: Per channel, above 0.
-        triggered: Test images that carry a trigger already, with their true labels; None where
-            there are none.
-        changed: ``(N,)`` bool, the training images that an attack is known to have changed, which
-            no defender may take for clean; None if nothing is known.
+        triggered: Test images that already carry a trigger, with their true labels; None if there
+            are none.
+        changed: ``(N,)`` bool, the training images that an attack is known to have changed, which a
+            defender must not use as clean ones; None if unknown.
 
     Raises:
-        ValueError: for a label without a class, unequal image sizes, an empty set, or a mean or
-            std that cannot normalize.
+        ValueError: If a label has no class, image sizes differ, a set is empty, or mean or std
+            cannot normalize.
     """
 
     train: ImageSet
@@ -203,13 +203,13 @@ def check_channels(
     """Refuse values that are not one finite number per channel.
 
     Args:
-        name: What the error calls the values.
-        values: Numbers, one a channel.
+        name: Name of the values in the error.
+        values: Numbers, one per channel.
         positive: Whether they must be above 0.
-        channels: How many there have to be.
+        channels: Number of channels.
 
     Raises:
-        ValueError: saying what was found.
+        ValueError: If they are not; says what was found.
     """
     usable = len(values) == channels and all(math.isfinite(value) for value in values)
     if not usable or (positive and min(values) <= 0):
@@ -246,12 +246,12 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def check_memory(num_images: int, image_size: int, why: str = "") -> None:
-    """Refuse a data set that would not fit into memory, before any work is done.
+    """Refuse a data set that does not fit into memory, before any work starts.
 
     Args:
         num_images: Training and test images together.
         image_size: Height and width in pixels.
-        why: Who needs them in memory, for the error; the start of a sentence.
+        why: Subject of the error's first sentence: what needs them in memory.
 
     Raises:
         TooLargeError: If the images take more than `MAX_BYTES`.
@@ -288,7 +288,9 @@ def channel_statistics(
     means, stds = [], []
     histograms = torch.zeros(images.shape[1], 256, dtype=torch.float64)
     for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]  # once for all channels: it may have to be decoded
+        chunk = images[
+            start : start + _CHUNK
+        ]  # once for all channels, because it may have to be decoded
         for channel, counts in enumerate(histograms):
             counts += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
     for counts in histograms:

@@ -1,4 +1,4 @@
-"""Where images lie while they are used: in the host's memory or on the device."""
+"""The memory that holds the images: the host's or the device's."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 Placement = Literal["auto", "host", "device"]
 
 SHARE = 0.25
-"""Of a GPU's free memory that a set of images may take by itself."""
+"""Share of a GPU's free memory that a set of images may take by default."""
 
 
 def on_device(placement: Placement, num_bytes: int, device: torch.device) -> bool:
-    """Whether images are to lie on the device.
+    """Whether to hold the images on the device.
 
-    There a batch is one gather, and nothing is copied from the host in a step.
+    A mini-batch is then one gather, and no step copies from the host.
 
     Args:
         placement: ``host``, ``device``, or ``auto``: on a GPU that has four times as much free.
-        num_bytes: That the images take.
-        device: Of the run.
+        num_bytes: Bytes of the images.
+        device: Device of the run.
 
     Example:
         >>> on_device("auto", 10**6, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Where decoded images are held: in memory, in a file of the cache, or nowhere."""
+"""Decides whether decoded images are held in memory, in the cache, or streamed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIN_FILES = 5000
 def held_images(
     parts: Sequence[Sequence[Path]], image_size: int, cache: Cache, folder: Path | None
 ) -> list[Tensor]:
-    """Hold the images of some sets of files, each where it has room.
+    """Hold the images of several sets of files, each where there is room.
 
     Args:
         parts: The files of each set.
@@ -38,7 +38,7 @@ def held_images(
         which stand for that.
 
     Raises:
-        ValueError: naming the first file that cannot be read.
+        ValueError: If a file cannot be read; names the first one.
         TooLargeError: with ``off``, if the images don't fit into memory.
     """
     held: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Rows of uint8 images that come out as whole batches."""
+"""Rows of uint8 images, loaded as whole mini-batches."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fst_lightning.data.images import ImageSet
 from fst_lightning.seeds import derived_seed
 
 Batch = tuple[Tensor, ...]
-"""Images ``(N, C, H, W)`` uint8, true labels ``(N,)`` int64, poisoned rows ``(N,)`` bool; where an
-attack has cover rows, also which those are, ``(N,)`` bool."""
+"""Images ``(N, C, H, W)`` uint8, true labels ``(N,)`` int64, poisoned rows ``(N,)`` bool; if the
+attack has cover rows, these too, ``(N,)`` bool."""
 
 
 class Rows(Dataset[Batch]):
-    """Training rows; a batch is one gather per tensor, whatever its size.
+    """Training rows; a mini-batch of any size is one gather per tensor.
 
     Use with a DataLoader whose ``collate_fn`` is :func:`as_gathered`.
 
@@ -28,8 +28,8 @@ class Rows(Dataset[Batch]):
         data: Images and true labels.
         poisoned: ``(N,)`` bool, which rows get the trigger.
         cover: ``(N,)`` bool, which rows are cover rows; None for none.
-        crafted: ``(M, C, H, W)`` uint8, images that take the place of the stored ones.
-        crafted_rows: ``(M,)`` int64, in which rows.
+        crafted: ``(M, C, H, W)`` uint8, images that replace stored ones.
+        crafted_rows: ``(M,)`` int64, the rows that they replace.
     """
 
     def __init__(
@@ -69,22 +69,22 @@ class Rows(Dataset[Batch]):
 
 
 def as_gathered(batch: Any) -> Any:
-    """Leave a gathered batch as it is; its own function so that workers can import it."""
+    """Return a gathered batch; a function, so that workers can import it."""
     return batch
 
 
 class Chunks(Dataset[Batch]):
-    """Evaluation rows cut into batches, as many for every process, each row in exactly one.
+    """Evaluation rows in batches, equally many per process, each row in exactly one.
 
-    A distributed sampler hands out whole batches: as their number divides by the number of
-    processes it has nothing to pad, so that no row is counted twice, and all processes do the same
-    number of steps.
+    A distributed sampler distributes whole batches. Their number is divisible by the number of
+    processes, so that nothing is padded, no row counts twice, and all processes do the same number
+    of steps.
 
     Args:
         data: Images and true labels.
-        triggered: Whether the rows are to get the trigger.
-        batch_size: At most so many rows per batch.
-        num_processes: How many processes share the work.
+        triggered: Whether the rows get the trigger.
+        batch_size: Rows per batch at most.
+        num_processes: Number of processes.
     """
 
     def __init__(
@@ -100,18 +100,18 @@ class Chunks(Dataset[Batch]):
 
     def __getitem__(self, chunk: int) -> Batch:
         rows = self._rows[chunk]
-        # Rows of a chunk stand side by side: a slice copies nothing.
+        # Rows of a chunk are adjacent, so that a slice copies nothing.
         chosen = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
         images, labels = self.data.images[chosen], self.data.labels[chosen]
         return images, labels, torch.full((len(rows),), self.triggered, device=images.device)
 
 
 class EpochShuffle(Sampler[int]):
-    """A random order that depends on the seed and the epoch alone, so that a resume repeats it.
+    """A random order that depends only on seed and epoch, so that a resumed run repeats it.
 
     Args:
-        num_rows: How many rows there are.
-        seed: Of the order; Lightning sets the epoch.
+        num_rows: Number of rows.
+        seed: Seed of the order; Lightning sets the epoch.
     """
 
     def __init__(self, num_rows: int, seed: int) -> None:
@@ -132,17 +132,17 @@ class EpochShuffle(Sampler[int]):
 
 
 class ShuffleShare(DistributedSampler[int]):
-    """What one of several processes sees of :class:`EpochShuffle`'s order.
+    """The share of one process in the order of :class:`EpochShuffle`.
 
-    A step of all of them together is a step of one process with their batches taken together.
-    Rows that are left over where their number does not divide, wait for another epoch: every
-    process does the same number of steps, on as many rows.
+    A step of all processes together equals a step of one process with all of their batches. Surplus
+    rows are left out in an epoch, so that each process does the same number of steps on as many
+    rows.
 
     Args:
-        num_rows: How many rows there are.
-        seed: Of the order; Lightning sets the epoch.
-        num_processes: How many share them.
-        rank: Which of them this is, from 0.
+        num_rows: Number of rows.
+        seed: Seed of the order; Lightning sets the epoch.
+        num_processes: Number of processes.
+        rank: Number of this process, from 0.
 
     Example:
         >>> shares = [list(ShuffleShare(5, 0, 2, rank)) for rank in range(2)]
@@ -152,7 +152,7 @@ class ShuffleShare(DistributedSampler[int]):
     """
 
     def __init__(self, num_rows: int, seed: int, num_processes: int, rank: int) -> None:
-        # Lightning leaves a sampler of this class as it is, and would shuffle any other once more.
+        # Lightning keeps a sampler of this class, and would shuffle any other again.
         super().__init__(range(num_rows), num_processes, rank, drop_last=True)  # type: ignore[arg-type]
         self.order = EpochShuffle(num_rows, seed)
         self.num_samples = max(1, num_rows // num_processes)
@@ -174,17 +174,17 @@ def training_loader(
     """Shuffled batches, each one gather.
 
     Args:
-        rows: What to train on.
+        rows: The training rows.
         batch_size: Images per step of this process, 1 or more.
-        order: Of the rows.
-        options: For the DataLoader.
+        order: The order of the rows.
+        options: Options of the DataLoader.
     """
     return DataLoader(
         rows,
         batch_size=batch_size,
         sampler=order,
         collate_fn=as_gathered,
-        # BatchNorm can't learn from a single image, and another epoch will show it.
+        # BatchNorm can't train on a single image, and another epoch will contain it.
         drop_last=len(order) > batch_size and len(order) % batch_size == 1,
         **options,
     )

@@ -12,16 +12,16 @@ _ROUNDING = 1e-9
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Hold out the same share of every class.
+    """Hold out the same share of each class.
 
     `ceil(fraction * N)` rows are held out, shared among the classes in proportion by largest
-    remainder. A class of two or more rows keeps at least one on each side, even where that moves
-    the total; a class of one row keeps it.
+    remainder. A class of two or more rows keeps at least one on each side, even if that changes the
+    total; a class of one row keeps it.
 
     Args:
         labels: Int64 of shape (N,), each at least 0.
         fraction: Share to hold out, in (0, 1).
-        seed: Of the draw; the same seed gives the same rows.
+        seed: The same seed gives the same rows.
 
     Returns:
         The rows kept and the rows held out, both ascending.

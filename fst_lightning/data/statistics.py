@@ -21,11 +21,11 @@ _MOST_JSON = 1000
 
 
 def training_statistics(train: ImageSet, folder: Path | None) -> Statistics:
-    """Compute mean and standard deviation; those of streamed images once, where they can be kept.
+    """Compute mean and standard deviation, for streamed images only once if they can be stored.
 
     Args:
         train: The training images.
-        folder: Where those of streamed images are kept; None for nowhere.
+        folder: Folder to store those of streamed images; None does not store them.
     """
     images = train.images
     if not isinstance(images, StreamedImages):
@@ -41,8 +41,7 @@ def training_statistics(train: ImageSet, folder: Path | None) -> Statistics:
     rank_zero_only(print)(line, flush=True)
     found = channel_statistics(images)
     if file is not None:
-        # A disk that has no room for the images may be full, or read only: then the next run
-        # computes them again.
+        # A full or read-only disk cannot store them; the next run then computes them again.
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             draft = file.with_suffix(".json.unfinished")

@@ -1,4 +1,4 @@
-"""Images that stay in their files, and are decoded whenever they are needed."""
+"""Images that stay in their files and are decoded each time they are used."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fst_lightning.data.decode import decode_images
 
 
 class StreamedImages:
-    """Images as a tensor would hold them, each decoded anew whenever it is asked for.
+    """Replaces a tensor of images; each image is decoded when its row is selected.
 
-    It stands where a uint8 tensor of shape (N, 3, H, W) stands: `shape`, `len` and so on are those
-    of the decoded images, and ``images[rows]`` is an ordinary tensor of these rows, whatever picks
-    rows of a tensor: a number, a slice, row numbers. Nothing else that a tensor can do is there,
-    for it would take all images into memory, and does not go unnoticed.
+    It replaces a uint8 tensor of shape (N, 3, H, W): `shape`, `len` and so on are those of the
+    decoded images, and ``images[rows]`` is an ordinary tensor of these rows, for a number, a slice
+    or row numbers. Other tensor operations raise an error, because they would load all images into
+    memory.
 
-    Memory is bounded by the rows that are asked for at a time, and by what the threads decode;
-    processes that load batches side by side share cores and bound. A file that can't be read is
-    found when it is its turn.
+    Memory is bounded by the rows of one selection and by what the threads decode; processes that
+    load batches in parallel share cores and this bound. A file that can't be read is found when its
+    row is selected.
 
     Args:
         paths: The files.
@@ -58,7 +58,7 @@ class StreamedImages:
         """Decode rows: ``(3, H, W)`` for a row's number, otherwise ``(n, 3, H, W)``.
 
         Raises:
-            ValueError: naming the first file that cannot be read, and why.
+            ValueError: If a file cannot be read; names the first one, and the reason.
             IndexError: If a row does not exist.
         """
         rows = self._rows[key]
@@ -89,7 +89,7 @@ class StreamedImages:
         return view.as_tensor()
 
     def as_tensor(self) -> Tensor:
-        """Itself, for the type checker: whoever takes rows can't tell it from a tensor."""
+        """Itself, typed as a tensor for code that only selects rows."""
         return cast(Tensor, self)
 
     def paths(self) -> Iterable[Path]:
@@ -104,7 +104,7 @@ class StreamedImages:
 
     @property
     def nbytes(self) -> int:
-        """That all images would take if they were decoded."""
+        """Bytes of all images after decoding."""
         return self.shape.numel()
 
     def dim(self) -> int:
@@ -120,7 +120,7 @@ class StreamedImages:
 
 
 def _refuse(what: str) -> NoReturn:
-    # Of this type, because it also answers those who only ask whether there is such an attribute.
+    # An AttributeError, so that `hasattr` returns False.
     raise AttributeError(
         f"Expected images in memory for {what}, but these are streamed from their files. Take them "
         "in batches, images[rows]; or make room for them: a smaller data.image_size, or a "
@@ -129,7 +129,7 @@ def _refuse(what: str) -> NoReturn:
 
 
 class _Paths:
-    """Many paths in two pieces: worker processes share their memory, and would copy a list."""
+    """Many paths in two objects, which worker processes share; a list would be copied."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         names = [os.fsencode(path) for path in paths]

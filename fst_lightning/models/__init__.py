@@ -1,7 +1,7 @@
 """Networks for small images, library networks, and the search for the head."""
 
 from fst_lightning.models.airbench import Airbench, airbench
-from fst_lightning.models.build import MODELS, build_model, check_description, rebuild_model
+from fst_lightning.models.build import MODELS, check_description
 from fst_lightning.models.channels import set_input_channels
 from fst_lightning.models.find_head import find_head
 from fst_lightning.models.head import Head, apply_head, is_head, num_inputs, weight_matrix
@@ -30,7 +30,6 @@ __all__ = [
     "SmallImageVGG",
     "airbench",
     "apply_head",
-    "build_model",
     "check_description",
     "find_head",
     "inputs_of",
@@ -39,7 +38,6 @@ __all__ = [
     "logits_taken",
     "num_inputs",
     "preact_resnet18",
-    "rebuild_model",
     "resnet18",
     "return_as_before",
     "set_input_channels",

@@ -30,45 +30,6 @@ LONGEST_NAME = 128
 MOST_PARAMETERS = 1_000_000_000
 
 
-def build_model(name: str, num_classes: int, /, **arguments: object) -> nn.Module:
-    """Build the network that a configuration names.
-
-    Args:
-        name: A key of ``MODELS``.
-        num_classes: Number of classes, at least 1.
-        arguments: Further arguments of the builder; plain numbers, strings and booleans.
-
-    Raises:
-        ValueError: If no network has this name, or an argument is unknown, missing, of the wrong
-            type or out of range. Nothing has been allocated then.
-
-    Example:
-        >>> build_model("small_resnet", 10, width=8).fc
-        Linear(in_features=64, out_features=10, bias=True)
-    """
-    builder = _builder(name)
-    _check_arguments(name, builder, arguments)
-    return builder(num_classes=num_classes, **arguments)
-
-
-def rebuild_model(name: str, num_classes: int, arguments: Mapping[str, object]) -> nn.Module:
-    """Build the network that a file describes; the file is not trusted.
-
-    Nothing is downloaded: ``pretrained`` is set to False whatever the file says, since its own
-    weights follow. A network too large for any file of ours is refused before it takes memory.
-
-    Args:
-        name: A key of ``MODELS``.
-        num_classes: Number of classes, at least 1.
-        arguments: Further arguments of the builder.
-
-    Raises:
-        ValueError: As ``build_model``, or the network has more than 10^9 parameters.
-    """
-    arguments = check_description(name, num_classes, arguments)
-    return _builder(name)(num_classes=num_classes, **arguments)
-
-
 def check_description(
     name: str,
     num_classes: int,
@@ -76,12 +37,15 @@ def check_description(
     most: int = MOST_PARAMETERS,
     channels: int = 3,
 ) -> dict[str, object]:
-    """Refuse what ``rebuild_model`` refuses, without building anything.
+    """Check a file's description of a network without building the network.
+
+    The file is not trusted. Nothing is downloaded: ``pretrained`` becomes False, because the
+    weights of the file follow. A network that is too large is refused before it takes memory.
 
     Args:
         name: A key of ``MODELS``.
         num_classes: Number of classes, at least 1.
-        arguments: Further arguments of the builder.
+        arguments: Further arguments of the builder; plain numbers, strings and booleans.
         most: Number of parameters that the file holds.
         channels: Channels of its images.
 
@@ -89,7 +53,12 @@ def check_description(
         The arguments, with ``pretrained`` set to False if the network has it.
 
     Raises:
-        ValueError: As ``rebuild_model``, or the network has more parameters than `most`.
+        ValueError: If no network has this name, an argument is unknown, missing, of the wrong type
+            or out of range, or the network has more parameters than `most`.
+
+    Example:
+        >>> check_description("small_resnet", 10, {"width": 8})
+        {'width': 8}
     """
     builder = _builder(name)
     _check_arguments(name, builder, arguments)

@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from fst_lightning.models import MODELS, airbench, build_model, set_input_channels
+from fst_lightning.models import MODELS, airbench, set_input_channels
 
 ARGUMENTS = {"torchvision": {"name": "squeezenet1_1"}, "timm": {"name": "resnet18"}}
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "airbench"])
 def test_every_network_takes_gray_images(name: str) -> None:
-    net = build_model(name, 4, **ARGUMENTS.get(name, {})).eval()
+    net = MODELS[name](num_classes=4, **ARGUMENTS.get(name, {})).eval()
     before = {key: value.shape for key, value in net.state_dict().items()}
     set_input_channels(net, 1)
     with torch.no_grad():

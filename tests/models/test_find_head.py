@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchmetrics import Metric, MetricCollection
 
-from fst_lightning.models import MODELS, build_model, find_head
+from fst_lightning.models import MODELS, find_head
 
 
 class Wrapper(L.LightningModule):
@@ -286,7 +286,7 @@ def test_transformers() -> None:
 def test_own_networks(name: str) -> None:
     assert name in MODELS
     with torch.device("meta"):
-        net = build_model(name, 7)
+        net = MODELS[name](num_classes=7)
     check(net, "classifier" if name == "vgg19_bn" else "fc", 7)
 
 
@@ -346,7 +346,7 @@ def test_attention_is_no_head() -> None:
 
 
 def test_the_search_changes_nothing() -> None:
-    net = build_model("small_resnet", 5, width=2).train()
+    net = MODELS["small_resnet"](num_classes=5, width=2).train()
     before = copy.deepcopy(net.state_dict())
     find_head(net)
     assert net.training
@@ -552,7 +552,7 @@ def test_flattened_maps() -> None:
 
 
 def test_a_wrong_path_says_what_it_found() -> None:
-    net = build_model("small_resnet", 5, width=2)
+    net = MODELS["small_resnet"](num_classes=5, width=2)
     with pytest.raises(ValueError, match="`layer1` is Sequential"):
         find_head(net, path="layer1")
     with pytest.raises(ValueError, match="`fcc` is no module of this name; did you mean `fc`"):
@@ -562,7 +562,7 @@ def test_a_wrong_path_says_what_it_found() -> None:
 
 
 def test_classes_that_no_layer_has() -> None:
-    net = build_model("small_resnet", 5, width=2)
+    net = MODELS["small_resnet"](num_classes=5, width=2)
     with pytest.raises(ValueError, match="no linear layer with 4 outputs") as caught:
         find_head(net, num_classes=4)
     assert "fc: 16 -> 5" in str(caught.value)

@@ -85,14 +85,15 @@ class CIFAR10(_Cifar):
         root: The folder that holds, or will hold, `cifar-10-batches-py`.
         download: Whether to fetch the files (170 MB) if they are missing.
         image_size: Height and width in pixels, at least 1; images are resized if it is not 32.
-        mean: Per channel, in units of [0, 1]; None is computed from the training images.
-        std: Per channel, above 0; None is computed from the training images.
+        mean: Mean per channel, in units of [0, 1]; None computes it from the training images.
+        std: Standard deviation per channel, greater than 0; None computes it from the training
+            images.
         crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: Whether training mirrors half of the images.
-        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit.
-        triggered_root: Folder of triggered test images, in folders of their true classes, that
-            take the place of an attack's trigger in the measurements; None for none.
+        placement: Memory that holds the images: ``host``, ``device``, or ``auto``, which is a GPU
+            if they fit.
+        triggered_root: Folder of triggered test images, in folders of their true classes, which
+            replace the attack's trigger at test; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
@@ -144,14 +145,15 @@ class CIFAR100(_Cifar):
         root: The folder that holds, or will hold, `cifar-100-python`.
         download: Whether to fetch the files (169 MB) if they are missing.
         image_size: Height and width in pixels, at least 1; images are resized if it is not 32.
-        mean: Per channel, in units of [0, 1]; None is computed from the training images.
-        std: Per channel, above 0; None is computed from the training images.
+        mean: Mean per channel, in units of [0, 1]; None computes it from the training images.
+        std: Standard deviation per channel, greater than 0; None computes it from the training
+            images.
         crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: Whether training mirrors half of the images.
-        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit.
-        triggered_root: Folder of triggered test images, in folders of their true classes, that
-            take the place of an attack's trigger in the measurements; None for none.
+        placement: Memory that holds the images: ``host``, ``device``, or ``auto``, which is a GPU
+            if they fit.
+        triggered_root: Folder of triggered test images, in folders of their true classes, which
+            replace the attack's trigger at test; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:

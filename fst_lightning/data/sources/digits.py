@@ -26,15 +26,16 @@ class Digits(Source):
 
     Args:
         image_size: Height and width in pixels, at least 1.
-        mean: Per channel, in units of [0, 1]; None is computed from the training images.
-        std: Per channel, above 0; None is computed from the training images.
+        mean: Mean per channel, in units of [0, 1]; None computes it from the training images.
+        std: Standard deviation per channel, greater than 0; None computes it from the training
+            images.
         crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: Whether training mirrors half of the images.
-        split_seed: Of the draw of the test images.
-        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit.
-        triggered_root: Folder of triggered test images, in folders of their true classes, that
-            take the place of an attack's trigger in the measurements; None for none.
+        split_seed: Seed of the draw of the test images.
+        placement: Memory that holds the images: ``host``, ``device``, or ``auto``, which is a GPU
+            if they fit.
+        triggered_root: Folder of triggered test images, in folders of their true classes, which
+            replace the attack's trigger at test; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
@@ -75,7 +76,7 @@ class Digits(Source):
         self.split_seed = split_seed
 
     def _load(self) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-        # scikit-learn takes a second to import, which the other sources need not pay.
+        # scikit-learn takes a second to import, which other sources do not need.
         from sklearn.datasets import load_digits
 
         digits = load_digits()

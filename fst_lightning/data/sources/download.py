@@ -12,9 +12,9 @@ def explain_missing(name: str, root: Path, by_hand: str) -> Iterator[None]:
     """Say where files belong when they are missing and cannot be downloaded.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         root: The folder that holds it.
-        by_hand: Which files to put there, and where they are found.
+        by_hand: The files to put there, and their source.
 
     Raises:
         FileNotFoundError: If the files cannot be found, downloaded or read.

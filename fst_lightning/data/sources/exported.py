@@ -19,15 +19,14 @@ COLUMNS = ("file", "row", "original_label", "given_label", "poisoned", "cover")
 
 
 def changed_files(root: Path, files: Iterable[Path]) -> Tensor | None:
-    """Look up which images an attack has changed, if a folder says so.
+    """Look up which images an attack has changed, if the folder records it.
 
     Args:
-        root: The folder, as ``export=`` wrote it; a list with other columns is somebody else's and
-            does not count.
+        root: The folder, as ``export=`` wrote it; a list with other columns is ignored.
         files: Images below `root`.
 
     Returns:
-        ``(N,)`` bool, true for poisoned and cover rows; None if the folder does not say.
+        ``(N,)`` bool, true for poisoned and cover rows; None if the folder has no list.
 
     Raises:
         ValueError: If the list can't be read, or is a link out of `root`.

@@ -1,4 +1,4 @@
-"""Generated images, for trying things out."""
+"""Generated images, for quick tests."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ _CHUNK = 256
 
 
 class Fake(Source):
-    """A smooth random pattern for each class, with noise: any network learns it in an epoch or two.
+    """A smooth random pattern per class with noise, which any network learns in an epoch or two.
 
     `x = clamp(0.5 + 0.2 * pattern[y] + 0.1 * noise, 0, 1)`, the pattern drawn on a 4x4 grid and
-    enlarged, both from N(0, 1). Every class has the same number of images, up to one.
+    enlarged, both from N(0, 1). All classes have the same number of images, up to one.
 
     Args:
         num_classes: At least 2.
         num_train: Number of training images, at least 1.
         num_test: Number of test images, at least 1.
         image_size: Height and width in pixels, at least 1.
-        mean: Per channel, in units of [0, 1]; None is computed from the training images.
-        std: Per channel, above 0; None is computed from the training images.
+        mean: Mean per channel, in units of [0, 1]; None computes it from the training images.
+        std: Standard deviation per channel, greater than 0; None computes it from the training
+            images.
         crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: Whether training mirrors half of the images.
-        seed: Of patterns, noise and labels; the same seed gives the same images.
-        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit.
-        triggered_root: Folder of triggered test images, in folders of their true classes, that
-            take the place of an attack's trigger in the measurements; None for none.
+        seed: Seed of patterns, noise and labels; the same seed gives the same images.
+        placement: Memory that holds the images: ``host``, ``device``, or ``auto``, which is a GPU
+            if they fit.
+        triggered_root: Folder of triggered test images, in folders of their true classes, which
+            replace the attack's trigger at test; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:

@@ -29,23 +29,24 @@ class GTSRB(Source):
     """GTSRB: 26,640 training and 12,630 test photographs of 43 traffic signs.
 
     The images have sizes from 15x15 to 250x250 and are squeezed to a square, as is usual. The
-    training part is the one that torchvision uses; some published figures use a larger
-    one of 39,209 images, which `ImageFolder` can read.
-    Stallkamp et al., "Man vs. computer", Neural Networks 32, 2012.
+    training part is the one that torchvision uses; some published figures use a larger one of
+    39,209 images, which `ImageFolder` can read. Stallkamp et al., "Man vs. computer", Neural
+    Networks 32, 2012.
 
     Args:
         root: The folder that holds, or will hold, `gtsrb`.
         download: Whether to fetch the files (276 MB) if they are missing.
         image_size: Height and width in pixels, at least 1.
-        mean: Per channel, in units of [0, 1]; None is computed from the training images.
-        std: Per channel, above 0; None is computed from the training images.
+        mean: Mean per channel, in units of [0, 1]; None computes it from the training images.
+        std: Standard deviation per channel, greater than 0; None computes it from the training
+            images.
         crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: Whether training mirrors half of the images; a mirrored sign can mean
             something else.
-        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit.
-        triggered_root: Folder of triggered test images, in folders of their true classes, that
-            take the place of an attack's trigger in the measurements; None for none.
+        placement: Memory that holds the images: ``host``, ``device``, or ``auto``, which is a GPU
+            if they fit.
+        triggered_root: Folder of triggered test images, in folders of their true classes, which
+            replace the attack's trigger at test; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
@@ -96,7 +97,7 @@ class GTSRB(Source):
         return train, test, tuple(str(label) for label in range(_NUM_CLASSES))
 
     def _read(self, dataset: Any, split: str) -> ImageSet:
-        # torchvision looks only at whether the folder exists: unpacking may have been cut short.
+        # torchvision only checks that the folder exists, but unpacking may have been interrupted.
         if len(dataset) < _NUM_IMAGES[split]:
             warnings.warn(
                 f"GTSRB in {self.root} has {len(dataset):,} {split} images instead of "

@@ -42,24 +42,25 @@ class ImageFolder(Source):
         image_size: Height and width in pixels, at least 1.
         classes: Class names in the order of their labels, which may be fewer than there are
             folders; None takes all, sorted.
-        mean: Per channel, in units of [0, 1]; None is computed from the training images.
-        std: Per channel, above 0; None is computed from the training images.
+        mean: Mean per channel, in units of [0, 1]; None computes it from the training images.
+        std: Standard deviation per channel, greater than 0; None computes it from the training
+            images.
         crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: Whether training mirrors half of the images; wrong for signs, digits and
             text.
         test_fraction: Share of every class that is held out, in (0, 1), where there is no test
             folder.
-        split_seed: Of the draw of the held-out images.
+        split_seed: Seed of the draw of the held-out images.
         follow_symlinks: Whether symbolic links may lead out of `root`.
         cache: ``auto`` keeps the decoded images of large folders in `cache_folder`, where later
             runs find them, and streams what fits neither there nor into memory: such images are
             decoded whenever they are needed; ``off`` decodes in every run, into memory; ``stream``
             streams.
         cache_folder: None for no cache.
-        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit; streamed ones stay where they are.
-        triggered_root: Folder of triggered test images, in folders of their true classes, that
-            take the place of an attack's trigger in the measurements; None for none.
+        placement: Memory that holds the images: ``host``, ``device``, or ``auto``, which is a GPU
+            if they fit; streamed images stay in their files.
+        triggered_root: Folder of triggered test images, in folders of their true classes, which
+            replace the attack's trigger at test; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:

@@ -24,22 +24,23 @@ _KEYS = ("x_train", "y_train", "x_test", "y_test")
 class Npz(Source):
     """A file as `np.savez` writes it, with the arrays `x_train`, `y_train`, `x_test` and `y_test`.
 
-    Images are uint8, or floating-point in [0, 1], of shape (N, H, W, 3), (N, 3, H, W), (N, H, W)
-    or with a single channel. Labels are integers from 0, of shape (N,) or (N, 1).
+    Images are uint8, or floating-point in [0, 1], of shape (N, H, W, 3), (N, 3, H, W), (N, H, W) or
+    with a single channel. Labels are integers from 0, of shape (N,) or (N, 1).
 
     Args:
         root: The file.
-        image_size: Height and width in pixels, at least 1: the center square is resized; None
-            keeps the size, which must then be square.
+        image_size: Height and width in pixels, at least 1: the center square is resized; None keeps
+            the size, which must then be square.
         classes: Class names in the order of their labels; None numbers them.
-        mean: Per channel, in units of [0, 1]; None is computed from the training images.
-        std: Per channel, above 0; None is computed from the training images.
+        mean: Mean per channel, in units of [0, 1]; None computes it from the training images.
+        std: Standard deviation per channel, greater than 0; None computes it from the training
+            images.
         crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: Whether training mirrors half of the images.
-        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit.
-        triggered_root: Folder of triggered test images, in folders of their true classes, that
-            take the place of an attack's trigger in the measurements; None for none.
+        placement: Memory that holds the images: ``host``, ``device``, or ``auto``, which is a GPU
+            if they fit.
+        triggered_root: Folder of triggered test images, in folders of their true classes, which
+            replace the attack's trigger at test; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:

@@ -18,21 +18,22 @@ from fst_lightning.data.stream import StreamedImages
 
 
 class Source(ABC):
-    """A data set together with how its images are normalized and augmented.
+    """A data set with its normalization and augmentation.
 
-    A subclass writes `_load`; everything else is here.
+    A subclass implements `_load`.
 
     Args:
-        image_size: Height and width of every image in pixels, at least 1; None keeps the size
-            that the images have, where a subclass supports it.
-        mean: Per channel, in units of the [0, 1] range; None is computed from the training images.
-        std: Per channel, above 0; None is computed from the training images.
+        image_size: Height and width of every image in pixels, at least 1; None keeps the size of
+            the images if the subclass supports it.
+        mean: Mean per channel, in units of [0, 1]; None computes it from the training images.
+        std: Standard deviation per channel, greater than 0; None computes it from the training
+            images.
         crop_padding: Pixels added on each side before a random crop in training; 0 is no crop.
         horizontal_flip: Whether training mirrors half of the images.
-        placement: Where the images lie while they are used: ``host``, ``device``, or ``auto``, on
-            a GPU where they fit.
-        triggered_root: Folder of triggered test images, in folders of their true classes, that
-            take the place of an attack's trigger in the measurements; None for none.
+        placement: Memory that holds the images: ``host``, ``device``, or ``auto``, which is a GPU
+            if they fit.
+        triggered_root: Folder of triggered test images, in folders of their true classes, which
+            replace the attack's trigger at test; None for none.
         channels: 3, or 1 for gray images, for networks that take one channel.
 
     Raises:
@@ -43,10 +44,10 @@ class Source(ABC):
     """Whether symbolic links may lead out of a folder of images."""
 
     cache: Cache = "auto"
-    """Where images are held that are read from files."""
+    """How images from files are held."""
 
     cache_folder: Path | None = None
-    """Where something of them is kept for later runs; None for nowhere."""
+    """The cache folder for later runs; None for none."""
 
     def __init__(
         self,
@@ -131,17 +132,17 @@ def _gray(rows: ImageSet) -> ImageSet:
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:
-    """Refuse what is not a whole number of at least `minimum`.
+    """Refuse a value that is not a whole number of at least `minimum`.
 
     Args:
-        name: What the error calls the value.
+        name: Name of the value in the error.
         value: The number to check.
-        minimum: The least valid value.
+        minimum: The smallest valid value.
 
     Raises:
-        ValueError: saying what was found.
+        ValueError: If they are not; says what was found.
     """
-    # True is an int in Python, and a slip in a configuration.
+    # `True` is an int in Python, but a mistake in a configuration.
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(
             f"Expected `{name}` to be a whole number of at least {minimum}, but got {value!r}."

@@ -1,4 +1,4 @@
-"""Triggered test images that somebody else has made."""
+"""Triggered test images from a folder."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def read_triggered(
     follow_symlinks: bool = False,
     cache: Cache = "auto",
 ) -> ImageSet:
-    """Read images that carry a trigger already, from folders of their *true* classes.
+    """Read images that already carry a trigger, from folders of their *true* classes.
 
-    A folder is called by a class name of the data set or by its number, counted from 0: the test
-    folders that other tools write (``bd_test_dataset/3/17.png``) can be read as they are.
+    The name of a folder is a class name of the data set or its number, counted from 0, so that test
+    folders of other tools (``bd_test_dataset/3/17.png``) can be read directly.
 
     Args:
         root: The folder.
         classes: Names of the data set's classes, in the order of their labels.
         size: Height and width to resize to, in pixels.
         follow_symlinks: Whether symbolic links may lead out of `root`.
-        cache: Where the images are held; none are kept for later runs.
+        cache: How the images are held; they are not stored for later runs.
 
     Raises:
         ValueError: If a folder is of no class, or holds no image.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fst_lightning.checkpoints import ModelCard
-from fst_lightning.models import build_model
+from fst_lightning.models import MODELS
 from fst_lightning.pipelines import run_pipeline
 from fst_lightning.pipelines.output import export_model as module
 from fst_lightning.pipelines.output.export_model import FORMATS, check_formats, export_model
@@ -62,7 +62,7 @@ def test_a_run_writes_what_gives_the_same_logits(start: Start, name: str) -> Non
     assert found["bytes"] == path.stat().st_size
 
     card = ModelCard.from_json(told(name, path)["fst_lightning"])
-    net = build_model("small_resnet", 3, width=4)
+    net = MODELS["small_resnet"](num_classes=3, width=4)
     net.load_state_dict(load_file(run.folder / "purified.safetensors"))
     net.eval()
     mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (card.mean, card.std))
@@ -136,7 +136,9 @@ def test_a_file_with_other_logits_is_not_kept(
 
 
 def test_exporting_leaves_the_network_and_random_numbers_alone(tmp_path: Path) -> None:
-    net = build_model("small_resnet", 3, width=4).train().to(memory_format=torch.channels_last)
+    net = (
+        MODELS["small_resnet"](num_classes=3, width=4).train().to(memory_format=torch.channels_last)
+    )
     before = {name: value.clone() for name, value in net.state_dict().items()}
     images = torch.rand(3, 3, 8, 8)
     state = torch.get_rng_state()
