@@ -23,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fst_lightning.cli.launch import started_with_others
+from fst_lightning.cli.ranks import started_with_others
 
 if TYPE_CHECKING:
     import optuna

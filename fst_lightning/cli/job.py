@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.cli.failure import forget_failure, report_failure
-from fst_lightning.cli.launch import is_main_process
 from fst_lightning.cli.own_network import own_network
 from fst_lightning.cli.paths import complete_paths
+from fst_lightning.cli.ranks import is_main_process
 from fst_lightning.cli.stopping import end_process, stopped
 from fst_lightning.configuration import drop_unused
 from fst_lightning.text_files import read_text

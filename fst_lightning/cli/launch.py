@@ -1,4 +1,4 @@
-"""Who started this process, and which jobs get processes of their own."""
+"""Starts jobs in separate processes, and ends a process with the one that started it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from fst_lightning.cli.failure import has_failure, report_failure
+from fst_lightning.cli.job import Job
+from fst_lightning.cli.ranks import has_launcher
 
-if TYPE_CHECKING:
-    from fst_lightning.cli.job import Job
-
-# torchrun tells a process its RANK, SLURM its SLURM_PROCID, and Lightning its children their
-# LOCAL_RANK (it sets it to 0 for itself).
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _PARENT = "FST_LIGHTNING_PARENT"
 _GLANCE_SECONDS = 0.1
-
-
-def is_main_process() -> bool:
-    """Whether Lightning did not start this process for another device, by the same command.
-
-    Known without torch and before any process group.
-    """
-    return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
-
-
-def started_with_others() -> bool:
-    """Whether torchrun or SLURM started several processes of this command at once."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) > 1
 
 
 def starts_processes(cfg: DictConfig) -> bool:
@@ -45,7 +27,7 @@ def starts_processes(cfg: DictConfig) -> bool:
     It does so by running the command of this process once more for each: in a sweep that would be
     the whole sweep. Processes that torchrun or SLURM started are there already.
     """
-    if any(name in os.environ for name in (*_RANKS, "SLURM_NTASKS")):
+    if has_launcher():
         return False
     devices, strategy = cfg.trainer.devices, cfg.trainer.strategy
     single = str(devices) == "1" or (not isinstance(devices, int | str) and len(devices) == 1)

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from fst_lightning.cli.ranks import is_main_process, started_with_others
 from fst_lightning.cli.stopping import end_process, stoppable
 
 if TYPE_CHECKING:
@@ -61,12 +62,7 @@ def _start(task: str) -> None:
     from hydra.core.utils import setup_globals
 
     from fst_lightning.cli.flags import read_flags
-    from fst_lightning.cli.launch import (
-        end_with_parent,
-        is_main_process,
-        leading,
-        started_with_others,
-    )
+    from fst_lightning.cli.launch import end_with_parent, leading
     from fst_lightning.cli.overrides import check_overrides
     from fst_lightning.cli.own_network import (
         import_from_here,
@@ -126,7 +122,6 @@ def _job(cfg: DictConfig) -> float | tuple[float, ...]:
     from omegaconf import OmegaConf
 
     from fst_lightning.cli.job import Job
-    from fst_lightning.cli.launch import is_main_process
     from fst_lightning.cli.sweep import run_in_sweep
 
     job = Job.of_hydra(cfg)

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.cli.flags import read_flags, sweeps
-from fst_lightning.cli.launch import is_main_process
+from fst_lightning.cli.ranks import is_main_process
 from fst_lightning.text_files import read_text
 
 _SWEEPS = "multirun"

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from fst_lightning.cli.ranks import is_main_process
+
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -91,8 +93,6 @@ def end_process(code: int) -> NoReturn:
 
 
 def _say_how_to_go_on(task: str, arguments: Sequence[str]) -> None:
-    from fst_lightning.cli.launch import is_main_process  # brings Hydra, which takes a moment
-
     if is_main_process():
         name = signal.Signals(_received[0]).name
         # A terminal that was closed takes no line.

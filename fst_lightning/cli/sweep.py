@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fst_lightning.cli.failure import explained
 from fst_lightning.cli.job import Job
-from fst_lightning.cli.launch import is_main_process, run_apart, starts_processes
+from fst_lightning.cli.launch import run_apart, starts_processes
+from fst_lightning.cli.ranks import is_main_process
 from fst_lightning.cli.resume import is_finished
 from fst_lightning.cli.sweep_folders import shared_folder
 from fst_lightning.locks import file_lock

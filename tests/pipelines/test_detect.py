@@ -207,7 +207,7 @@ def test_a_checkpoint_is_checked_against_the_data(
     """As in ``purify.py``, whose check is tested by itself; a network of the store needs none."""
     checked: list[int] = []
     monkeypatch.setattr(
-        "fst_lightning.pipelines.detect.check_match",
+        "fst_lightning.pipelines.assemble.check_match",
         lambda run, net, data: checked.append(len(data.train_rows)),
     )
     first = run_pipeline(make(tmp_path / "first", store, ["mm_bd"]))
