@@ -66,9 +66,9 @@ def _show(store: Store) -> None:
         seed, size = printable(entry.description.get("seed", "?")), f"{entry.bytes / 1e6:.1f}"
         times = [f"{when:%Y-%m-%d}" for when in (entry.created, entry.used)]
         cells = [entry.key, *names, seed, size, *times, "stale" if entry.stale else ""]
-        table.add_row(*map(Text, cells))  # as it is: a name in brackets is no color
+        table.add_row(*map(Text, cells))  # unchanged: a name in brackets is not a color
     if entries:
-        # In a pipe nobody wants a line to be folded at 80 columns.
+        # In a pipe, lines must not be folded at 80 columns.
         Console(width=None if sys.stdout.isatty() else 200).print(table)
     else:
         print(f"{store.root} keeps no model yet.")

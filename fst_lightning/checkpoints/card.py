@@ -1,4 +1,4 @@
-"""What a checkpoint of ours says about itself: plain facts, never a class path."""
+"""The description in a checkpoint of this package: plain facts, never a class path."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ModelCard:
         image_size: Side of the square images in pixels, 1 to 4,096.
         mean: Per-channel mean of images in [0, 1]; 1 to 4 finite numbers.
         std: Per-channel standard deviation, positive; as many numbers as `mean`.
-        attack: `name` and settings of the attack, or None where it is unknown. Values are plain or
+        attack: `name` and settings of the attack, or None if it is unknown. Values are plain or
             flat sequences of plain values.
         head: Dotted name of the linear layer that makes the logits, or None if there is none.
         schema_version: 1.

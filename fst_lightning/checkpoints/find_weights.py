@@ -25,7 +25,7 @@ _LISTED = 6
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The format's name, and where the weights lie.
+    """The name of the format, and the position of the weights.
 
     Args:
         format: `lightning`, `backdoorbench` or `state_dict`.
@@ -48,7 +48,7 @@ def find_layout(root: object, key: str | None = None) -> Layout:
     Args:
         root: The described value of the file's pickle.
         key: The state_dict to take, as names joined by dots. It may go on with the start of the
-            names in the state_dict, where that holds several networks. None chooses.
+            names in the state_dict, if that holds several networks. None chooses.
 
     Raises:
         Refusal: If there is no state_dict; or there are several, and none under a usual name.

@@ -25,7 +25,7 @@ class KeyMap:
 
     Args:
         to_net: The file's name to the network's name, for every pair.
-        prefix: What stands before the network's names in the file, with its dot.
+        prefix: The prefix of the network's names in the file, with its dot.
         missing: Names of the network that the file lacks; BatchNorm's counters are left out.
         unexpected: Names under the prefix that the network lacks.
         outside: Names that do not begin with the prefix.

@@ -62,7 +62,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, key: str | None = None, *, plain: bool = False) -> Checkpoint:
-    """Read weights from a file that nobody needs to trust.
+    """Read weights from an untrusted file.
 
     The content tells the format. No pickle is ever executed, memory is bounded by the file's own
     size, and the file is never changed. Values beside the weights, such as the settings of a

@@ -47,7 +47,7 @@ class StoreEntry:
         key: Its name in the store.
         description: The plain data that the key was made of.
         bytes: Size of its files.
-        created: When it was kept, in UTC; not later than now, whatever the clock was then.
+        created: When it was kept, in UTC; not later than now, even if the clock was wrong.
         used: When it was last kept or used, in UTC; the same.
         path: Its folder.
     """
@@ -133,19 +133,19 @@ class Store:
         return None if found is None else found.path
 
     def use(self, key: str) -> StoreUse | None:
-        """Hold a complete entry, so that nobody removes it; any number of processes may.
+        """Hold a complete entry, so that it is not removed; any number of processes may.
 
         It needs no right to write into the store.
 
         Returns:
-            None where there is no complete entry.
+            None if there is no complete entry.
         """
         while (path := self.entry(key)) is not None:
             try:
                 facts = (path / _FACTS).open("rb")
             except FileNotFoundError:
                 continue  # removed meanwhile: look again
-            with contextlib.suppress(OSError):  # without locks nobody can remove it, either
+            with contextlib.suppress(OSError):  # without locks it cannot be removed either
                 lock_open_file(facts, shared=True)
             if _is_open_file(facts, path / _FACTS):
                 with contextlib.suppress(OSError):  # a store that is read only
@@ -254,7 +254,7 @@ class Store:
     ) -> builtins.list[str]:
         """Remove entries, and always what dead processes left half-written.
 
-        An entry that somebody holds locked, or uses, stays.
+        An entry that is locked or in use stays.
 
         Args:
             keep_bytes: Remove entries until the rest has at most so many bytes; those that were
@@ -291,7 +291,7 @@ class Store:
         return removed
 
     def work(self, key: str) -> Path:
-        """Return the folder where a run keeps what it needs to go on after an interruption."""
+        """Return the folder with the state that an interrupted run needs to resume."""
         folder = self._folder("work") / _checked(key)
         self._make(folder)
         if not os.access(folder, os.W_OK):
@@ -299,7 +299,7 @@ class Store:
         return folder
 
     def use_work(self, key: str) -> StoreUse:
-        """Make a work folder and hold it, so that nobody removes it; any number of processes may.
+        """Create a work folder and hold it, so that it is not removed; any number of processes may.
 
         Raises:
             StoreError: If the folder cannot be written.
@@ -312,7 +312,7 @@ class Store:
                 continue  # removed meanwhile: make it again
             except OSError as error:
                 raise self._unusable(error) from None
-            with contextlib.suppress(OSError):  # without locks nobody can remove it, either
+            with contextlib.suppress(OSError):  # without locks it cannot be removed either
                 lock_open_file(held, shared=True)
             if _is_open_file(held, folder / _IN_USE):
                 return StoreUse(folder, held)
@@ -431,7 +431,7 @@ class Store:
                 return False
             doomed = self._folder("partial") / f"{key}-{secrets.token_hex(6)}"
             try:
-                folder.rename(doomed)  # at once, so that nobody finds half an entry
+                folder.rename(doomed)  # at once, so that no process finds half an entry
             except OSError as error:
                 raise self._unusable(error) from None
             shutil.rmtree(doomed, ignore_errors=True)
@@ -439,7 +439,7 @@ class Store:
 
     @contextlib.contextmanager
     def _unheld(self, key: str) -> Iterator[bool]:
-        """Hold the key for a moment if nobody does, this process included."""
+        """Hold the key for a moment if no process does, including this one."""
         lock = self._lock(key)
         if lock.is_locked:
             yield False
@@ -459,7 +459,7 @@ class Store:
 
 @contextlib.contextmanager
 def _unused(facts: Path) -> Iterator[bool]:
-    """Keep others from beginning to use an entry, if nobody uses it."""
+    """Lock an entry that is not in use."""
     try:
         file = facts.open("rb+")
     except OSError:

@@ -28,7 +28,7 @@ def write_state(
     key_map: KeyMap | None = None,
     card: ModelCard | None = None,
 ) -> None:
-    """Write tensors to a safetensors file; whoever reads it sees the old file or the new one.
+    """Write tensors to a safetensors file; a reader sees the old file or the new one.
 
     Args:
         path: The file; its folder is made if need be.
@@ -53,7 +53,7 @@ def write_state(
             save_file(tensors, temporary, metadata=metadata)
             _sort_metadata(temporary)
         except SafetensorError as error:
-            # Its own words for a full disk; the system's number is in them.
+            # Its own message for a full disk contains the system's error number.
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
@@ -108,7 +108,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Ask the system to make the folder's list of names durable, where it can."""
+    """Ask the system to make the folder's list of names durable, if it can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -16,13 +16,13 @@ __all__ = ["HubFolder", "open_folder"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _JSON_LIMIT = 1_000_000
 _MOST_LABELS = 100_000
-# timm writes these whatever they are; a pooling that changes the names of the weights is noticed.
+# timm always writes these; a pooling that changes the names of the weights is detected.
 _USUAL = {"in_chans": (3,), "global_pool": ("avg", "token")}
 
 
 @dataclass(frozen=True)
 class HubFolder:
-    """What a folder says.
+    """The description in a folder.
 
     Args:
         weights: The file with the tensors.
