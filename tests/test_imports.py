@@ -5,6 +5,8 @@ at those in functions and those for type checkers only.
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -12,6 +14,26 @@ from pathlib import Path
 import pytest
 
 import fst_lightning
+
+HEAVY = {
+    "IPython",
+    "hdbscan",
+    "huggingface_hub",
+    "hydra_plugins",
+    "jsonschema",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "optuna",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "timm",
+    "transformers",
+    "umap",
+}
+"""What only some runs use: they import it when they use it."""
 
 PACKAGE = Path(fst_lightning.__file__).parent
 
@@ -80,3 +102,17 @@ def test_a_circle_is_found(line: str, closed: bool, tmp_path: Path) -> None:
     found = circle(pack)
     assert (found is not None) == closed
     assert not closed or set(found or ()) == {"pack.a", "pack.b"}
+
+
+def test_a_run_imports_little_beyond_lightning() -> None:
+    """Lightning imports torchmetrics, which imports scipy and torchvision; we add nothing heavy."""
+    code = (
+        "import sys, lightning\n"
+        "before = {name.partition('.')[0] for name in sys.modules}\n"
+        "import fst_lightning.pipelines\n"
+        "print(*{name.partition('.')[0] for name in sys.modules} - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added = set(done.stdout.split())
+    assert "fst_lightning" in added
+    assert not added & HEAVY

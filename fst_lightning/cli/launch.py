@@ -34,6 +34,27 @@ def starts_processes(cfg: DictConfig) -> bool:
     return not (single and cfg.trainer.num_nodes == 1 and strategy == "auto")
 
 
+def launcher_problem(launcher: DictConfig, cfg: DictConfig) -> str | None:
+    """Explain why a launcher of a sweep cannot run a job; None if it can.
+
+    Ray's workers do not end a job of several processes: the processes wait for each other.
+
+    Args:
+        launcher: The launcher's own configuration, ``hydra.launcher``.
+        cfg: The configuration of the job.
+    """
+    if "hydra_ray_launcher" not in str(launcher.get("_target_")) or not starts_processes(cfg):
+        return None
+    trainer = cfg.trainer
+    return (
+        "Expected jobs of one process each for hydra/launcher=ray, but got "
+        f"trainer.devices={trainer.devices}, trainer.num_nodes={trainer.num_nodes} and "
+        f"trainer.strategy={trainer.strategy}: such jobs do not end below Ray. Say "
+        "trainer.devices=1 trainer.num_nodes=1 trainer.strategy=auto, or choose another launcher "
+        "(hydra/launcher=basic, joblib or submitit_local)."
+    )
+
+
 def run_apart(job: Job) -> bool:
     """Run a job in processes of its own, of which the first one starts the others.
 

@@ -14,9 +14,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fst_lightning.cli.failure import explained
+from fst_lightning.cli.failure import explained, report_failure
 from fst_lightning.cli.job import Job
-from fst_lightning.cli.launch import run_apart, starts_processes
+from fst_lightning.cli.launch import launcher_problem, run_apart, starts_processes
 from fst_lightning.cli.ranks import is_main_process
 from fst_lightning.cli.resume import is_finished
 from fst_lightning.cli.sweep_folders import shared_folder
@@ -37,6 +37,10 @@ def run_in_sweep(job: Job) -> bool:
             if main:
                 print("  finished before", flush=True)
             return True
+        problem = launcher_problem(HydraConfig.get().launcher, job.cfg)
+        if problem is not None:  # The processes are swept: the other jobs may have one each.
+            report_failure(ValueError(problem), job.overrides, job.folder)
+            return False
         return run_apart(job) if starts_processes(job.cfg) else job.run()
 
 
@@ -53,9 +57,9 @@ class SweepTable(Callback):
     """Print and write the table over all runs; exit with 1 where a job failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a sweep whose jobs would overwrite each other, before any of them runs."""
+        """Refuse a sweep before any job runs: its launcher or its folders do not suit the jobs."""
         try:
-            problem = shared_folder(config)
+            problem = launcher_problem(config.hydra.launcher, config) or shared_folder(config)
         except (HydraException, OmegaConfBaseException) as error:
             problem = explained(error)
         if problem is not None:

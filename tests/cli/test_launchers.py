@@ -58,7 +58,7 @@ def test_jobs_run_side_by_side(launcher: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "ray"])
 def test_every_process_joins_its_own_job(launcher: str, tmp_path: Path) -> None:
     """A worker's own command is no command of ours, so that it could not be run once more."""
     two = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp")

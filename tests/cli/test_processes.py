@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
 
 from fst_lightning.cli.job import Job
-from fst_lightning.cli.launch import run_apart, starts_processes
+from fst_lightning.cli.launch import launcher_problem, run_apart, starts_processes
+from fst_lightning.cli.sweep import SweepTable, run_in_sweep
 from fst_lightning.reports import read_results
 from tests.cli.conftest import Command
 from tests.cli.test_kills import STATUS, Notes, outcome
@@ -233,6 +235,45 @@ def test_which_jobs_start_processes(
         with monkeypatch.context() as patch:
             patch.setenv(name, "0")
             assert not starts_processes(cfg)
+
+
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+@pytest.mark.parametrize("target", [RAY, BASIC])
+@pytest.mark.parametrize("line", ["trainer.devices=1", "trainer.devices=2", "trainer=ddp"])
+def test_ray_takes_jobs_of_one_process_alone(
+    target: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are refused as a whole; a job whose number of devices is swept, by itself."""
+    cfg = composed("purify", [line])
+    with open_dict(cfg):
+        cfg.hydra.launcher._target_ = target
+        cfg.hydra.job.num = 0
+    refused = target == RAY and line != "trainer.devices=1"
+    problem = launcher_problem(cfg.hydra.launcher, cfg)
+    assert (problem is not None) == refused
+    if problem is None:
+        return
+    assert "Say trainer.devices=1" in problem
+    with pytest.raises(SystemExit, match="do not end below Ray"):
+        SweepTable().on_multirun_start(cfg)
+    tmp_path.joinpath("job").mkdir()
+    monkeypatch.setattr("fst_lightning.cli.sweep.run_apart", lambda job: pytest.fail("it started"))
+    HydraConfig.instance().set_config(cfg)
+    try:
+        assert not run_in_sweep(Job(cfg, {}, [line], tmp_path / "job"))
+    finally:
+        HydraConfig.instance().cfg = None
+    assert (
+        "hydra/launcher=basic" in json.loads((tmp_path / "job/failure.json").read_text())["error"]
+    )
+    assert "do not end below Ray" in capsys.readouterr().err
 
 
 def test_processes_that_die_leave_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
