@@ -36,8 +36,9 @@ def prepare_folder(run: Run) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         # Of an earlier run in this folder.
         files = "results.json", "failure.json", "traceback.txt", "report.html", "charts.pdf"
-        for stale in files:
-            (run.folder / stale).unlink(missing_ok=True)
+        pictures = (run.folder / "charts").glob("*.png")
+        for stale in (*(run.folder / name for name in files), *pictures):
+            stale.unlink(missing_ok=True)
         text = OmegaConf.to_yaml(run.cfg, resolve=True)
         write_text(run.folder / "config.yaml", text)
 

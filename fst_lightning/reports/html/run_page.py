@@ -11,7 +11,7 @@ from fst_lightning.reports.charts.plots import Point, Series, line_chart
 from fst_lightning.reports.html.page import Figure, Page, Section, Table
 from fst_lightning.reports.html.pictures import pictures
 from fst_lightning.reports.html.robustness import robustness_section
-from fst_lightning.reports.numbers import minus, percent, points_text, rate_text, significant
+from fst_lightning.reports.numbers import minus, points_text, rate_text, significant
 from fst_lightning.reports.results.build import RATES, network_files
 from fst_lightning.reports.results.choices import choices
 from fst_lightning.reports.results.curves import Curves, steps_per_epoch, without_penalty
@@ -123,7 +123,6 @@ def _outcome(results: Mapping[str, Any]) -> Section:
 def _setting(results: Mapping[str, Any]) -> Section:
     """What was attacked, how, and with what it was purified."""
     blocks = [("attack", "Attack"), ("defense", "Defense"), ("data", "Data"), ("model", "Network")]
-    blocks += [("training", "Training"), ("tuning", "Tuning")]
     figures = [
         Figure(name, table=_settings(results[block]))
         for block, name in blocks
@@ -138,14 +137,14 @@ def _story(results: Mapping[str, Any]) -> Iterator[str]:
     if attack["name"] == "none":
         yield "No attack is known."
         if poisoned is None and results["task"] == "purify":
-            yield "The network came in a file."
+            yield "The network was read from a file."
     elif poisoned is not None and train:
         yield (
             f"The attacker put the {attack['name']} trigger on {poisoned:,} of {train:,} training "
-            f"images ({percent(poisoned / train)} %)."
+            f"images ({rate_text(poisoned / train)} %)."
         )
     else:
-        yield f"The network came in a file; the trigger is {attack['name']}."
+        yield f"The network was read from a file. Its trigger is {attack['name']}."
     if results["defense"] is not None and data["num_clean_tuning"] is not None:
         yield (
             f"The defender had {data['num_clean_tuning']:,} clean images; the method is "
