@@ -119,7 +119,7 @@ class Inversion:
             "closest_index": None if closest is None else float(self.index[closest]),
             "index": self.index.tolist(),
             "pixels": self.norms.tolist(),
-            "rate": self.rates.tolist(),
+            "rate": np.minimum(self.rates, 1.0).tolist(),  # a mean in float32 may be 1.0000001
             **{name: None if each is None else each.tolist() for name, each in rates.items()},
         }
 
