@@ -8,9 +8,7 @@ from fst_lightning.attacks.blind import Blind
 from fst_lightning.attacks.bpp import Bpp
 from fst_lightning.attacks.bypass import Bypass
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, full_precision
-from fst_lightning.attacks.common.pixels import check_pixels
 from fst_lightning.attacks.common.plan import PoisonPlan, draw_rows
-from fst_lightning.attacks.common.random_triggers import random_triggers
 from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.attacks.ctrl import CTRL
 from fst_lightning.attacks.ftrojan import FTrojan
@@ -25,6 +23,7 @@ from fst_lightning.attacks.ssba import SSBA
 from fst_lightning.attacks.tact import TaCT
 from fst_lightning.attacks.trojannn import TrojanNN
 from fst_lightning.attacks.wanet import WaNet
+from fst_lightning.pixels import check_pixels
 
 __all__ = [
     "CTRL",
@@ -55,5 +54,4 @@ __all__ = [
     "check_pixels",
     "draw_rows",
     "full_precision",
-    "random_triggers",
 ]

@@ -21,7 +21,7 @@ from fst_lightning.cli.values import check_values
 from fst_lightning.configuration import conf_folder, groups, groups_of, unused_groups
 
 _MOST_COMBINATIONS = 64
-_DISPENSABLE = ("callbacks", "logger", "robustness", "detector", "experiment")
+_DISPENSABLE = ("callbacks", "logger", "robustness", "detector", "tuning/triggers", "experiment")
 
 
 def check_overrides(task: str, arguments: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 from fst_lightning.defenses.abl import AntiBackdoorLearning
 from fst_lightning.defenses.ac import ActivationClustering
 from fst_lightning.defenses.anp import AdversarialNeuronPruning
+from fst_lightning.defenses.auto import AutoPurification
 from fst_lightning.defenses.bnp import BatchNormPruning
 from fst_lightning.defenses.bti_dbf import BTIDBF
 from fst_lightning.defenses.clp import ChannelLipschitzPruning
@@ -42,6 +43,7 @@ __all__ = [
     "ActivationClustering",
     "AdversarialNeuronPruning",
     "AntiBackdoorLearning",
+    "AutoPurification",
     "BatchNormPruning",
     "ChannelLipschitzPruning",
     "CleanData",

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fst_lightning.attacks.common.random_triggers import random_triggers
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.patch_inversion import value_range
+from fst_lightning.defenses.triggers.random import random_triggers
 from fst_lightning.detectors.detector import Detector, Evidence, first
 from fst_lightning.detectors.outlier import Null
 
@@ -37,7 +37,7 @@ class NoiseResponse(Detector):
         images: Clean images, at most, 1 or more.
         repeats: Random triggers per image, 1 or more.
         strength: Of the triggers, in [0, 1]; see
-            :func:`~fst_lightning.attacks.common.random_triggers`.
+            :func:`~fst_lightning.defenses.triggers.random`.
 
     Shape:
         - images: ``(N, C, H, W)`` float, normalized, with labels ``(N,)``.

@@ -1,6 +1,5 @@
 """LightningModules: one trains backdoored classifiers, one runs any defense."""
 
-from fst_lightning.attacks.common.random_triggers import random_triggers
 from fst_lightning.modules.backdoor import BackdoorModule
 from fst_lightning.modules.classifier import ClassifierModule
 from fst_lightning.modules.inputs import CropFill, InputPipeline
@@ -12,5 +11,4 @@ __all__ = [
     "CropFill",
     "InputPipeline",
     "PurificationModule",
-    "random_triggers",
 ]

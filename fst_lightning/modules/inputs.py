@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks import Attack, check_pixels, full_precision
-from fst_lightning.attacks.common.attack import check_ratio
-from fst_lightning.attacks.common.random_triggers import random_triggers
 
 CropFill = Literal["zeros", "reflect"]
 
@@ -37,9 +35,6 @@ class InputPipeline(nn.Module):
         crop_fill: Content of the padding: ``zeros``, or the mirrored image (``reflect``).
         alternate_flips: Whether to mirror one half of the images in even epochs and the other half
             in odd ones, instead of a new draw in each epoch (Jordan, 2024, arXiv 2404.00498).
-        random_triggers: Share of the training images that get a random trigger, in [0, 1]; see
-            :func:`~fst_lightning.attacks.common.random_triggers`.
-        trigger_strength: Strength of the random triggers, in [0, 1].
 
     Attributes:
         epoch: The epoch of training, which alternating flips depend on.
@@ -61,8 +56,6 @@ class InputPipeline(nn.Module):
         horizontal_flip: bool = False,
         crop_fill: CropFill = "zeros",
         alternate_flips: bool = False,
-        random_triggers: float = 0.0,
-        trigger_strength: float = 0.3,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -76,16 +69,12 @@ class InputPipeline(nn.Module):
         if crop_fill not in get_args(CropFill):
             valid = ", ".join(get_args(CropFill))
             raise ValueError(f"Expected `crop_fill` to be one of {valid}, but got {crop_fill!r}.")
-        check_ratio("random_triggers", random_triggers)
-        check_ratio("trigger_strength", trigger_strength)
         self.attack = attack
         self.normalises = mean is not None
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
         self.crop_fill: CropFill = crop_fill
         self.alternate_flips = alternate_flips
-        self.random_triggers = random_triggers
-        self.trigger_strength = trigger_strength
         self.epoch = 0
         self._checked = False
         # Not persistent, because they are part of the data configuration and not weights.
@@ -107,10 +96,8 @@ class InputPipeline(nn.Module):
             float.
         """
         stamps = self.attack is not None and triggered is not False
-        if stamps or self.normalises or (augment and self.random_triggers):
-            pixels = self.pixels(images)
-        else:
-            pixels = _scaled(images)  # Normalized floats do not change.
+        # Floats that are normalized already stay as they are.
+        pixels = self.pixels(images) if stamps or self.normalises else _scaled(images)
         if self.attack is not None and triggered is not False:
             with full_precision(pixels):
                 stamped = self.attack(pixels)
@@ -166,10 +153,6 @@ class InputPipeline(nn.Module):
 
     def _augment(self, images: Tensor) -> Tensor:
         turn = self._turn(images) if self.alternate_flips else None
-        if self.random_triggers:
-            images = random_triggers(
-                images, self.random_triggers, self.trigger_strength, validate_range=False
-            )
         if self.crop_padding:
             images = random_crop(images, self.crop_padding, self.crop_fill)
         if self.horizontal_flip:

@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from fst_lightning.attacks import Attack
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
+from fst_lightning.defenses.common.patch_inversion import value_range
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
+from fst_lightning.defenses.triggers import TriggerSource, put_triggers, study_sources
 from fst_lightning.modules.batches import (
     as_network_takes,
     bounded,
@@ -57,9 +59,10 @@ class PurificationModule(ClassifierModule):
         std: Per channel.
         crop_padding: Pixels of padding for random crops; 0 for none.
         horizontal_flip: Whether to mirror half of the images while tuning.
-        random_triggers: Share of the images that get a random trigger while tuning, in [0, 1]; see
-            :func:`~fst_lightning.attacks.common.random_triggers`.
-        trigger_strength: Strength of the random triggers, in [0, 1].
+        triggers: Sources of triggers for the images that are tuned on, which keep their labels;
+            each mini-batch passes through them in their order. If the images are normalized
+            already (no ``mean`` and ``std``), their least and largest values count as black and
+            white.
         seed: Seed of the defense's random numbers and of each epoch; None takes
             ``torch.initial_seed()`` for the defense.
         card: JSON text that describes the network, stored in checkpoints.
@@ -98,8 +101,7 @@ class PurificationModule(ClassifierModule):
         std: Sequence[float] | None = None,
         crop_padding: int = 0,
         horizontal_flip: bool = False,
-        random_triggers: float = 0.0,
-        trigger_strength: float = 0.3,
+        triggers: Sequence[TriggerSource] = (),
         cuda_graphs: bool = True,
         seed: int | None = None,
         card: str | None = None,
@@ -112,14 +114,16 @@ class PurificationModule(ClassifierModule):
             std,
             crop_padding,
             horizontal_flip,
-            random_triggers=random_triggers,
-            trigger_strength=trigger_strength,
         )
         # Another loss may compute the gradients twice, which a replayed step does not allow.
         replays = cuda_graphs and not defense.overrides("loss")
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)
         self.defense = defense
         self.clean = clean
+        self.triggers = nn.ModuleList(triggers)
+        # Kept in a list so that `nn.Module` does not register it.
+        self._untouched: list[nn.Module] = []
+        self._range: tuple[Tensor, Tensor] | None = None
         self.num_classes = num_classes
         self._learns_from_one: bool | None = None
         self._tuned = self.replayed if replays else net
@@ -136,6 +140,9 @@ class PurificationModule(ClassifierModule):
                 self.inputs.attack.requires_grad_(False)
             self._defense_seed = torch.initial_seed() if self.seed is None else self.seed
             generator = torch.Generator().manual_seed(self._defense_seed)
+            if any(not source.ready for source in self._sources):
+                # They study the network as it is now; the device is not known to hold it yet.
+                self._untouched = [copy.deepcopy(self.net)]
             self._guard.prepare(self.trainer, self.net, generator)
 
     def teardown(self, stage: str) -> None:
@@ -163,6 +170,9 @@ class PurificationModule(ClassifierModule):
         """Let the defense study, and build the optimizer; the defense acts after each step."""
         # Only here the Trainer tells whether a run is resumed; its checkpoint, which contains the
         # results of the study, has been restored.
+        if self._untouched and self.trainer.ckpt_path is None:
+            self._study_sources(*self._untouched)
+        self._untouched = []
         if self.defense.overrides("study") and self.trainer.ckpt_path is None:
             self.act("study")
         self._guard.settle()
@@ -194,7 +204,13 @@ class PurificationModule(ClassifierModule):
         images = as_network_takes(images, self.net)
         if len(images) == 1 and not self._can_learn_from_one(images):
             return None
-        loss = self.defense.loss(self._tuned, self.inputs(images, augment=True), labels)
+        stored = images
+        if len(self.triggers):
+            images = self._triggered(images, labels)
+        inputs = self.inputs(images, augment=True)
+        if not stored.is_floating_point():
+            inputs = inputs.to(torch.get_default_dtype())
+        loss = self.defense.loss(self._tuned, inputs, labels)
         penalty = self.defense.penalty()
         if penalty is None:
             self.track(loss=loss)
@@ -246,6 +262,37 @@ class PurificationModule(ClassifierModule):
                     self._learns_from_one = False
         return self._learns_from_one
 
+    @property
+    def _sources(self) -> list[TriggerSource]:
+        return [source for source in self.triggers if isinstance(source, TriggerSource)]
+
+    def _triggered(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Put triggers on images: in [0, 1], or normalized by numbers that are not known here."""
+        if self.inputs.normalises:
+            pixels = self.inputs.pixels(images)
+            return put_triggers(self.triggers, pixels, labels, self._classify)
+        if self._range is None:
+            self._range = value_range(self._all_clean())
+        low, size = self._range[0], self._range[1] - self._range[0]
+        values = images.float() if images.is_floating_point() else images.float() / 255
+        pixels = ((values - low) / size).clamp(0, 1)
+        triggered = put_triggers(self.triggers, pixels, labels, self._classify)
+        return (low + size * triggered).to(images.dtype if images.is_floating_point() else None)
+
+    def _classify(self, pixels: Tensor) -> Tensor:
+        """The logits of images in [0, 1] from the network as it is now."""
+        if self._range is not None:
+            pixels = self._range[0] + (self._range[1] - self._range[0]) * pixels
+        with keep_modes(self.net):
+            self.net.eval()
+            logits: Tensor = self.net(self.inputs.from_pixels(pixels))
+        return logits
+
+    def _study_sources(self, net: nn.Module) -> None:
+        """Let the sources look at the network from before the purification."""
+        study_sources(self._sources, net.to(self._moved()), self._all_clean(), self._defense_seed)
+        self._agree()
+
     def _stop_if_done(self) -> None:
         if self.defense.done:
             self.trainer.should_stop = True
@@ -255,18 +302,29 @@ class PurificationModule(ClassifierModule):
 
         It has its own random numbers, so that its draws do not change others.
         """
-        device = self.trainer.strategy.root_device
-        self.to(device)
-        floats = (p.dtype for p in self.net.parameters() if p.is_floating_point())
-        if self.clean is None:
-            self.clean = self._gather()
-        self.clean = self.clean.to(device, next(floats, torch.float32))
+        device = self._moved()
+        clean = self._all_clean()
         seed = derived_seed(self._defense_seed, place, *context)
         generator = torch.Generator().manual_seed(seed)
         with keep_modes(self.net), seeded(generator, device), torch.enable_grad():
             self.net.train(place == "begin_epoch")
-            getattr(self.defense, place)(self.net, self.clean, *context, generator)
+            getattr(self.defense, place)(self.net, clean, *context, generator)
         self._agree()
+
+    def _moved(self) -> torch.device:
+        """Move the module to the device of the run, and name it."""
+        device = self.trainer.strategy.root_device
+        self.to(device)
+        return device
+
+    def _all_clean(self) -> CleanData:
+        """All the clean images, on the device, as the network takes them."""
+        floats = (p.dtype for p in self.net.parameters() if p.is_floating_point())
+        if self.clean is None:
+            self.clean = self._gather()
+        device = self.trainer.strategy.root_device
+        self.clean = self.clean.to(device, next(floats, torch.float32))
+        return self.clean
 
     def _gather(self) -> CleanData:
         """All images of the training loader, including those of other processes."""
@@ -285,7 +343,7 @@ class PurificationModule(ClassifierModule):
     def _agree(self) -> None:
         """Copy the first process to all others, because kernels may differ in the last digit."""
         if self.trainer.world_size > 1:
-            parts: tuple[nn.Module, ...] = self.net, self.defense
+            parts: tuple[nn.Module, ...] = self.net, self.defense, self.triggers
             states = [
                 {name: value.cpu() for name, value in part.state_dict().items()} for part in parts
             ]

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -28,6 +28,7 @@ from fst_lightning.defenses import (
     apply,
 )
 from fst_lightning.defenses.common.whole_set import fresh_copy, keep_modes
+from fst_lightning.defenses.triggers import TriggerSource
 from fst_lightning.models import logits_of, return_as_before, take_logits
 from fst_lightning.modules import PurificationModule
 from fst_lightning.modules.batches import as_network_takes, bounded, class_numbers
@@ -70,11 +71,12 @@ def purify(
     defense: Defense | str,
     max_epochs: int = 10,
     *,
-    lr: float = 0.01,
+    lr: float | None = None,
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     seed: int | None = None,
     poisoned_loader: Iterable[Any] | None = None,
+    triggers: Sequence[TriggerSource] = (),
     progress: bool = False,
     return_result: Literal[False] = False,
     **trainer_options: Any,
@@ -88,11 +90,12 @@ def purify(
     defense: Defense | str,
     max_epochs: int = 10,
     *,
-    lr: float = 0.01,
+    lr: float | None = None,
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     seed: int | None = None,
     poisoned_loader: Iterable[Any] | None = None,
+    triggers: Sequence[TriggerSource] = (),
     progress: bool = False,
     return_result: Literal[True],
     **trainer_options: Any,
@@ -105,11 +108,12 @@ def purify(
     defense: Defense | str,
     max_epochs: int = 10,
     *,
-    lr: float = 0.01,
+    lr: float | None = None,
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     seed: int | None = None,
     poisoned_loader: Iterable[Any] | None = None,
+    triggers: Sequence[TriggerSource] = (),
     progress: bool = False,
     return_result: bool = False,
     **trainer_options: Any,
@@ -126,13 +130,16 @@ def purify(
             :func:`~fst_lightning.list_defenses`).
         max_epochs: Passes over the loader, 1 or more; for a defense that cleans a training set,
             passes over what it leaves.
-        lr: Of the default optimizer (SGD with momentum 0.9), greater than 0.
+        lr: Of the default optimizer (SGD with momentum 0.9), greater than 0; None takes what the
+            defense recommends, 0.01 for most.
         optimizer: A function that makes another one from the parameters; ``lr`` is then not used.
         scheduler: A function that makes the schedule, per epoch; None: cosine to zero over
             ``max_epochs``.
         seed: Of the defense's random numbers; None takes ``torch.initial_seed()``.
         poisoned_loader: Batches of the training set as it was delivered, for a defense that
             inspects it.
+        triggers: Sources of triggers for the images that are tuned on, which keep their labels; see
+            :mod:`fst_lightning.defenses.triggers`. They are copied.
         progress: Whether to print what happens: stages, epochs, losses.
         return_result: Whether to return a :class:`PurifyResult` instead of the network.
         trainer_options: For ``lightning.Trainer``, e.g. ``accelerator``, ``precision``.
@@ -160,6 +167,12 @@ def purify(
         True
     """
     by = _made(defense)
+    sources = copy.deepcopy(list(triggers))  # What they find belongs to this network.
+    if sources and not by.tunes:
+        raise ValueError(
+            f"Expected no `triggers` for {type(by).__name__}, which takes no steps on the images."
+        )
+    lr = by.recommended_lr if lr is None else lr
     _check(net, by, max_epochs, lr, poisoned_loader, trainer_options)
     start = torch.initial_seed() if seed is None else seed
     optimizer = optimizer or functools.partial(torch.optim.SGD, lr=lr, momentum=0.9)
@@ -185,7 +198,14 @@ def purify(
             tuned: nn.Module, way: Defense, rows: Iterable[Any], all_: CleanData | None
         ) -> None:
             module = _Module(
-                tuned, way, optimizer, scheduler, seed=seed, clean=all_, num_classes=num_classes
+                tuned,
+                way,
+                optimizer,
+                scheduler,
+                triggers=[*sources],
+                seed=seed,
+                clean=all_,
+                num_classes=num_classes,
             )
             module.shows = progress
             L.Trainer(max_epochs=max_epochs, **options).fit(module, train_dataloaders=rows)

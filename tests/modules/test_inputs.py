@@ -371,9 +371,8 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
     [
         {"attack": BadNets()},
         {"mean": [0.5] * 3, "std": [0.5] * 3},
-        {"random_triggers": 0.5},
     ],
-    ids=["trigger", "normalization", "random triggers"],
+    ids=["trigger", "normalization"],
 )
 def test_the_first_batch_of_floats_has_to_be_in_the_unit_range(options: dict[str, Any]) -> None:
     inputs = InputPipeline(**options)
@@ -392,7 +391,7 @@ def test_the_first_batch_of_floats_has_to_be_in_the_unit_range(options: dict[str
 
 def test_images_that_are_normalized_already_pass_where_nothing_is_done_to_them() -> None:
     normalised = torch.randn(2, 3, 32, 32)
-    assert torch.equal(InputPipeline(BadNets(), random_triggers=0.5)(normalised), normalised)
+    assert torch.equal(InputPipeline(BadNets())(normalised), normalised)
 
 
 def test_as_many_channels_as_statistics() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.arguments import ShowsArguments
-from fst_lightning.attacks.common.pixels import check_pixels
 from fst_lightning.attacks.common.plan import PoisonPlan, draw_rows
+from fst_lightning.pixels import check_pixels
 from fst_lightning.seeds import derived_seed
 
 LabelMap = Literal["all_to_one", "all_to_all", "clean_label", "untargeted"]

@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from fst_lightning.arguments import ShowsArguments
 from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.found_buffers import FoundBuffers
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.models.softmax import logits_taken
 
 
-class Defense(ShowsArguments, nn.Module):
+class Defense(ShowsArguments, FoundBuffers):
     r"""Purify a network by tuning it on a few clean images.
 
     The loss of a step is :math:`\ell(f, x, y) + \Omega(\theta)`: :meth:`loss` on the batch plus
@@ -50,6 +51,12 @@ class Defense(ShowsArguments, nn.Module):
 
     alpha_is_strength: ClassVar[bool] = True
     """Whether ``alpha=auto`` can search the constructor's ``alpha`` by its cost in accuracy."""
+
+    keeps_budget: ClassVar[bool] = False
+    """Whether a run that costs more than ``tuning.max_ca_drop`` is reported as no success."""
+
+    recommended_lr: ClassVar[float] = 0.01
+    """The learning rate of SGD with which the defense is tuned, unless somebody names another."""
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Inspect and change the backdoored network: snapshots, masks, new weights, freezes.
@@ -185,20 +192,6 @@ class Defense(ShowsArguments, nn.Module):
             clean accuracy least.
         """
         return 1e-3, 1.0
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
-    ) -> None:
-        # Buffers take the shapes that were saved, so that a loaded defense can be inspected without
-        # being prepared.
-        for name, buffer in list(self._buffers.items()):
-            saved = state_dict.get(prefix + name)
-            if not isinstance(saved, Tensor) or name in self._non_persistent_buffers_set:
-                continue
-            if buffer is None or buffer.shape != saved.shape:
-                device = saved.device if buffer is None else buffer.device
-                self._buffers[name] = torch.empty_like(saved, device=device)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def apply(

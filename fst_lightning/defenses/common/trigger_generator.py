@@ -248,7 +248,7 @@ class InvertingDefense(Defense):
                 net.eval()
                 self.invert(net, clean, generator)
 
-    def invert(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+    def invert(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> None:
         """Split the features of the network and let the generator learn; a round.
 
         Args:
@@ -317,7 +317,6 @@ class InvertingDefense(Defense):
         total = torch.stack(hits).sum(0)
         return total[0] / total[1].clamp_min(1)
 
-    @torch.no_grad()
     def triggered(self, images: Tensor) -> Tensor:
         """Put the recovered trigger on images.
 
@@ -329,6 +328,11 @@ class InvertingDefense(Defense):
         """
         if len(self.generator_weights) == 0 or len(images) == 0:
             return images
+        return self._normalised(self.triggered_pixels(self._pixels(images))).to(images.dtype)
+
+    @torch.no_grad()
+    def triggered_pixels(self, images: Tensor) -> Tensor:
+        """Put the recovered trigger on images in [0, 1], ``(N, C, H, W)``."""
         with torch.device("meta"):
             shapes = TriggerGenerator(images.shape[1:], self.generator_width)
         weights, start = {}, 0
@@ -336,8 +340,8 @@ class InvertingDefense(Defense):
             stop = start + parameter.numel()
             weights[name] = self.generator_weights[start:stop].view(parameter.shape)
             start = stop
-        changed = torch.func.functional_call(shapes, weights, (self._pixels(images),))
-        return self._normalised(changed).to(images.dtype)
+        changed: Tensor = torch.func.functional_call(shapes, weights, (images.float(),))
+        return changed
 
     def num_stamped(self, images: Tensor) -> int:
         """How many images of a batch are to be triggered; none before the first round."""

@@ -132,8 +132,7 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
     # Lightning takes max_epochs=-1 for "for ever".
     _check_whole(f"{name}.max_epochs", recipe.max_epochs, 1)
     _check_whole(f"{name}.batch_size", recipe.batch_size, 1)
-    for key in ("label_smoothing", "random_triggers", "trigger_strength"):
-        _check_share(f"{name}.{key}", recipe.get(key, 0.0))
+    _check_share(f"{name}.label_smoothing", recipe.get("label_smoothing", 0.0))
     if recipe.scheduler_interval not in get_args(Interval):
         raise ValueError(
             f"Expected `{name}.scheduler_interval` to be one of {', '.join(get_args(Interval))}, "

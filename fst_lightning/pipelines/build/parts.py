@@ -24,6 +24,7 @@ from fst_lightning.configuration import ALPHA, AUTOMATIC, LEARNING_RATE
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
 from fst_lightning.defenses import CleanData, Defense, PoisonedData
 from fst_lightning.defenses.common.whole_set import keep_modes
+from fst_lightning.defenses.triggers import TriggerSource
 from fst_lightning.models import (
     MODELS,
     find_head,
@@ -270,8 +271,6 @@ def augmentation(run: Run, recipe: Literal["training", "tuning"], source: Source
     return {
         "crop_padding": source.crop_padding if cfg.augment else 0,
         "horizontal_flip": cfg.augment and source.horizontal_flip,
-        "random_triggers": cfg.random_triggers,
-        "trigger_strength": cfg.trigger_strength,
     }
 
 
@@ -282,8 +281,20 @@ def make_module(
     data: BackdoorDataModule,
     card: str | None = None,
     clean: CleanData | None = None,
+    triggers: Sequence[TriggerSource] | None = None,
 ) -> PurificationModule:
-    """The module that runs the defense, by the recipe of the configuration."""
+    """The module that runs the defense, by the recipe of the configuration.
+
+    Args:
+        run: its configuration.
+        net: the network to purify, in place.
+        defense: what is to be done to it.
+        data: holds the defender's images.
+        card: JSON text that says what the network is, kept in checkpoints.
+        clean: the clean images as a whole; None gathers them from the loader.
+        triggers: sources of triggers that may have studied the network already; None makes those
+            of the configuration.
+    """
     optimizer, scheduler = make_optimizer(run.cfg.tuning)
     return PurificationModule(
         net,
@@ -295,11 +306,18 @@ def make_module(
         mean=data.data.mean,
         std=data.data.std,
         **augmentation(run, "tuning", data.source),
+        triggers=make_triggers(run) if triggers is None else triggers,
         cuda_graphs=run.cfg.cuda_graphs,
         seed=run.cfg.seed,
         card=card,
         clean=clean,
     )
+
+
+def make_triggers(run: Run) -> list[TriggerSource]:
+    """The sources of triggers for the images that a defense tunes on, in their order."""
+    parts = run.cfg.tuning.get("triggers") or {}
+    return [make(part, TriggerSource) for part in parts.values()]
 
 
 def make_clean(

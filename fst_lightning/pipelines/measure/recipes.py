@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
@@ -36,8 +37,17 @@ def recipe_block(
         "max_epochs": content["max_epochs"],
         "batch_size": content["batch_size"],
         "augmentation": augmentation(run, recipe, source),
+        **({"triggers": _triggers(content)} if recipe == "tuning" else {}),
         **settings,
         **resolved,
+    }
+
+
+def _triggers(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sources of triggers by name, each with its arguments."""
+    return {
+        name: {key: value for key, value in source.items() if not key.startswith("_")}
+        for name, source in (recipe.get("triggers") or {}).items()
     }
 
 

@@ -129,8 +129,9 @@ def findings_block(
 ) -> dict[str, Any]:
     """What the run chose and what the defense found; with ``shortfalls`` if it is no success.
 
-    A network that was tuned by automatic settings must also keep their budget on the test images:
-    it is a shortfall if the images show, with 95 % confidence, that it costs more.
+    A network that was tuned by automatic settings, or by a defense that keeps a budget, must not
+    cost more on the test images: it is a shortfall if the images show, with 95 % confidence, that
+    it costs more.
 
     Args:
         run: Its configuration.
@@ -144,7 +145,7 @@ def findings_block(
     if what is not None:
         missed.append({"what": what, "why": findings.get("summary", "")})
     budget = float(run.cfg.tuning.max_ca_drop)
-    if searches and answers is not None and answers[2]:
+    if (searches or defense.keeps_budget) and answers is not None and answers[2]:
         low, high = paired_drop_interval(*answers, 0.9)  # each end is a one-sided 95 % bound
         if low > budget:
             lost, gained, total = answers

@@ -1,4 +1,4 @@
-"""Random triggers for images that are tuned on, so that a network learns to look past them."""
+"""Triggers that are drawn at random, without a look at the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks.common.pixels import check_pixels
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
+from fst_lightning.pixels import check_pixels
 
 _FEWEST_CELLS = 4  # of noise, along the shorter side
 _WAVES = 0.2  # share of the patterns
@@ -16,6 +18,51 @@ _CYCLES = 12
 _PATCHES = 0.5  # share of the triggers
 _LEAST_PATCH = 2  # pixels
 _LARGEST_PATCH = 1 / 4  # of a side
+
+
+class RandomTriggers(TriggerSource):
+    """Put a random trigger on images, a different one on each.
+
+    How it works: each chosen image gets noise of any coarseness or a wave, and half of them get a
+    random patch as well (:func:`random_triggers` has the formula). A network that is tuned on such
+    images with their true labels learns to ignore triggers in general. The source needs no look at
+    the network and finds nothing in it.
+
+    Args:
+        share: Share of the images of each mini-batch that get a trigger, in [0, 1].
+        strength: Largest strength of noise and waves, in [0, 1].
+
+    Shape:
+        Images ``(N, C, H, W)`` float in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> source = RandomTriggers(share=1.0)
+        >>> images = torch.full((4, 3, 32, 32), 0.5)
+        >>> bool((source(images, torch.zeros(4), lambda x: x) != images).any())
+        True
+
+    See Also:
+        - :class:`~fst_lightning.defenses.triggers.InvertedTriggers`: triggers that are found in the
+          network.
+    """
+
+    def __init__(self, share: float = 1.0, strength: float = 0.3) -> None:
+        super().__init__(share)
+        check_number("strength", strength, high=1)
+        self.strength = strength
+
+    def forward(self, images: Tensor, labels: Tensor, classify: Classifier) -> Tensor:
+        """Put a random trigger on a share of the images."""
+        if self.share == 0:
+            return images
+        return random_triggers(images, self.share, self.strength, validate_range=False)
+
+    def trigger(self, images: Tensor, labels: Tensor, classify: Classifier) -> Tensor:
+        """Put a random trigger on every image."""
+        return random_triggers(images, 1.0, self.strength, validate_range=False)
 
 
 def random_triggers(

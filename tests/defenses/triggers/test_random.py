@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from fst_lightning.data.rows import Rows, as_gathered
 from fst_lightning.defenses import FineTuning
-from fst_lightning.modules import InputPipeline, PurificationModule, random_triggers
-from fst_lightning.modules.inputs import random_crop
+from fst_lightning.defenses.triggers import RandomTriggers, random_triggers
+from fst_lightning.modules import PurificationModule
 from fst_lightning.pipelines import run_pipeline
 from tests import tiny
 from tests.modules.test_inputs import Peek
@@ -126,7 +126,9 @@ def test_noise_is_fine_and_coarse() -> None:
 
 def test_they_are_put_on_in_training_alone(tmp_path: Path) -> None:
     net, rows = Peek(), tiny.rows(20)
-    module: L.LightningModule = PurificationModule(net, FineTuning(), seed=0, random_triggers=1.0)
+    module: L.LightningModule = PurificationModule(
+        net, FineTuning(), seed=0, triggers=[RandomTriggers()], mean=[0.0] * 3, std=[1.0] * 3
+    )
     loader: DataLoader[Any] = DataLoader(
         Rows(rows, torch.zeros(20, dtype=torch.bool)), batch_size=20, collate_fn=as_gathered
     )
@@ -137,35 +139,48 @@ def test_they_are_put_on_in_training_alone(tmp_path: Path) -> None:
     assert bool((trained != unit).flatten(1).any(1).all())
 
 
-def test_without_them_no_number_is_drawn() -> None:
-    images = grey(8)
-    results = []
-    for pipeline in (
-        InputPipeline(None, None, None, 2),
-        InputPipeline(crop_padding=2, random_triggers=0.0),
+def test_they_come_before_the_crop(tmp_path: Path) -> None:
+    net = Peek()
+    module: L.LightningModule = PurificationModule(
+        net,
+        FineTuning(),
+        seed=0,
+        triggers=[RandomTriggers()],
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+        crop_padding=8,
+    )
+    data = TensorDataset(grey(64), torch.zeros(64, dtype=torch.int64))
+    tiny.trainer(tmp_path).fit(module, DataLoader(data, batch_size=64))
+    (trained,) = net.seen[True]
+    # What is padded stays black: a trigger is in the image, not around it.
+    assert bool((trained == 0).any(1).flatten(1).any(1).float().mean() > 0.9)
+
+
+def test_the_source_equals_the_function() -> None:
+    images, results = grey(16), []
+    for put in (
+        lambda: RandomTriggers(0.5, 0.2)(images, torch.zeros(16), lambda x: x),
+        lambda: random_triggers(images, 0.5, 0.2),
     ):
         torch.manual_seed(0)
-        results.append(pipeline(images, augment=True))
+        results.append(put())
     assert torch.equal(*results)
-    torch.manual_seed(0)
-    assert torch.equal(results[0], random_crop(images, 2))
-    assert torch.equal(InputPipeline(random_triggers=1.0)(images), images)
 
 
-def test_they_come_before_the_crop() -> None:
-    torch.manual_seed(0)
-    pipeline = InputPipeline(crop_padding=8, random_triggers=1.0)
-    results = pipeline(grey(64), augment=True)
-    # What is padded stays black: a trigger is in the image, not around it.
-    assert bool((results == 0).any(1).flatten(1).any(1).float().mean() > 0.9)
+def test_without_a_share_no_number_is_drawn() -> None:
+    state = torch.get_rng_state()
+    images = grey(4)
+    assert RandomTriggers(0.0)(images, torch.zeros(4), lambda x: x) is images
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", ["random_triggers", "trigger_strength"])
+@pytest.mark.parametrize("name", ["share", "strength"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_what_is_no_share_is_refused(name: str, value: float) -> None:
     options: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=f"`{name}` to be in \\[0, 1\\]"):
-        InputPipeline(**options)
+    with pytest.raises(ValueError, match=f"`{name}` to be a number of 0 or more, at most 1"):
+        RandomTriggers(**options)
 
 
 def test_stored_images_are_refused() -> None:
@@ -184,7 +199,7 @@ def test_a_network_learns_to_look_past_a_trigger(tmp_path: Path) -> None:
             "attack=blended",
             "attack.poison_ratio=0.05",
             "defense=ft",
-            f"tuning.random_triggers={share}",
+            *(["tuning/triggers=[random]"] if share else []),
             "model.width=16",
             "training.max_epochs=20",
             "tuning.max_epochs=20",

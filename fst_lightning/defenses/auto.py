@@ -1,0 +1,222 @@
+r"""Automatic purification (auto): tune on triggered images, with the old network as a teacher.
+
+``python purify.py checkpoint=FILE model=resnet18 data=image_folder data.root=DIR defense=auto``
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fst_lightning.defenses.common.channel_masks import check_number
+from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.head_defense import Reinit
+from fst_lightning.defenses.common.patch_inversion import value_range
+from fst_lightning.defenses.common.snapshot import call_with, restore, snapshot
+from fst_lightning.defenses.fst import FST
+from fst_lightning.defenses.triggers import (
+    InvertedTriggers,
+    PatchTriggers,
+    RandomTriggers,
+    TriggerSource,
+    put_triggers,
+    study_sources,
+)
+
+
+class AutoPurification(FST):
+    r"""The recommended purification of a network whose trigger is unknown.
+
+    How it works: several parts that cover each other's gaps.
+
+    1. Before the tuning, a generator of triggers is recovered from the network
+       (:class:`~fst_lightning.defenses.triggers.InvertedTriggers`), and the smallest patch of each
+       class (:class:`~fst_lightning.defenses.triggers.PatchTriggers`). While the network is tuned,
+       a share of the images gets them and keeps its labels.
+    2. Another share, drawn independently, gets random triggers
+       (:class:`~fst_lightning.defenses.triggers.RandomTriggers`), for backdoors that neither
+       search finds.
+    3. The network from before the purification is a teacher: on the same images *without* triggers
+       it says what the clean task needs. It never sees a trigger, so it cannot hand the backdoor
+       on.
+
+    .. math:: (1 - \lambda)\, \mathrm{CE}(f(t(x)), y)
+        + \lambda\, T^2\, \mathrm{KL}\big(p_T(f_0(x)) \,\|\, p_T(f(t(x)))\big)
+        + \alpha \langle W, W_0 \rangle
+
+    with the triggers :math:`t`, the old network :math:`f_0`, the softmax :math:`p_T` at temperature
+    :math:`T`, and the weights averaged over the steps.
+
+    Args:
+        alpha: Weight :math:`\alpha` of FST's penalty, 0 or more. On the networks that the recipe
+            was chosen on, FST's shift cost clean accuracy and removed nothing that the triggers had
+            not removed.
+        reinit: How the head is drawn anew: ``orthogonal``, ``uniform`` or ``none``.
+        distillation: :math:`\lambda`, the share of the teacher in the loss, in [0, 1].
+        temperature: :math:`T`, greater than 0.
+        averaging: Decay of the exponential moving average of the weights, in [0, 1); 0 keeps the
+            last weights.
+        inverted_share: Share of the images with the trigger of the generator, in [0, 1].
+        patch_share: Share of the images with the patch of a suspected class, in [0, 1].
+        random_share: Share of the images with a random trigger, in [0, 1].
+        head: Dotted name of the linear head; None finds it.
+
+    Shape:
+        Images ``(N, C, H, W)``, normalized.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Note:
+        It uses clean images only. A backdoor that neither search finds and no random trigger
+        resembles stays: use a detector before and after, and FST's shift (``alpha=0.05,
+        reinit="orthogonal"``) if the network is still suspicious.
+
+    Example:
+        >>> defense = AutoPurification(inverted_share=0.0, patch_share=0.0)
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> defense.prepare(net, torch.Generator().manual_seed(0))
+        >>> clean = CleanData(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]))
+        >>> defense.study(net, clean, torch.Generator())
+        >>> loss = defense.loss(net, clean.images, clean.labels)
+        >>> loss.shape
+        torch.Size([])
+
+    References:
+        - Min, Qin, Shen and Cheng, "Towards stable backdoor purification through feature shift
+          tuning", NeurIPS 2023, arXiv 2310.01875.
+        - Xu et al., "Towards reliable and efficient backdoor trigger inversion via decoupling
+          benign features", ICLR 2024.
+        - Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv
+          1503.02531.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.FST`: the published defense.
+        - :class:`~fst_lightning.defenses.BTIDBF`: the defense that the generator comes from.
+        - :class:`~fst_lightning.defenses.NeuralAttentionDistillation`: a teacher that is tuned
+          first.
+    """
+
+    recommended_lr: ClassVar[float] = 0.02
+    keeps_budget: ClassVar[bool] = True
+
+    original: Tensor
+    """The network from before the purification, as one vector."""
+    average: Tensor
+    """The moving average of the weights, as one vector; empty before the first step."""
+    low: Tensor
+    """Black for the network, ``(1, C, 1, 1)``."""
+    high: Tensor
+    """White for the network."""
+
+    def __init__(
+        self,
+        alpha: float = 0.0,
+        reinit: Reinit = "none",
+        distillation: float = 0.7,
+        temperature: float = 2.0,
+        averaging: float = 0.99,
+        inverted_share: float = 0.5,
+        patch_share: float = 0.3,
+        random_share: float = 0.5,
+        head: str | None = None,
+    ) -> None:
+        super().__init__(alpha=alpha, reinit=reinit, project_norm=reinit != "none", head=head)
+        check_number("distillation", distillation, high=1)
+        check_number("temperature", temperature, low_open=True)
+        check_number("averaging", averaging, high=1)
+        if averaging == 1:
+            raise ValueError("Expected `averaging` to be less than 1, but got 1.")
+        self.distillation = distillation
+        self.temperature = temperature
+        self.averaging = averaging
+        self.inverted_share = inverted_share
+        self.patch_share = patch_share
+        self.random_share = random_share
+        sources: list[TriggerSource] = []
+        if inverted_share:
+            sources.append(InvertedTriggers(inverted_share, head=head))
+        if patch_share:
+            sources.append(PatchTriggers(patch_share))
+        if random_share:
+            sources.append(RandomTriggers(random_share))
+        self.triggers = nn.ModuleList(sources)
+        for name in ("original", "average", "low", "high"):
+            self.register_buffer(name, torch.empty(0))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
+        """Keep the network as it is, then prepare the head as FST does."""
+        self.original = snapshot(net)
+        self.average = torch.empty(0)
+        self.steps = torch.zeros(())
+        super().prepare(net, generator)
+
+    def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Let the sources look at the network from before the purification."""
+        self.low, self.high = (bound.float() for bound in value_range(clean))
+        before = copy.deepcopy(net)
+        restore(before, self.original)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        sources = [part for part in self.triggers if isinstance(part, TriggerSource)]
+        study_sources(sources, before, clean, seed)
+
+    def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss on images with triggers, with the old network's answers to those without."""
+        logits = net(self.triggered(net, images, labels))
+        loss = functional.cross_entropy(logits, labels)
+        if self.distillation == 0:
+            return loss
+        with torch.no_grad():
+            taught = call_with(net, self.original, images)
+        scaled = (part.float() / self.temperature for part in (logits, taught))
+        ours, theirs = (part.log_softmax(1) for part in scaled)
+        divergence = functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        share = self.distillation
+        return (1 - share) * loss + share * self.temperature**2 * divergence
+
+    def triggered(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Put triggers of all sources on images; normalized in, normalized out."""
+        size = self.high - self.low
+
+        def classify(pixels: Tensor) -> Tensor:
+            logits: Tensor = net((self.low + size * pixels).to(images.dtype))
+            return logits
+
+        pixels = ((images.float() - self.low) / size).clamp(0, 1)
+        changed = put_triggers(self.triggers, pixels, labels, classify)
+        return (self.low + size * changed).to(images.dtype)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Project the head, and let the average follow the weights."""
+        super().after_step()
+        if self.averaging == 0:
+            return
+        (net,) = self._net
+        weights = snapshot(net)
+        self.steps = self.steps.to(weights.device) + 1
+        if len(self.average) == 0:
+            self.average = weights
+            return
+        # At first the average follows closely, so that the weights before the steps do not count.
+        decay = torch.clamp((1 + self.steps) / (10 + self.steps), max=self.averaging)
+        self.average.lerp_(weights, (1 - decay).to(weights.dtype))
+
+    def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
+        """Put the averaged weights into the network."""
+        if len(self.average):
+            restore(net, self.average.to(self.original.device))
+
+    def findings(self) -> dict[str, Any]:
+        """What the sources found in the network."""
+        found = {
+            type(source).__name__: source.findings()
+            for source in self.triggers
+            if isinstance(source, TriggerSource) and source.findings()
+        }
+        return {"triggers": found} if found else {}

@@ -1,0 +1,106 @@
+"""Patches that are recovered from the network, class by class."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.nc import NeuralCleanse
+from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
+
+
+class PatchTriggers(TriggerSource):
+    r"""Put recovered patches of suspected classes on images.
+
+    How it works: before the purification, Neural Cleanse recovers the smallest patch of each class
+    that sends clean images to it. A class whose patch is an outlier among all classes is suspected.
+    While the network is tuned, images get the patch of a suspected class, drawn at random:
+
+    .. math:: x' = (1 - m) \odot x + m \odot p
+
+    with the mask m and the pattern p. If no class is suspected, the images stay as they are.
+
+    Args:
+        share: Share of the images of each mini-batch that get a patch, in [0, 1].
+        threshold: Anomaly index above which a class is suspected, 0 or more. It is lower than in
+            Neural Cleanse, because the patch of a class without a backdoor does little harm here.
+        rounds: Rounds of the search, 1 or more; fewer are faster.
+        steps: Steps of Adam per round, 1 or more.
+        batch_size: Images per step, 1 or more.
+        classes_at_once: Classes that are searched together, 1 or more; more need more memory.
+
+    Shape:
+        Images ``(N, C, H, W)`` float in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Note:
+        Recovers patches and small patterns. It does not see triggers that cover the whole image.
+
+    Example:
+        >>> PatchTriggers(share=0.2).findings()
+        {}
+
+    References:
+        Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and mitigating
+        backdoor attacks in neural networks", IEEE S&P 2019, Eq. 2-3.
+
+    See Also:
+        - :class:`~fst_lightning.defenses.NeuralCleanse`: the defense that the search comes from.
+        - :class:`~fst_lightning.defenses.triggers.InvertedTriggers`: triggers that are no patches.
+    """
+
+    needs_network: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        share: float = 0.2,
+        threshold: float = 1.0,
+        rounds: int = 8,
+        steps: int = 10,
+        batch_size: int = 16,
+        classes_at_once: int = 10,
+    ) -> None:
+        super().__init__(share)
+        self.search = NeuralCleanse(
+            threshold=threshold,
+            rounds=rounds,
+            steps=steps,
+            batch_size=batch_size,
+            classes_at_once=classes_at_once,
+            restarts=1,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the classes were searched."""
+        return len(self.search.masks) > 0
+
+    def study(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> None:
+        """Recover a patch for each class."""
+        found = self.search.search(net, clean, generator)
+        self.search.masks, self.search.patterns = found.masks, found.patterns
+        self.search.rates = found.rates
+
+    def forward(self, images: Tensor, labels: Tensor, classify: Classifier) -> Tensor:
+        """Put patches on a share of the images; none if no class is suspected."""
+        if len(self.search.flagged) == 0:
+            return images
+        return super().forward(images, labels, classify)
+
+    def trigger(self, images: Tensor, labels: Tensor, classify: Classifier) -> Tensor:
+        """Put the patch of a suspected class on every image."""
+        flagged = self.search.flagged
+        drawn = flagged[torch.randint(len(flagged), (len(images),), device=flagged.device)]
+        patterns, masks = self.search.patterns[drawn], self.search.masks[drawn]
+        return torch.lerp(images.float(), patterns.float(), masks.float())
+
+    def findings(self) -> dict[str, Any]:
+        """The anomaly index of each class, and the suspected classes."""
+        found = self.search.findings()
+        found.pop("summary", None)  # It says what the defense did.
+        return found
