@@ -330,7 +330,7 @@ def test_curves_start_with_the_network_that_came_in() -> None:
     assert before != after
     charts = [run_page(results, None, {stage: CURVES}).charts() for stage in ("train", "purify")]
     lines = [
-        [line.get_xydata().tolist() for line in chart.figure.axes[0].lines]
+        [np.asarray(line.get_xydata()).tolist() for line in chart.figure.axes[0].lines]
         for found in charts
         for name, chart in found.items()
         if name.endswith("rates-on-the-test-set")
