@@ -14,7 +14,7 @@ from torch import nn
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
 from fst_lightning.defenses.common.trigger_generator import InvertingDefense
-from fst_lightning.detectors.detector import Detector, Evidence, first
+from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.models import find_head
 
@@ -81,7 +81,7 @@ class InvertedGenerator(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Invert, and count where the images go."""
-        some = first(images, self.images)
+        some = evenly_spread(images, self.images)
         clean = CleanData(some.images, some.labels, mean=some.mean, std=some.std)
         head, _ = find_head(net, self.head, num_classes)
         inversion = InvertingDefense(generator_epochs=self.epochs, head=head)

@@ -118,9 +118,16 @@ class Detector(ABC):
         return Scan(evidence, score, p_value, suspected)
 
 
-def first(images: LabelledImages, count: int) -> LabelledImages:
-    """The first images, at most ``count`` of them."""
-    return images.subset(torch.arange(min(count, len(images))))
+def evenly_spread(images: LabelledImages, count: int) -> LabelledImages:
+    """At most ``count`` of the images, evenly spread: images of a folder come class by class.
+
+    Example:
+        >>> images = LabelledImages(torch.zeros(6, 3, 2, 2), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> evenly_spread(images, 3).labels
+        tensor([0, 1, 2])
+    """
+    rows = torch.arange(min(count, len(images))) * len(images)
+    return images.subset(rows // max(1, min(count, len(images))))
 
 
 def surprise(p_value: float) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.patch_inversion import invert_triggers, value_range
-from fst_lightning.detectors.detector import Detector, Evidence, first
+from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
 from fst_lightning.detectors.outlier import Null
 
 _GRAY = 0.5
@@ -101,7 +101,7 @@ class SmallestPatch(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Search the smallest patch of every class."""
-        some = first(images, self.images)
+        some = evenly_spread(images, self.images)
         found = invert_triggers(
             net,
             some,

@@ -16,7 +16,7 @@ from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.patch_inversion import value_range
 from fst_lightning.defenses.triggers.random import random_triggers
-from fst_lightning.detectors.detector import Detector, Evidence, first
+from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
 from fst_lightning.detectors.outlier import Null
 
 
@@ -85,7 +85,7 @@ class NoiseResponse(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Count where the images go."""
-        some = first(images, self.images)
+        some = evenly_spread(images, self.images)
         low, high = (bound.float() for bound in value_range(some))
         moved: list[torch.Tensor] = []
         start: list[torch.Tensor] = []

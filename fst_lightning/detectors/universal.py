@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.features import all_features
-from fst_lightning.detectors.detector import Detector, Evidence, first
+from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.models import find_head, weight_matrix
 
@@ -81,7 +81,7 @@ class UniversalShift(Detector):
     ) -> Evidence:
         """Solve the program for every class."""
         _, linear = find_head(net, self.head, num_classes)
-        some = first(images, self.images)
+        some = evenly_spread(images, self.images)
         features = all_features(net, linear, some).double().cpu()
         weight = weight_matrix(linear).detach().double().cpu()
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach()

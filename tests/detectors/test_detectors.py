@@ -22,6 +22,7 @@ from fst_lightning.detectors import (
     SmallestPatch,
     UniversalShift,
 )
+from fst_lightning.detectors.detector import evenly_spread
 from fst_lightning.detectors.universal import shortest_shift
 
 TARGET, NUM_CLASSES, SIZE = 3, 6, 8
@@ -212,3 +213,10 @@ def test_generator_statistics_are_shares() -> None:
     assert bool((found.statistics >= 0).all())
     assert bool((found.statistics <= 1).all())
     assert functional.one_hot(found.statistics.argmax(), NUM_CLASSES).sum() == 1
+
+
+def test_images_that_lie_class_by_class_are_drawn_from_all_classes() -> None:
+    labels = torch.arange(10).repeat_interleave(30)
+    images = LabelledImages(torch.zeros(300, 3, 2, 2), labels)
+    assert evenly_spread(images, 50).labels.bincount().tolist() == [5] * 10
+    assert evenly_spread(images, 999).labels.tolist() == labels.tolist()
