@@ -82,6 +82,11 @@ BAD: list[tuple[str, object]] = [
     ("attack", {"a": {"b": 1}}),
     ("attack", {"a": [[1]]}),
     ("attack", {"a": [1] * 1_001}),
+    ("attack", {"a": -(2**63)}),
+    ("attack", {"a": [2**63]}),
+    ("attack", {"": 1}),
+    ("attack", {str(i): i for i in range(1_001)}),
+    ("std", [0.5, 0.5]),
     ("head", ""),
     ("head", 1),
     ("head", "x" * 1_001),
@@ -135,3 +140,29 @@ def test_refuses_unknown_fields() -> None:
 def test_refuses_other_types() -> None:
     with pytest.raises(CheckpointError, match="a JSON string"):
         ModelCard.from_json(b"{}")  # type: ignore[arg-type]
+
+
+def test_refuses_a_name_that_is_given_twice() -> None:
+    """A reader that takes the first and one that takes the last would see two cards."""
+    text = make_card().to_json()
+    assert text.startswith('{"schema_version": 1, ')
+    with pytest.raises(CheckpointError, match="one is repeated"):
+        ModelCard.from_json('{"schema_version": 1, ' + text[1:])
+
+
+def test_the_largest_values() -> None:
+    card = make_card(
+        num_classes=100_000,
+        classes=("",) * 99_999 + ("x" * 1_000,),
+        image_size=4_096,
+        mean=(0.5,) * 4,
+        std=(5e-324,) * 4,
+        model={"name": "x" * 1_000, "arguments": {str(i): i for i in range(1_000)}},
+        attack={"a": (1.5,) * 1_000, "b": 2**63 - 1, "c": -(2**63) + 1, "d": ("", None, True)},
+        head="x" * 1_000,
+    )
+    again = ModelCard.from_json(card.to_json())
+    assert again == card
+    assert again.attack == card.attack
+    smallest = make_card(num_classes=2, classes=("a", "b"), image_size=1, mean=(0,), std=(1,))
+    assert ModelCard.from_json(smallest.to_json()).mean == (0.0,)

@@ -47,12 +47,32 @@ def test_a_normalization(mean: Tensor, std: Tensor, name: str) -> None:
         (torch.ones(3), torch.tensor([1.0, float("nan"), 1.0])),
         (torch.ones(3).long(), torch.ones(3)),
         (torch.ones(0), torch.ones(0)),
+        (torch.ones(3), torch.ones(3).long()),
+        (torch.tensor([1.0, float("inf"), 1.0]), torch.ones(3)),
+        (torch.ones(3), torch.tensor([1.0, -1.0, 1.0])),
     ],
     ids=str,
 )
 def test_no_normalization(mean: Tensor, std: Tensor) -> None:
     tensors = {"a.mean": mean, "a.std": std}
     assert find_normalization(tensors, tensors) is None
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_normalizations_of_1_to_4_channels(channels: int) -> None:
+    tensors = {"mean": torch.full((channels,), 0.5), "std": torch.full((channels,), 0.25)}
+    found = find_normalization(tensors, tensors)
+    assert found is not None
+    assert (found.mean, found.std) == ((0.5,) * channels, (0.25,) * channels)
+
+
+def test_means_above_2_are_of_images_in_0_to_255() -> None:
+    for mean, scale in ((2.0, 1), (2.5, 255)):
+        tensors = {"mean": torch.tensor([0.0, mean]), "std": torch.tensor([1.0, 3.0])}
+        found = find_normalization(tensors, tensors)
+        assert found is not None
+        assert found.mean == (0.0, round(mean / scale, 6))
+        assert found.std == (round(1 / scale, 6), round(3 / scale, 6))
 
 
 def test_two_normalizations_are_none() -> None:

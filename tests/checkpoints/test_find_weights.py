@@ -83,3 +83,23 @@ def test_dictionaries_that_hold_themselves(tmp_path: Path) -> None:
     refused(save_with(tmp_path / "a.pt", value), None, "holds no state_dict")
     value["deep"] = {"model": ONE, "up": value}
     assert equal(read_checkpoint(save_with(tmp_path / "a.pt", value)).tensors, ONE)
+
+
+def test_files_without_a_network(tmp_path: Path) -> None:
+    refused(save_with(tmp_path / "a.pt", torch.ones(2)), None, "holds a single tensor")
+    refused(save_with(tmp_path / "a.pt", [torch.ones(2)]), None, "holds no dictionary of tensors")
+    refused(save_with(tmp_path / "a.pt", {}), None, "its keys are none")
+    text = refused(save_with(tmp_path / "a.pt", {"a": 1, "b": 2}), None, "its keys are `a`, `b`")
+    assert "`b`, ..." not in text
+    many = dict.fromkeys(map(str, range(100)))
+    assert ", ..." in refused(save_with(tmp_path / "a.pt", many), None, "its keys are `0`")
+
+
+def test_a_vector_is_no_network(tmp_path: Path) -> None:
+    """Where a matrix lies elsewhere; by itself it may be a layer's bias."""
+    value = {"acc": {"best": torch.ones(3)}, "net_of_mine": {"w": torch.ones(3, 2)}}
+    found = read_checkpoint(save_with(tmp_path / "a.pt", value))
+    assert list(found.tensors) == ["w"]
+    assert found.others == ()
+    alone = read_checkpoint(save_with(tmp_path / "a.pt", {"acc": {"best": torch.ones(3)}}))
+    assert list(alone.tensors) == ["best"]

@@ -72,7 +72,7 @@ def test_spectral_norm_by_hand() -> None:
         {"weight_orig": torch.ones(3).long(), "weight_mask": torch.ones(3)},
         {"weight_g": torch.ones(9, 1), "weight_v": torch.ones(1, 9)},
         {"weight_g": torch.ones(1), "weight_v": torch.ones(3, 3)},
-        {"weight_g": torch.ones(3, 3), "weight_v": torch.ones(3, 3)},
+        {"weight_g": torch.full((3, 3), 2.0), "weight_v": torch.full((3, 3), 2.0)},
         {"weight_orig": torch.ones(2, 3), "weight_u": torch.ones(2), "weight_v": torch.ones(4)},
         {"weight_orig": torch.ones(6), "weight_u": torch.ones(2), "weight_v": torch.ones(3)},
         {"weight_orig": torch.ones(2, 3), "weight_u": torch.ones(2)},

@@ -124,3 +124,21 @@ def test_restore_keeps_the_style() -> None:
 def test_hostile_names_cost_little() -> None:
     names = [("a." * 400) + str(i) for i in range(2_000)]
     assert match_keys(names, NAMES).missing
+
+
+def test_a_wrapper_of_the_network_itself() -> None:
+    """Names of the network get back what they all begin with, also those that are missing."""
+    key_map = match_keys(["conv.weight", "y"], ["a.b.conv.weight", "a.b.fc.bias"])
+    assert key_map.to_net == {"conv.weight": "a.b.conv.weight"}
+    assert key_map.missing == ("a.b.fc.bias",)
+    assert key_map.unexpected == ("y",)
+    # Nothing fits inside, either: the network's own names are told.
+    assert match_keys(["x"], ["a.b.conv.weight"]).missing == ("a.b.conv.weight",)
+    # They share the first part alone.
+    assert match_keys(["c.w", "d.w"], ["a.c.w", "a.d.w"]).to_net == {"c.w": "a.c.w", "d.w": "a.d.w"}
+
+
+def test_one_fit_beats_none() -> None:
+    """Parts of the file that fit equally badly are no choice between two."""
+    assert match_keys(["a.x", "b.x"], ["y"]).missing == ("y",)
+    assert match_keys(["a.x", "b.y"], ["x", "z"]).prefix == "a."

@@ -105,3 +105,45 @@ def test_tied_weights() -> None:
     state = {name: torch.full_like(tensor, 3.0) for name, tensor in net.state_dict().items()}
     load_into(net, checkpoint(state))
     assert equal(net.state_dict(), state)
+
+
+@pytest.mark.parametrize(
+    ("last", "other"),
+    [
+        (nn.Conv2d(2, 10, 1, bias=False), nn.Conv2d(2, 43, 1, bias=False)),  # no linear layer
+        (nn.Linear(2, 10), nn.Linear(3, 43)),  # another input, too
+        (nn.Linear(2, 10, bias=False), nn.Linear(3, 10, bias=False)),
+    ],
+    ids=str,
+)
+def test_other_shapes_are_no_other_number_of_classes(last: nn.Module, other: nn.Module) -> None:
+    net, source = nn.Sequential(last), nn.Sequential(other)
+    refused(net, source.state_dict(), "has shape")
+
+
+def test_two_layers_with_other_outputs_are_no_last_layer() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(2, 10), "b": nn.Linear(2, 10)})
+    source = nn.ModuleDict({"a": nn.Linear(2, 43), "b": nn.Linear(2, 43)})
+    refused(net, source.state_dict(), r"`a\.weight` has shape \(43, 2\).*and 3 more")
+    # one layer whose weight and bias count different numbers of classes
+    state = nn.Linear(2, 43).state_dict() | {"bias": torch.zeros(44)}
+    refused(nn.Linear(2, 10), state, r"`weight` has shape \(43, 2\).*and 1 more")
+
+
+def test_what_an_error_advises() -> None:
+    net = make_net()
+    state = net.state_dict()
+    wrapped = {f"student.{k}": v for k, v in state.items()}
+    refused(net, wrapped | {"x.weight": torch.zeros(1)}, "say `checkpoint_key=student`")
+    more = wrapped | {"x.weight": torch.zeros(1), "student.y": torch.zeros(1)}
+    refused(net, more, "Choose the network")
+    refused(net, state | {"y": torch.zeros(1)}, "Choose the network")
+    refused(net, state | {"a.parametrizations.b.c": torch.zeros(1)}, "without parametrizations")
+
+
+def test_complex_weights() -> None:
+    net = nn.ParameterDict({"a": torch.zeros(2, dtype=torch.complex64)})
+    state = {"a": torch.tensor([1 + 2j, 3j])}
+    load_into(net, checkpoint(state))
+    assert equal(net.state_dict(), state)
+    refused(net, {"a": torch.zeros(2)}, r"`a` holds torch\.float32 numbers")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -509,3 +510,41 @@ def test_an_entry_under_another_key_is_none(tmp_path: Path) -> None:
     assert store.use(key) is None
     (moved / "entry.json").write_text(json.dumps({**facts, "key": key, "description": other}))
     assert store.entry(key) == moved
+
+
+def test_a_use_ends_with_its_object(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = store.key(DESCRIPTION)
+    store.keep(key, DESCRIPTION, fill)
+    use = store.use(key)
+    assert use is not None
+    assert store.prune(keys=[key]) == []
+    del use
+    assert store.prune(keys=[key]) == [key]
+
+
+def test_an_entry_that_goes_while_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process removes it, or puts another in its place, before it is held."""
+    store = Store(tmp_path)
+    key = store.key(DESCRIPTION)
+    for again in (False, True):
+        store.keep(key, DESCRIPTION, fill)
+        done: list[bool] = []
+
+        def meanwhile(
+            *_: object, done: list[bool] = done, again: bool = again, **__: object
+        ) -> None:
+            if not done:
+                done.append(True)
+                shutil.rmtree(tmp_path / "models" / key)
+                if again:
+                    Store(tmp_path).keep(key, DESCRIPTION, fill)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fst_lightning.checkpoints.store.lock_open_file", meanwhile)
+            use = store.use(key)
+        assert (use is not None) == again
+        if use is not None:
+            assert os.path.samestat(os.fstat(use._facts.fileno()), (use.path / "entry.json").stat())

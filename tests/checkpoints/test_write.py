@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from fst_lightning.checkpoints import (
@@ -94,3 +94,32 @@ def test_equal_networks_are_equal_files(tmp_path: Path) -> None:
         assert ModelCard.from_json(file.metadata()[CARD_KEY]) == make_card()
     for name, value in make_net().state_dict().items():
         assert torch.equal(load_file(path)[name], value)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_equal_networks_are_equal_files_with_any_padding(tmp_path: Path, length: int) -> None:
+    """The header is filled up to 8 bytes; there may be nothing to fill."""
+    path = tmp_path / "a.safetensors"
+    contents = set()
+    for _ in range(6):
+        write_state(path, {"x" * length: torch.ones(1)}, card=make_card())
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    assert load_file(path)["x" * length].item() == 1
+
+
+def test_errors_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk has the system's number; anything else is told as the library does."""
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def fails(*_: object, **__: object) -> None:
+        raise SafetensorError(said)
+
+    monkeypatch.setattr("fst_lightning.checkpoints.write.save_file", fails)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_state(tmp_path / "a", {"a": torch.ones(1)})
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "a"))
+    said = "another error"
+    with pytest.raises(SafetensorError, match="another error"):
+        write_state(tmp_path / "a", {"a": torch.ones(1)})
+    assert not list(tmp_path.iterdir())

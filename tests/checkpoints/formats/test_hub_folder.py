@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from fst_lightning.checkpoints import CheckpointError, read_checkpoint
+from fst_lightning.checkpoints.formats import hub_folder
 from tests.checkpoints.samples import make_net
 
 
@@ -112,3 +113,49 @@ def test_folders_without_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="several files"):
         read_checkpoint(tmp_path)
+
+
+def test_where_the_numbers_of_a_config_lie(tmp_path: Path) -> None:
+    """The size is the last number of `input_size`; numbers may differ from each other."""
+    training = {"input_size": [3, 64, 96], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    config = timm_config(pretrained_cfg=training | {"classifier": ["head.fc", "head2"]})
+    card = read_checkpoint(folder(tmp_path / "a", config)).card
+    assert card is not None
+    assert (card.image_size, card.head) == (96, "head.fc")
+    assert (card.mean, card.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    without = read_checkpoint(folder(tmp_path / "a", timm_config(pretrained_cfg=training))).card
+    assert without is not None
+    assert without.head == "head"
+
+
+def test_names_of_classes_that_do_not_fit_are_numbers(tmp_path: Path) -> None:
+    for names in (["cat", "dog"], None, "abc", {"0": "a", "1": "b", "2": "c"}):
+        found = read_checkpoint(folder(tmp_path / "a", timm_config(label_names=names)))
+        assert found.card is not None
+        assert found.card.classes == ("0", "1", "2")
+        assert "labels" not in found.extra
+
+
+def test_arguments_of_another_kind_are_none(tmp_path: Path) -> None:
+    for further in ([1], "x", None, {}):
+        config = timm_config(model_args=further)
+        assert read_checkpoint(folder(tmp_path / "a", config)).card is not None
+
+
+def test_config_of_exactly_the_longest_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = json.dumps(timm_config())
+    path = folder(tmp_path / "a", text)
+    monkeypatch.setattr(hub_folder, "_JSON_LIMIT", len(text))
+    assert read_checkpoint(path).card is not None
+    monkeypatch.setattr(hub_folder, "_JSON_LIMIT", len(text) - 1)
+    with pytest.raises(CheckpointError, match="are the limit"):
+        read_checkpoint(path)
+
+
+def test_how_many_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"id2label": {"0": "a", "1": "b"}}
+    for most, known in ((2, True), (1, False)):
+        monkeypatch.setattr(hub_folder, "_MOST_LABELS", most)
+        assert ("labels" in read_checkpoint(folder(tmp_path / "a", config)).extra) == known
