@@ -63,3 +63,22 @@ def test_is_a_submodule_that_adds_no_key_to_the_state_dict() -> None:
     inner = outer[1]
     assert isinstance(inner, BackdoorMetrics)
     assert inner.ca.correct.device.type == "meta"
+
+
+def test_the_control_is_told_if_it_was_counted() -> None:
+    """Clean images with the attacker's label, among the rows that the attack is measured on."""
+    metrics = BackdoorMetrics()
+    metrics.update_clean(torch.eye(4), torch.arange(4))
+    assert metrics.counts() == {"ca": (4, 4), "asr": (0, 0), "ra": (0, 0)}
+    guesses, targets = torch.tensor([0, 0, 1, 0]), torch.zeros(4, dtype=torch.int64)
+    counted = torch.tensor([False, True, True, True])
+    metrics.update_control(guesses, targets, counted)
+    expected = sum(
+        int(guess == target)
+        for guess, target, row in zip(guesses, targets, counted, strict=True)
+        if row
+    )
+    assert metrics.counts()["control"] == (expected, 3) == (2, 3)
+    assert metrics.compute() == {"ca": 1.0, "asr": None, "ra": None}
+    metrics.reset()
+    assert "control" not in metrics.counts()

@@ -102,3 +102,25 @@ def test_a_usual_order_tells_where_classes_without_images_belong() -> None:
     found = other_order(labels, order[labels], 12, [order.tolist(), list(range(12))[::-1]])
     assert found == order.tolist()
     assert sorted(other_order(labels, order[labels], 12) or []) == list(range(12))
+
+
+def said(*counts: dict[int, int]) -> tuple[Tensor, Tensor]:
+    """Labels and predictions with these counts by class, in an order that halves them evenly."""
+    labels = [label for label, row in enumerate(counts) for _ in range(sum(row.values()))]
+    predictions = [p for row in counts for p, number in row.items() for _ in range(number)]
+    return torch.tensor(labels), torch.tensor(predictions)
+
+
+def test_one_label_for_two_classes_is_no_order() -> None:
+    """Another label than the own one is usual here, and still a third one is the favorite."""
+    zero, one = {1: 180, 2: 12, 0: 8}, {1: 192, 3: 8}
+    two, three = {0: 192, 2: 8}, {0: 180, 3: 12, 2: 8}
+    assert other_order(*said(zero, one, two, three), 4) is None
+    # As many images in an order in which each class has a label of its own.
+    assert other_order(*said({1: 200}, {0: 200}, {3: 200}, {2: 200}), 4) == [1, 0, 3, 2]
+
+
+def test_no_class_that_is_moved_prefers_its_own_label() -> None:
+    """The larger class alone would decide over both."""
+    assert other_order(*said({1: 200}, {1: 12, 0: 8}), 2) is None
+    assert other_order(*said({1: 200}, {1: 8, 0: 12}), 2) == [1, 0]
