@@ -29,14 +29,15 @@ def test_what_is_no_head() -> None:
 def test_what_is_a_head() -> None:
     for layer in (nn.Linear(8, 3), nn.Linear(8, 3, bias=False), nn.Conv2d(8, 3, 1, padding=1)):
         assert is_head(layer)
-    for layer in (
+    others: tuple[nn.Module, ...] = (
         nn.Conv2d(8, 3, 1, stride=2),
         nn.Conv2d(8, 3, (1, 2)),
         nn.Conv2d(8, 8, 1, groups=2),
         nn.ConvTranspose2d(8, 3, 1),
         nn.Conv1d(8, 3, 1),
-    ):
-        assert not is_head(layer)
+    )
+    for other in others:
+        assert not is_head(other)
 
 
 @pytest.mark.parametrize("head", [nn.Linear(6, 4), nn.Conv2d(6, 4, 1)], ids=["linear", "conv"])

@@ -138,7 +138,7 @@ def test_entries_whose_length_follows_them() -> None:
 
     for large in (False, True):
         stream = Stream()
-        with zipfile.ZipFile(stream, "w") as made:  # type: ignore[arg-type]
+        with zipfile.ZipFile(stream, "w") as made:
             for name, content in (("a/data.pkl", PICKLE), ("a/data/0", b"abcd")):
                 with made.open(name, "w", force_zip64=large) as entry:
                     entry.write(content)

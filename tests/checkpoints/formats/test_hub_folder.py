@@ -137,6 +137,7 @@ def test_names_of_classes_that_do_not_fit_are_numbers(tmp_path: Path) -> None:
 
 
 def test_arguments_of_another_kind_are_none(tmp_path: Path) -> None:
+    further: object
     for further in ([1], "x", None, {}):
         config = timm_config(model_args=further)
         assert read_checkpoint(folder(tmp_path / "a", config)).card is not None

@@ -101,6 +101,7 @@ def test_sizes_of_tensors() -> None:
 def test_keys_of_dictionaries() -> None:
     for key in (None, True, 1.5, "a", b"a", 2**63 - 1, 1 - 2**63):
         assert simple_key(key)
+    odd: object
     for odd in (2**63, -(2**63), (), (1,), 1j, [], Pairs(), Named("a.b")):
         assert not simple_key(odd)
     assert numbers(["a", b"a", 1, 1.5, None, True]) == 4
