@@ -201,7 +201,7 @@ def test_noise_response_counts_like_a_loop() -> None:
     assert bool((found > 0).all())
     assert bool((found <= 1).all())
     with torch.no_grad():
-        before = net.eval()(images.normalise(images.images[:30])).argmax(1)
+        before = net.eval()(images.normalise(images.images[::2])).argmax(1)
     start = 3 * torch.stack([(before != k).sum() for k in range(NUM_CLASSES)])
     moved = found * (1 + start) - 1
     assert torch.allclose(moved, moved.round(), atol=1e-9)
