@@ -13,6 +13,7 @@ PACKAGES = {
     "metrics": "Metrics and confidence intervals.",
     "models": "Networks, and the search for the head.",
     "modules": "The LightningModules.",
+    "optim": "Optimizers and a schedule that torch does not have.",
     "pipelines": "The sequence of a run.",
     "reports": "Results, tables, charts and pages.",
     "robustness": "Attacks on a purified network.",

@@ -12,10 +12,11 @@ from fst_lightning.attacks.common.attack import Attack
 from fst_lightning.models import small_resnet
 from fst_lightning.models.bounds import check_bounds
 from fst_lightning.models.cost import training_memory
+from fst_lightning.optim import triangle
 from fst_lightning.seeds import derived_seed
 
 _BATCH_SIZE = 128
-_PEAK_LR = 0.2
+_PEAK_LR = 0.2025
 
 
 class Surrogate(nn.Module):
@@ -160,8 +161,9 @@ def train_surrogate(
     optimizer = torch.optim.SGD(
         surrogate.parameters(), lr=_PEAK_LR, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _triangle(step / (epochs * steps_per_epoch))
+    # In step s of T the lower one of 0.01 + 0.8 s / T and 0.8 (1 - s / T) / 3.
+    schedule = triangle(
+        optimizer, epochs * steps_per_epoch, start=0.01 / _PEAK_LR, peak=0.240625, end=0.0
     )
     surrogate.train()
     with torch.enable_grad():
@@ -198,11 +200,6 @@ def check_counts(**values: object) -> None:
             raise ValueError(
                 f"Expected `{name}` to be a whole number of 1 or more, but got {value!r}."
             )
-
-
-def _triangle(progress: float) -> float:
-    """Rises to 1 at a quarter of the steps, and falls to 0 at the end."""
-    return min(0.05 + progress / 0.25, (1 - progress) / 0.75)
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,8 @@ from fst_lightning.pipelines import Run, run_pipeline
 Go = Callable[..., dict[str, Any]]
 Start = Callable[..., Run]
 
+QUIET = "report.enabled=false"
+
 
 def test_the_recipes_of_a_purification(start: Start) -> None:
     run = start(
@@ -52,7 +54,7 @@ def test_the_recipes_of_a_purification(start: Start) -> None:
 
 
 def test_a_recipe_that_was_fitted_to_few_images(start: Start) -> None:
-    run = start("defense=ft", "tuning.recipe_images=1000", "tuning.augment=false")
+    run = start("defense=ft", "tuning.recipe_images=1000", "tuning.augment=false", QUIET)
     run.cfg.tuning.batch_size, run.cfg.tuning.max_epochs = 32, 1
     tuning = run_pipeline(run)["tuning"]
     # The smallest batch, and epochs until it makes 200 steps: two of 16 for 30 images.
@@ -62,16 +64,19 @@ def test_a_recipe_that_was_fitted_to_few_images(start: Start) -> None:
 
 
 def test_recipes_that_nobody_followed_are_null(go: Go, tmp_path: Path) -> None:
-    trained = go(task="train")
+    trained = go(QUIET, task="train")
     assert trained["training"]["optimizer"]["name"] == "sgd"
     assert trained["tuning"] is None
     scored = go(
-        f"checkpoint={trained['checkpoints']['backdoored']}", "defense=none", "data.image_size=8"
+        f"checkpoint={trained['checkpoints']['backdoored']}",
+        "defense=none",
+        "data.image_size=8",
+        QUIET,
     )
     assert (scored["training"], scored["tuning"]) == (None, None)
 
 
 def test_a_class_on_the_command_line_has_its_own_name(go: Go) -> None:
     own = "tuning.optimizer._target_=torch.optim.ASGD"
-    results = go("defense=ft", own, "~tuning.optimizer.momentum")
+    results = go("defense=ft", own, "~tuning.optimizer.momentum", QUIET)
     assert results["tuning"]["optimizer"]["name"] == "ASGD"
