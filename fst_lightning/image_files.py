@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from fst_lightning.regular_files import NotRegularError, length, open_regular
+from fst_lightning.regular_files import NotRegularError, length, name_of_open, open_regular
 
 SUFFIXES = frozenset(
     {
@@ -73,7 +73,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         _check_length(length(file))
         _check_tags(file)
         file.seek(0)
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(name_of_open(file), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(

@@ -6,7 +6,8 @@ import errno
 import os
 import stat
 from io import BufferedReader
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 
 class NotRegularError(OSError):
@@ -46,3 +47,12 @@ def length(file: IO[Any]) -> int:
 
 def _not_regular(path: str | os.PathLike[str]) -> NotRegularError:
     return NotRegularError(errno.EINVAL, "it is no regular file", os.fspath(path))
+
+
+def name_of_open(file: BinaryIO) -> str:
+    """Return a name for an open file, because another file may have taken its own name by now.
+
+    Libraries that get a name may do more than with an open file: Pillow rotates TIFF images.
+    """
+    name = f"/dev/fd/{file.fileno()}"
+    return name if Path(name).exists() else str(file.name)

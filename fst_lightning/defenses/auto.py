@@ -31,7 +31,10 @@ from fst_lightning.defenses.triggers import (
 class AutoPurification(FST):
     r"""The recommended purification of a network whose trigger is unknown.
 
-    How it works: several parts that cover each other's gaps.
+    How it works: triggers are recovered from the network, and others are drawn at random. The
+    network is tuned on clean images that carry these triggers and keep their true labels, so that
+    it learns to ignore triggers. The network from before the purification teaches it what the
+    clean task needs. The parts cover each other's gaps.
 
     1. Before the tuning, a generator of triggers is recovered from the network
        (:class:`~fst_lightning.defenses.triggers.InvertedTriggers`), and the smallest patch of each

@@ -49,7 +49,7 @@ def test_meanings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "first: 1 # behind it",
         "second: 2 # Above it, in two lines.",
         "third: 3",
-        "num_train: 4 # number of training images, at least 1.",
+        "num_train: 4 # Number of training images, at least 1.",
         "group:",
         "first: 5 # below",
         "the end",

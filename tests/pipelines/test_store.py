@@ -144,7 +144,11 @@ def test_a_run_leaves_what_it_promises(start: Start, tmp_path: Path) -> None:
     results = run_pipeline(run)
     assert read_results(run.folder / "results.json") == (results, None)
     files = {str(file.relative_to(run.folder)) for file in run.folder.rglob("*") if file.is_file()}
-    assert files == {
+    charts = {name for name in files if name.startswith("charts/")}
+    assert charts
+    assert all(name.endswith(".png") for name in charts)
+    assert files - charts == {
+        "charts.pdf",
         "config.yaml",
         "results.json",
         "examples.png",

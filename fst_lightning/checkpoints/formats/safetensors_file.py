@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from io import BufferedReader
-from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
@@ -13,6 +12,7 @@ from fst_lightning.checkpoints.card import CARD_KEY
 from fst_lightning.checkpoints.content import Content, check_count, checked_tensors
 from fst_lightning.checkpoints.errors import Refusal, shown
 from fst_lightning.checkpoints.find_weights import check_prefix
+from fst_lightning.regular_files import name_of_open
 
 __all__ = ["looks_like_safetensors", "read_safetensors"]
 
@@ -50,7 +50,7 @@ def read_safetensors(file: BufferedReader, size: int, key: str | None = None) ->
     check_count(len(header))
     prefix = "" if key is None else check_prefix(key, header)
     try:
-        with safe_open(_opened(file), framework="pt", device="cpu") as stored:
+        with safe_open(name_of_open(file), framework="pt", device="cpu") as stored:
             # copies, because the file's own bytes may change under a mapping
             named = {
                 name: stored.get_tensor(name).clone()
@@ -62,12 +62,6 @@ def read_safetensors(file: BufferedReader, size: int, key: str | None = None) ->
     except (SafetensorError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise Refusal(f"is damaged: {shown(error)}", _DAMAGED) from None
     return Content("safetensors", checked_tensors(named), metadata.get(CARD_KEY))
-
-
-def _opened(file: BufferedReader) -> str:
-    """Return a name for an open file: another file may have taken its own name by now."""
-    name = f"/dev/fd/{file.fileno()}"
-    return name if Path(name).exists() else str(file.name)
 
 
 def _header(text: bytes) -> dict[str, object]:

@@ -1,6 +1,5 @@
 """`robustness=[...]`: from the command line to results.json, the report and the picture."""
 
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +37,7 @@ def test_all_of_them_at_once(
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     for words in ("After the defense", "P-ASR", "never backdoored", "in a straight line"):
         assert words in page
-    picture = ET.parse(run.folder / "connectivity.svg").getroot()
-    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
-    assert len(picture.findall(".//{*}polyline")) == 3
+    assert (run.folder / "charts" / "after-the-defense-connectivity.png").is_file()
     said = capsys.readouterr().out
     assert "retuning: ASR before the retuning" in said
     assert "connectivity: ASR from" in said

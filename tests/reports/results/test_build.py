@@ -14,7 +14,8 @@ from fst_lightning.reports import Score, build_results, notes, plain
 from tests.reports.example import example, score
 
 KEYS = [
-    *("schema_version", "task", "seed", "attack", "defense", "data", "model", "before", "after"),
+    *("schema_version", "task", "seed", "attack", "defense", "data", "model", "training", "tuning"),
+    *("before", "after"),
     *("der", "ci95", "seconds", "environment", "checkpoints", "overrides"),
 ]
 
