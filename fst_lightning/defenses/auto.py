@@ -31,7 +31,7 @@ from fst_lightning.defenses.triggers import (
 class AutoPurification(FST):
     r"""The recommended purification of a network whose trigger is unknown.
 
-    How it works: triggers are recovered from the network, and others are drawn at random. The
+    *How it works.* Triggers are recovered from the network, and others are drawn at random. The
     network is tuned on clean images that carry these triggers and keep their true labels, so that
     it learns to ignore triggers. The network from before the purification teaches it what the
     clean task needs. The parts cover each other's gaps.

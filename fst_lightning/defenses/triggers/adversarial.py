@@ -14,7 +14,7 @@ from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
 class AdversarialTriggers(TriggerSource):
     r"""Put one perturbation that fools the current network on all chosen images of a mini-batch.
 
-    How it works: in each step, one perturbation for all chosen images is found by gradient ascent
+    *How it works.* In each step, one perturbation for all chosen images is found by gradient ascent
     on the cross-entropy of the network as it is at this moment:
 
     .. math:: \max_{\|\delta\|_2 \le C} \frac{1}{N} \sum_i \mathrm{CE}(f(x_i + \delta), y_i)

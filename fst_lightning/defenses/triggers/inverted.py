@@ -15,7 +15,7 @@ from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
 class InvertedTriggers(TriggerSource):
     r"""Put the trigger of a recovered generator on images.
 
-    How it works: before the purification, a small generator learns to change images so that the
+    *How it works.* Before the purification, a small generator learns to change images so that the
     features which the clean task does not need change most
     (:class:`~fst_lightning.defenses.common.trigger_generator.InvertingDefense`). In a backdoored
     network these are the features of the trigger, and most of the changed images go to the target

@@ -15,9 +15,10 @@ from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
 class PatchTriggers(TriggerSource):
     r"""Put recovered patches of suspected classes on images.
 
-    How it works: before the purification, Neural Cleanse recovers the smallest patch of each class
-    that sends clean images to it. A class whose patch is an outlier among all classes is suspected.
-    While the network is tuned, images get the patch of a suspected class, drawn at random:
+    *How it works.* Before the purification, Neural Cleanse recovers the smallest patch of each
+    class that sends clean images to it. A class whose patch is an outlier among all classes is
+    suspected. While the network is tuned, images get the patch of a suspected class, drawn at
+    random:
 
     .. math:: x' = (1 - m) \odot x + m \odot p
 

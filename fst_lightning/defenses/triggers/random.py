@@ -23,7 +23,7 @@ _LARGEST_PATCH = 1 / 4  # of a side
 class RandomTriggers(TriggerSource):
     """Put a random trigger on images, a different one on each.
 
-    How it works: each chosen image gets noise of any coarseness or a wave, and half of them get a
+    *How it works.* Each chosen image gets noise of any coarseness or a wave, and half of them get a
     random patch as well (:func:`random_triggers` has the formula). A network that is tuned on such
     images with their true labels learns to ignore triggers in general. The source needs no look at
     the network and finds nothing in it.

@@ -23,7 +23,7 @@ Classifier = Callable[[Tensor], Tensor]
 class TriggerSource(ShowsArguments, FoundBuffers):
     """Puts triggers on clean images while a network is tuned; the images keep their labels.
 
-    How it works: a network that is tuned on images with a trigger and their true labels learns to
+    *How it works.* A network that is tuned on images with a trigger and their true labels learns to
     ignore that trigger and its likes. A source says which triggers: random ones, or those that it
     finds in the network. A subclass overrides :meth:`trigger`, and :meth:`study` if it looks at the
     network before it is changed. What it finds there it keeps in buffers.

@@ -66,7 +66,7 @@ def test_evidence_is_what_was_measured(start: Start, seen: list[Evidence | None]
     low, high = paired_drop_interval(int((before & ~after).sum()), int((after & ~before).sum()), 30)
     assert results["ci95"]["change"]["ca"] == pytest.approx([-high, -low])
     page = read((run.folder / "report.html").read_text("utf-8"))
-    shown = f"{100 * results['attack']['control_rate']:.2f} %"
+    shown = f"{100 * results['attack']['control_rate']:#.3g} %"
     assert page.keyed["attack.control_rate"] == shown
     assert page.keyed["after.ca"] == f"{100 * results['after']['ca']:#.3g} %"
 
