@@ -38,6 +38,7 @@ _TITLES = {
     "defense.name": "defense",
     "defense.alpha": "alpha",
     "defense.reinit": "reinit",
+    "defense.random_share": "random share",
     "model.name": "network",
     "model.arguments.width": "width",
     "data.name": "data",
