@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.machine import processor
-from benchmarks.records import head_commit, record_of
+from benchmarks.records import record_of
+from fst_lightning.commit import code_commit
 
 Half = Literal["development", "report"]
 
@@ -152,7 +153,7 @@ def record(case: Case, folder: Path, store: Path, detectors: Sequence[str]) -> d
     results = run_detect(overrides, folder)
     full = record_of(
         results,
-        commit=head_commit(),
+        commit=code_commit().commit or "",
         hardware=f"one thread of an {processor()}",
         date=datetime.now(UTC).date().isoformat(),
     )

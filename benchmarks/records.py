@@ -12,13 +12,12 @@ import argparse
 import json
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, processor, write
+from benchmarks.machine import processor, write
 
 _LOCAL = {"data.root": "DIR", "checkpoint": "FILE", "detector_reference": "DIR"}
 """Keys of the command line whose values are paths of one machine, and what stands for them."""
@@ -121,18 +120,6 @@ def _free(folder: Path, name: str, command: str) -> Path:
 def machine() -> str:
     """This machine, in words."""
     return f"{os.cpu_count()} cores of {processor()}"
-
-
-def head_commit() -> str:
-    """The commit that is checked out here; empty outside a clone."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

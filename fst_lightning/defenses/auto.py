@@ -23,6 +23,7 @@ from fst_lightning.defenses.triggers import (
     PatchTriggers,
     RandomTriggers,
     TriggerSource,
+    TriggerSources,
     put_triggers,
     study_sources,
 )
@@ -147,7 +148,7 @@ class AutoPurification(FST):
             sources.append(PatchTriggers(patch_share))
         if random_share:
             sources.append(RandomTriggers(random_share))
-        self.triggers = nn.ModuleList(sources)
+        self.triggers = TriggerSources(sources)
         for name in ("original", "average", "low", "high"):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("steps", torch.zeros(()))
@@ -165,8 +166,7 @@ class AutoPurification(FST):
         before = copy.deepcopy(net)
         restore(before, self.original)
         seed = int(torch.randint(2**62, (), generator=generator))
-        sources = [part for part in self.triggers if isinstance(part, TriggerSource)]
-        study_sources(sources, before, clean, seed)
+        study_sources(self.triggers, before, clean, seed)
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The loss on images with triggers, with the old network's answers to those without."""
@@ -220,6 +220,6 @@ class AutoPurification(FST):
         found = {
             type(source).__name__: source.findings()
             for source in self.triggers
-            if isinstance(source, TriggerSource) and source.findings()
+            if source.findings()
         }
         return {"triggers": found} if found else {}

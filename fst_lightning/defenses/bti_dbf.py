@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.defenses.common.channel_masks import check_number
-from fst_lightning.defenses.common.features import head_inputs
+from fst_lightning.defenses.common.features import vectors
 from fst_lightning.defenses.common.trigger_generator import InvertingDefense
+from fst_lightning.models import inputs_of
 
 
 class BTIDBF(InvertingDefense):
@@ -117,10 +118,11 @@ class BTIDBF(InvertingDefense):
         """The cross-entropy on all images, and the distance of triggered from clean features."""
         count = self.num_stamped(images)
         both = torch.cat([self.triggered(images[:count]), images])
-        with head_inputs(self.linear) as features:
+        with inputs_of(self.linear) as inputs:
             logits = net(both)
         loss = functional.cross_entropy(logits, torch.cat([labels[:count], labels]))
         if count == 0 or self.feature_weight == 0:
             return loss
-        triggered, clean = features[0][:count], features[0][count : 2 * count]
+        features = vectors(inputs[0])
+        triggered, clean = features[:count], features[count : 2 * count]
         return loss + self.feature_weight * functional.mse_loss(triggered, clean.detach())

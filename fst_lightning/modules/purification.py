@@ -18,7 +18,12 @@ from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.patch_inversion import value_range
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
-from fst_lightning.defenses.triggers import TriggerSource, put_triggers, study_sources
+from fst_lightning.defenses.triggers import (
+    TriggerSource,
+    TriggerSources,
+    put_triggers,
+    study_sources,
+)
 from fst_lightning.modules.batches import (
     as_network_takes,
     bounded,
@@ -120,7 +125,7 @@ class PurificationModule(ClassifierModule):
         super().__init__(net, inputs, optimizer, scheduler, scheduler_interval, seed, card, replays)
         self.defense = defense
         self.clean = clean
-        self.triggers = nn.ModuleList(triggers)
+        self.triggers = TriggerSources(triggers)
         # Kept in a list so that `nn.Module` does not register it.
         self._untouched: list[nn.Module] = []
         self._range: tuple[Tensor, Tensor] | None = None
@@ -140,7 +145,7 @@ class PurificationModule(ClassifierModule):
                 self.inputs.attack.requires_grad_(False)
             self._defense_seed = torch.initial_seed() if self.seed is None else self.seed
             generator = torch.Generator().manual_seed(self._defense_seed)
-            if any(not source.ready for source in self._sources):
+            if any(not source.ready for source in self.triggers):
                 # They study the network as it is now; the device is not known to hold it yet.
                 self._untouched = [copy.deepcopy(self.net)]
             self._guard.prepare(self.trainer, self.net, generator)
@@ -204,13 +209,9 @@ class PurificationModule(ClassifierModule):
         images = as_network_takes(images, self.net)
         if len(images) == 1 and not self._can_learn_from_one(images):
             return None
-        stored = images
         if len(self.triggers):
             images = self._triggered(images, labels)
-        inputs = self.inputs(images, augment=True)
-        if not stored.is_floating_point():
-            inputs = inputs.to(torch.get_default_dtype())
-        loss = self.defense.loss(self._tuned, inputs, labels)
+        loss = self.defense.loss(self._tuned, self.inputs(images, augment=True), labels)
         penalty = self.defense.penalty()
         if penalty is None:
             self.track(loss=loss)
@@ -262,22 +263,22 @@ class PurificationModule(ClassifierModule):
                     self._learns_from_one = False
         return self._learns_from_one
 
-    @property
-    def _sources(self) -> list[TriggerSource]:
-        return [source for source in self.triggers if isinstance(source, TriggerSource)]
-
     def _triggered(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Put triggers on images: in [0, 1], or normalized by numbers that are not known here."""
+        """Put triggers on images: in [0, 1], or normalized by numbers that are not known here.
+
+        The result has the type that the network takes, as stored images are scaled to it.
+        """
+        dtype = images.dtype if images.is_floating_point() else torch.get_default_dtype()
         if self.inputs.normalises:
             pixels = self.inputs.pixels(images)
-            return put_triggers(self.triggers, pixels, labels, self._classify)
+            return put_triggers(self.triggers, pixels, labels, self._classify).to(dtype)
         if self._range is None:
             self._range = value_range(self._all_clean())
         low, size = self._range[0], self._range[1] - self._range[0]
         values = images.float() if images.is_floating_point() else images.float() / 255
         pixels = ((values - low) / size).clamp(0, 1)
         triggered = put_triggers(self.triggers, pixels, labels, self._classify)
-        return (low + size * triggered).to(images.dtype if images.is_floating_point() else None)
+        return (low + size * triggered).to(dtype)
 
     def _classify(self, pixels: Tensor) -> Tensor:
         """The logits of images in [0, 1] from the network as it is now."""
@@ -290,7 +291,7 @@ class PurificationModule(ClassifierModule):
 
     def _study_sources(self, net: nn.Module) -> None:
         """Let the sources look at the network from before the purification."""
-        study_sources(self._sources, net.to(self._moved()), self._all_clean(), self._defense_seed)
+        study_sources(self.triggers, net.to(self._moved()), self._all_clean(), self._defense_seed)
         self._agree()
 
     def _stop_if_done(self) -> None:

@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from fst_lightning.defenses.common.clean_data import LabelledImages
-from fst_lightning.models import Head
-
-
-@contextmanager
-def head_inputs(head: Head) -> Iterator[list[Tensor]]:
-    """Collect what a network hands to its head, one tensor per call.
-
-    Maps of one pixel, which a convolution takes, count as vectors.
-
-    Example:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-        >>> with head_inputs(net[1]) as features: _ = net(torch.zeros(3, 3, 2, 2))
-        >>> [part.shape for part in features]
-        [torch.Size([3, 12])]
-    """
-    collected: list[Tensor] = []
-
-    def collect(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        collected.append(vectors(inputs[0]))
-
-    with head.register_forward_pre_hook(collect):
-        yield collected
+from fst_lightning.models import Head, inputs_of
 
 
 def vectors(features: Tensor) -> Tensor:
@@ -44,8 +20,9 @@ def features_of(net: nn.Module, head: Head, images: Tensor) -> Tensor:
     Raises:
         ValueError: If the head is not called exactly once with one vector per image.
     """
-    with head_inputs(head) as collected:
+    with inputs_of(head) as inputs:
         net(images)
+    collected = [vectors(part) for part in inputs]
     shapes = [tuple(part.shape) for part in collected]
     if len(collected) != 1 or collected[0].dim() != 2 or len(collected[0]) != len(images):
         raise ValueError(

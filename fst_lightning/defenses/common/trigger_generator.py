@@ -21,12 +21,12 @@ from torch.nn import functional
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
 from fst_lightning.defenses.common.defense import Defense
-from fst_lightning.defenses.common.features import features_of, head_inputs
+from fst_lightning.defenses.common.features import features_of, vectors
 from fst_lightning.defenses.common.patch_inversion import value_range
 from fst_lightning.defenses.common.snapshot import flat
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.defenses.nc import stamped_images
-from fst_lightning.models import Head, find_head, weight_matrix
+from fst_lightning.models import Head, find_head, inputs_of, weight_matrix
 
 
 class TriggerGenerator(nn.Module):
@@ -287,9 +287,9 @@ class InvertingDefense(Defense):
             for images, index in rows.batches(self.batch_size, generator):
                 pixels = self._pixels(images)
                 changed = trigger(pixels)
-                with head_inputs(head) as collected:
+                with inputs_of(head) as inputs:
                     logits = net(self._normalised(changed).to(images.dtype)).float()
-                change = (collected[0].float() - features[index]).square() / scale
+                change = (vectors(inputs[0]).float() - features[index]).square() / scale
                 benign = (self.mask**2 * change).mean()
                 other = ((1 - self.mask) ** 2 * change).mean()
                 image = (changed - pixels).square().mean()

@@ -4,7 +4,12 @@ from fst_lightning.defenses.triggers.adversarial import AdversarialTriggers
 from fst_lightning.defenses.triggers.inverted import InvertedTriggers
 from fst_lightning.defenses.triggers.patch import PatchTriggers
 from fst_lightning.defenses.triggers.random import RandomTriggers, random_triggers
-from fst_lightning.defenses.triggers.source import TriggerSource, put_triggers, study_sources
+from fst_lightning.defenses.triggers.source import (
+    TriggerSource,
+    TriggerSources,
+    put_triggers,
+    study_sources,
+)
 
 __all__ = [
     "AdversarialTriggers",
@@ -12,6 +17,7 @@ __all__ = [
     "PatchTriggers",
     "RandomTriggers",
     "TriggerSource",
+    "TriggerSources",
     "put_triggers",
     "random_triggers",
     "study_sources",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,6 @@ class InvertedTriggers(TriggerSource):
         - :class:`~fst_lightning.defenses.BTIDBF`: the defense that the generator comes from.
         - :class:`~fst_lightning.defenses.triggers.RandomTriggers`: triggers that need no network.
     """
-
-    needs_network: ClassVar[bool] = True
 
     def __init__(
         self,

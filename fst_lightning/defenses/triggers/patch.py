@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,6 @@ class PatchTriggers(TriggerSource):
         - :class:`~fst_lightning.defenses.NeuralCleanse`: the defense that the search comes from.
         - :class:`~fst_lightning.defenses.triggers.InvertedTriggers`: triggers that are no patches.
     """
-
-    needs_network: ClassVar[bool] = True
 
     def __init__(
         self,

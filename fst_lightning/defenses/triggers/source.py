@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,6 @@ class TriggerSource(ShowsArguments, FoundBuffers):
         ValueError: If the share is outside [0, 1].
     """
 
-    needs_network: ClassVar[bool] = False
-    """Whether :meth:`study` looks at the network as it is before the purification."""
-
     def __init__(self, share: float) -> None:
         super().__init__()
         check_number("share", share, high=1)
@@ -45,7 +42,7 @@ class TriggerSource(ShowsArguments, FoundBuffers):
 
     @property
     def ready(self) -> bool:
-        """Whether the source can be used without another :meth:`study`."""
+        """Whether the source needs no (further) :meth:`study`; True unless overridden."""
         return True
 
     def study(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> None:
@@ -86,8 +83,16 @@ class TriggerSource(ShowsArguments, FoundBuffers):
         return {}
 
 
+class TriggerSources(nn.ModuleList):
+    """A list of sources, whose buffers move and are saved with the module that holds it."""
+
+    def __iter__(self) -> Iterator[TriggerSource]:
+        """The sources in their order."""
+        return super().__iter__()  # type: ignore[return-value]
+
+
 def put_triggers(
-    sources: Iterable[nn.Module], images: Tensor, labels: Tensor, classify: Classifier
+    sources: Iterable[TriggerSource], images: Tensor, labels: Tensor, classify: Classifier
 ) -> Tensor:
     """Pass a mini-batch through several sources in their order; each draws its own images.
 
@@ -114,7 +119,7 @@ def study_sources(
         seed: Of all random numbers; each source has its own stream.
     """
     for source in sources:
-        if source.needs_network and not source.ready:
+        if not source.ready:
             source.to(clean.device)
             generator = torch.Generator().manual_seed(derived_seed(seed, type(source).__name__))
             with keep_modes(net), logits_taken(net), seeded(generator, clean.device):

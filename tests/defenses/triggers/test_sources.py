@@ -35,8 +35,6 @@ SMALL: dict[str, Any] = {"generator_epochs": 1, "generator_width": 4, "mask_step
 class White(TriggerSource):
     """Makes images white, and counts its studies."""
 
-    needs_network = True
-
     def __init__(self, share: float = 1.0) -> None:
         super().__init__(share)
         self.studied: list[Tensor] = []
