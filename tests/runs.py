@@ -25,6 +25,9 @@ TINY = (
     "trainer.precision=32-true",
     "logger=none",
 )
+NO_REPORT = "report.enabled=false"
+"""Charts take most of the time of so small a run: a test of the report asks for it."""
+
 TINY_TUNING = ("tuning.max_epochs=1", "tuning.clean_ratio=0.5", "tuning.recipe_images=null")
 
 
@@ -51,6 +54,8 @@ def tiny(task: str, overrides: Sequence[str] = ()) -> list[str]:
     """What makes a run tiny, without what the overrides choose themselves."""
     given = {line.lstrip("+~").split("=")[0] for line in overrides}
     lines = [*TINY, *(TINY_TUNING if task == "purify" else ())]
+    if task != "detect":  # a scan has no page
+        lines.append(NO_REPORT)
     # Another network has no width, other data no number of images: a choice drops its group.
     return [
         line

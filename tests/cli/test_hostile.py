@@ -82,7 +82,7 @@ def test_names_of_classes_are_text_to_terminal_and_page(command: Command, tmp_pa
     data.class_folders(tmp_path / "images" / "test", names, each=4)
     outcome = command(
         *("data=image_folder", f"data.root={tmp_path / 'images'}", "data.image_size=8"),
-        *("attack.poison_ratio=0.3", *_RUN),
+        *("attack.poison_ratio=0.3", "report.enabled=true", *_RUN),
     )
     assert outcome.code == 0, outcome.err
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")

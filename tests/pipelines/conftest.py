@@ -31,6 +31,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
+def start_with_report(start: Start) -> Start:
+    """Makes runs, as ``start``, that write their report unless they are told not to."""
+
+    def begin(*overrides: str, task: str = "purify") -> Run:
+        asked = any(line.startswith("report.enabled=") for line in overrides)
+        return start(*overrides, *(() if asked else ("report.enabled=true",)), task=task)
+
+    return begin
+
+
+@pytest.fixture
 def go(start: Start) -> Callable[..., Results]:
     """Makes a run and goes through with it."""
 

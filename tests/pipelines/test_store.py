@@ -140,7 +140,7 @@ def test_same_seed_same_bits_and_another_seed_another_model(start: Start) -> Non
 
 
 def test_a_run_leaves_what_it_promises(start: Start, tmp_path: Path) -> None:
-    run = start("logger=csv", "callbacks={}")
+    run = start("logger=csv", "callbacks={}", "report.enabled=true")
     results = run_pipeline(run)
     assert read_results(run.folder / "results.json") == (results, None)
     files = {str(file.relative_to(run.folder)) for file in run.folder.rglob("*") if file.is_file()}

@@ -41,8 +41,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Evidence | None]:
     return found
 
 
-def test_evidence_is_what_was_measured(start: Start, seen: list[Evidence | None]) -> None:
-    run = start(*ATTACKED)
+def test_evidence_is_what_was_measured(
+    start_with_report: Start, seen: list[Evidence | None]
+) -> None:
+    run = start_with_report(*ATTACKED)
     results = run_pipeline(run)
     (found,) = seen
     assert found is not None
@@ -72,9 +74,9 @@ def test_evidence_is_what_was_measured(start: Start, seen: list[Evidence | None]
 
 
 def test_weights_and_examples_are_those_of_the_files(
-    start: Start, seen: list[Evidence | None]
+    start_with_report: Start, seen: list[Evidence | None]
 ) -> None:
-    run = start(*ATTACKED)
+    run = start_with_report(*ATTACKED)
     results = run_pipeline(run)
     (found,) = seen
     assert found is not None
@@ -99,7 +101,9 @@ def test_weights_and_examples_are_those_of_the_files(
     assert not changed[:4].any()  # the patch of BadNets is in the lower right corner
 
 
-def test_a_report_changes_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_changes_nothing(
+    start_with_report: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever looking does to modes and random numbers, the run goes on as without it."""
     really_look = EvidenceCollector._look
     look = EvidenceCollector.look
@@ -121,7 +125,7 @@ def test_a_report_changes_nothing(start: Start, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(EvidenceCollector, "look", watched)
     weights = []
     for enabled in ("true", "false"):
-        run = start(*ATTACKED, f"report.enabled={enabled}", "data.crop_padding=1")
+        run = start_with_report(*ATTACKED, f"report.enabled={enabled}", "data.crop_padding=1")
         results = run_pipeline(run)
         assert (run.folder / "report.html").exists() == (enabled == "true")
         weights.append((load_file(results["checkpoints"]["purified"]), results["after"]))
@@ -140,17 +144,19 @@ def test_changes_of_any_size_are_those_of_the_numbers() -> None:
 
 
 def test_a_network_without_finite_answers_has_a_report(
-    start: Start, seen: list[Evidence | None], tmp_path: Path
+    start_with_report: Start, seen: list[Evidence | None], tmp_path: Path
 ) -> None:
     """Its weights are numbers; what it makes of an image is none."""
-    run = start(*ATTACKED, "defense=none")
+    run = start_with_report(*ATTACKED, "defense=none")
     kept = Path(run_pipeline(run)["checkpoints"]["backdoored"])
     state = load_file(kept)
     with safe_open(kept, "pt") as file:
         about = file.metadata()
     huge = {n: v * 1e25 if n.endswith("weight") else v for n, v in state.items()}
     save_file(huge, tmp_path / "huge.safetensors", metadata=about)
-    run = start(*ATTACKED, "defense=none", f"checkpoint={tmp_path / 'huge.safetensors'}")
+    run = start_with_report(
+        *ATTACKED, "defense=none", f"checkpoint={tmp_path / 'huge.safetensors'}"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         run_pipeline(run)
@@ -162,8 +168,10 @@ def test_a_network_without_finite_answers_has_a_report(
 
 
 @pytest.mark.parametrize("task", ["train", "purify"])
-def test_a_clean_model_has_a_report(start: Start, task: str, seen: list[Evidence | None]) -> None:
-    run = start("attack=none", task=task)
+def test_a_clean_model_has_a_report(
+    start_with_report: Start, task: str, seen: list[Evidence | None]
+) -> None:
+    run = start_with_report("attack=none", task=task)
     run_pipeline(run)
     (found,) = seen
     assert found is not None
@@ -182,7 +190,7 @@ def test_a_clean_model_has_a_report(start: Start, task: str, seen: list[Evidence
     ],
 )
 def test_a_broken_report_is_one_line(
-    start: Start,
+    start_with_report: Start,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     broken: str,
@@ -197,7 +205,7 @@ def test_a_broken_report_is_one_line(
         monkeypatch.setattr(pictures, "heat_map", fail)
     else:
         monkeypatch.setattr(EvidenceCollector, "_look", fail)
-    run = start()
+    run = start_with_report()
     run_pipeline(run)
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if "report" in line and "written  " not in line][
@@ -209,8 +217,10 @@ def test_a_broken_report_is_one_line(
     assert (run.folder / "report.html").exists() == (broken == "look")
 
 
-def test_other_processes_look_at_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    collector = EvidenceCollector(start(), *3 * [None])  # type: ignore[arg-type]
+def test_other_processes_look_at_nothing(
+    start_with_report: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = EvidenceCollector(start_with_report(), *3 * [None])  # type: ignore[arg-type]
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     collector.look()
     assert (collector.trouble, collector.evidence()) == (None, None)
@@ -220,19 +230,19 @@ def test_other_processes_look_at_nothing(start: Start, monkeypatch: pytest.Monke
 
 
 def test_another_projection_is_refused_before_work_starts(
-    start: Start, models: Callable[[], set[str]]
+    start_with_report: Start, models: Callable[[], set[str]]
 ) -> None:
     with pytest.raises(ValueError, match=r"`report\.projection` to be pca or tsne"):
-        run_pipeline(start("report.projection=umap"))
+        run_pipeline(start_with_report("report.projection=umap"))
     assert models() == set()
 
 
 def test_triggers_are_looked_for_where_that_is_wanted(
-    start: Start, seen: list[Evidence | None], monkeypatch: pytest.MonkeyPatch
+    start_with_report: Start, seen: list[Evidence | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = functools.partialmethod(NeuralCleanse.__init__, rounds=1, steps=1, restarts=1)
     monkeypatch.setattr(NeuralCleanse, "__init__", quick)
-    run = start("attack=none", "report.inversion=true")
+    run = start_with_report("attack=none", "report.inversion=true")
     run_pipeline(run)
     (found,) = seen
     assert found is not None
@@ -244,7 +254,7 @@ def test_triggers_are_looked_for_where_that_is_wanted(
 
 
 def test_the_report_and_nc_search_alike(
-    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    start_with_report: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same figures in the report of another run, in that of nc, and without a report."""
     few = ("rounds", "steps", "restarts")
@@ -259,9 +269,9 @@ def test_the_report_and_nc_search_alike(
         return search(self, *given)
 
     monkeypatch.setattr(NeuralCleanse, "search", counted)
-    alone = run_pipeline(start(*nc))["defense"]["findings"]
+    alone = run_pipeline(start_with_report(*nc))["defense"]["findings"]
     assert len(searches) == 1
-    results = run_pipeline(start(*nc, "report.inversion=true"))
+    results = run_pipeline(start_with_report(*nc, "report.inversion=true"))
     assert len(searches) == 3  # before and after; the defense takes over the one before
     both = results["defense"]["findings"]
     assert both["anomaly_index"] == pytest.approx(results["inversion"]["before"]["index"], abs=1e-4)
@@ -272,7 +282,9 @@ def test_the_report_and_nc_search_alike(
 
     made = functools.partialmethod(NeuralCleanse.__init__, **quick)
     monkeypatch.setattr(NeuralCleanse, "__init__", made)
-    other = run_pipeline(start("defense=ft", "report.inversion=true", mixed))["inversion"]["before"]
+    other = run_pipeline(start_with_report("defense=ft", "report.inversion=true", mixed))[
+        "inversion"
+    ]["before"]
     assert other["index"] == pytest.approx(alone["anomaly_index"], abs=1e-4)
 
     shown = capsys.readouterr().out
@@ -286,7 +298,7 @@ def test_the_report_and_nc_search_alike(
 
 @pytest.mark.parametrize("covers", [0.0, 1.0])
 def test_recovered_triggers_are_tried_on_test_images_of_other_classes(
-    start: Start,
+    start_with_report: Start,
     seen: list[Evidence | None],
     monkeypatch: pytest.MonkeyPatch,
     covers: float,
@@ -295,7 +307,7 @@ def test_recovered_triggers_are_tried_on_test_images_of_other_classes(
     masks, patterns = torch.full((3, 1, 8, 8), covers), torch.rand(3, 3, 8, 8)
     known = Triggers(masks, patterns, torch.ones(3))
     monkeypatch.setattr(NeuralCleanse, "search", lambda *_: known)
-    run = start("attack=none", "report.inversion=true")
+    run = start_with_report("attack=none", "report.inversion=true")
     results = run_pipeline(run)
     written, error = read_results(run.folder / "results.json")
     assert error is None
@@ -318,13 +330,13 @@ def test_recovered_triggers_are_tried_on_test_images_of_other_classes(
     assert results["inversion"]["after"]["test_rate_after"] is None
 
 
-def test_curves_are_those_of_the_logger(start: Start) -> None:
-    run = start("logger=csv", "tuning.max_epochs=2")
+def test_curves_are_those_of_the_logger(start_with_report: Start) -> None:
+    run = start_with_report("logger=csv", "tuning.max_epochs=2")
     run_pipeline(run)
     text = (run.folder / "report.html").read_text("utf-8")
     assert "Purification, epoch by epoch" in text
     assert "Training, epoch by epoch" in text
-    again = start("logger=csv")
+    again = start_with_report("logger=csv")
     stale = again.folder / "curves" / "train" / "metrics.csv"
     stale.parent.mkdir(parents=True)
     stale.write_bytes((run.folder / "curves" / "train" / "metrics.csv").read_bytes())

@@ -24,6 +24,7 @@ def test_the_recipes_of_a_purification(start: Start) -> None:
         "tuning.max_epochs=2",
         "training.optimizer.lr=0.05",
         "data.crop_padding=1",
+        "report.enabled=true",
     )
     results = run_pipeline(run)
     training, tuning = results["training"], results["tuning"]

@@ -23,7 +23,7 @@ ALL = "robustness=[retuning,reactivation,connectivity]"
 def test_all_of_them_at_once(
     start: Start, models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = start(ALL, *QUICK)
+    run = start(ALL, *QUICK, "report.enabled=true")
     results = run_pipeline(run)
     validate(results)
     found = results["robustness"]

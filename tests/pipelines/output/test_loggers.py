@@ -26,8 +26,8 @@ def names(folder: Path) -> set[str]:
     return found
 
 
-def test_settings_are_flat_and_complete(start: Start) -> None:
-    run = start(*ATTACKED, "seed=7")
+def test_settings_are_flat_and_complete(start_with_report: Start) -> None:
+    run = start_with_report(*ATTACKED, "seed=7")
     found = settings(run)
     assert found["task"] == "purify"
     assert found["seed"] == 7
@@ -50,8 +50,8 @@ def test_final_figures_are_those_that_were_measured() -> None:
     assert final_figures({**results, "after": None}) == expected
 
 
-def test_a_stage_has_its_name_and_folder(start: Start, tmp_path: Path) -> None:
-    run = start("logger=csv")
+def test_a_stage_has_its_name_and_folder(start_with_report: Start, tmp_path: Path) -> None:
+    run = start_with_report("logger=csv")
     with open_dict(run.cfg):
         run.cfg.logger.csv.save_dir = str(tmp_path / "curves")
         run.cfg.logger.csv.name = "{stage}-curves"
@@ -61,11 +61,11 @@ def test_a_stage_has_its_name_and_folder(start: Start, tmp_path: Path) -> None:
     assert run.cfg.logger.csv.name == "{stage}-curves"
 
 
-def test_tensorboard_has_figures_settings_and_charts(start: Start) -> None:
+def test_tensorboard_has_figures_settings_and_charts(start_with_report: Start) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = start(*ATTACKED, "logger=[csv,tensorboard]")
+    run = start_with_report(*ATTACKED, "logger=[csv,tensorboard]")
     results = run_pipeline(run)
     events = EventAccumulator(str(run.folder / "curves" / "purify"))
     events.Reload()
@@ -85,11 +85,11 @@ def test_tensorboard_has_figures_settings_and_charts(start: Start) -> None:
 
 
 def test_wandb_has_a_run_a_stage_with_report_and_charts(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    start_with_report: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = start(*ATTACKED, "logger=wandb", "logger.wandb.offline=true")
+    run = start_with_report(*ATTACKED, "logger=wandb", "logger.wandb.offline=true")
     run_pipeline(run)
     wandb.finish()
     for stage in ("train", "purify"):
@@ -130,7 +130,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.parametrize("key", [None, "short"])
 @pytest.mark.usefixtures("no_account")
 def test_wandb_without_an_account_is_refused_before_the_training(
-    key: str | None, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str | None, start_with_report: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
@@ -139,14 +139,14 @@ def test_wandb_without_an_account_is_refused_before_the_training(
     monkeypatch.setattr(sys, "stdin", terminal)
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(ValueError, match=r"wandb login.*logger\.wandb\.offline=true"):
-        run_pipeline(start("logger=wandb"))
+        run_pipeline(start_with_report("logger=wandb"))
     assert sys.stdin is terminal
     assert terminal.read(1) == "3"  # nothing was asked
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 
 def test_mlflow_has_figures_settings_report_and_charts(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_with_report: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("alembic")
@@ -155,7 +155,7 @@ def test_mlflow_has_figures_settings_report_and_charts(
     address = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.chdir(tmp_path)  # MLflow's artifacts lie here
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    run = start(*ATTACKED, "logger=mlflow")
+    run = start_with_report(*ATTACKED, "logger=mlflow")
     results = run_pipeline(run)
     client = MlflowClient(address)
     experiment = client.get_experiment_by_name("fst_lightning")
@@ -174,7 +174,7 @@ def test_mlflow_has_figures_settings_report_and_charts(
 
 
 def test_what_does_not_reach_a_logger_is_a_warning(
-    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    start_with_report: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
@@ -183,7 +183,7 @@ def test_what_does_not_reach_a_logger_is_a_warning(
         raise OSError("no space left")
 
     monkeypatch.setattr(SummaryWriter, "add_image", fail)
-    run = start(*ATTACKED, "logger=tensorboard")
+    run = start_with_report(*ATTACKED, "logger=tensorboard")
     results = run_pipeline(run)
     printed = capsys.readouterr().out
     assert "warning  TensorBoardLogger lacks the report: no space left" in printed

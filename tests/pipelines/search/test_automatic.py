@@ -276,7 +276,7 @@ def test_a_run_that_stops_tunes_nothing_and_one_that_goes_on_is_no_success(
     assert not (stopped.folder / "purified.safetensors").exists()
     assert not (stopped.folder / "results.json").exists()
 
-    run = start(key, GO_ON)
+    run = start(key, GO_ON, "report.enabled=true")
     results = run_pipeline(run)
     missed = results["defense"]["findings"]["shortfalls"][0]
     assert (
