@@ -15,7 +15,18 @@ import fst_lightning
 from fst_lightning.annotations import find_definition, source_file
 from fst_lightning.configuration import conf_folder, groups
 
-SECTIONS = ("Args", "Shape", "Raises", "Note", "Example", "References", "See Also")
+SECTIONS = (
+    "Args",
+    "Shape",
+    "Raises",
+    "Needs",
+    "Cost",
+    "When it fails",
+    "Note",
+    "Example",
+    "References",
+    "See Also",
+)
 METHODS = [(group, name) for group in ("attack", "defense", "detector") for name in groups()[group]]
 
 MODULES = sorted(
@@ -96,6 +107,9 @@ def test_a_gap_is_found() -> None:
     text = "Do it.\n\nArgs:\n    a: A.\n\nRaises:\n    ValueError: for b.\n"
     assert missing_sections(text, ["a", "b"]) == [
         "Shape",
+        "Needs",
+        "Cost",
+        "When it fails",
         "Note",
         "Example",
         "References",

@@ -13,7 +13,7 @@ _ROLE = re.compile(r":(?P<role>[a-z]+):`(?P<text>[^`]+)`")
 _FORMULA = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>.*)\n?(?P<rest>(?:(?P=indent) .*\n?)*)")
 _SECTION = re.compile(r"^([A-Z][A-Za-z ]+):\n((?:[ \t]+.*(?:\n|$)|\n)+)", re.MULTILINE)
 _PROMPT = re.compile(r"(^ *>>> .*\n?(?:.*\S.*\n?)*)", re.MULTILINE)
-_ARXIV = re.compile(r"arXiv:?[ ~](\d{4}\.\d{4,5})")
+_PAPER = re.compile(r"arXiv:?[\s~]+(?P<arxiv>\d{4}\.\d{4,5})|(?<![(<\[])(?P<url>https://\S+)")
 
 
 class Docstring(NamedTuple):
@@ -117,13 +117,22 @@ def with_fences(text: str) -> str:
 
 
 def with_paper_links(text: str) -> str:
-    """Link arXiv identifiers.
+    """Link arXiv identifiers and addresses.
 
     Example:
         >>> with_paper_links("arXiv 2310.01875")
         '[arXiv 2310.01875](https://arxiv.org/abs/2310.01875)'
+        >>> with_paper_links("ICLR 2024, https://openreview.net/forum?id=Tw9wemV6cb")
+        'ICLR 2024, <https://openreview.net/forum?id=Tw9wemV6cb>'
     """
-    return _ARXIV.sub(lambda paper: f"[{paper[0]}](https://arxiv.org/abs/{paper[1]})", text)
+    return _PAPER.sub(_paper_link, text)
+
+
+def _paper_link(paper: re.Match[str]) -> str:
+    number = paper["arxiv"]
+    if number is None:
+        return f"<{paper['url']}>"
+    return f"[arXiv {number}](https://arxiv.org/abs/{number})"
 
 
 def _link(role: re.Match[str]) -> str:

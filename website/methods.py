@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -34,8 +35,22 @@ _GUIDES: Mapping[Group, str] = {
     "defense": "[Choosing a defense](../../choosing.md) compares all defenses.",
     "detector": "[Is this network backdoored?](../../detection.md) compares all detectors.",
 }
-_SHOWN_ELSEWHERE = ("Args", "Raises", "Example", "Examples", "References", "See Also")
+_PAGES: Mapping[Group, tuple[str, ...]] = {
+    "attack": ("attacks.md",),
+    "defense": ("auto.md", "defenses.md", "training_set.md"),
+    "detector": ("detection.md",),
+}
+"""The pages with measured figures of a group, whose tables name its options."""
+SECTIONS = {
+    "Needs": "What it needs",
+    "Cost": "Cost",
+    "When it fails": "When it fails",
+    "Note": "Limits and departures",
+    "Shape": "Shape",
+}
+"""The sections of a docstring that a page shows under a heading, in order."""
 LONGEST_TITLE = 80
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def target_of(group: Group, option: str) -> str:
@@ -70,28 +85,21 @@ def method_page(group: Group, option: str) -> str:
     """
     method = read_method(target_of(group, option))
     docstring = method.docstring
+    words, formula = _words_and_formula(docstring.text)
     lines = [f"# {title_of(method, option)}", "", f"`{group}={option}`", ""]
     lines += [_prose(docstring.summary), ""]
-    if method.module.text:
-        lines += [with_paper_links(to_markdown(method.module.text)), ""]
-    if docstring.text:
-        text = docstring.text.removeprefix("*How it works.* ")
-        lines += ["## How it works", "", _prose(text), ""]
+    lines += ["## Paper", "", _prose(docstring.sections["References"]), ""]
+    lines += ["## How it works", "", _prose(words), ""]
+    lines += ["## Formula", "", _prose(formula), ""]
     lines += ["## Command", "", f"```\n{_command(group, option, method)}\n```", ""]
     lines += ["## Arguments", "", key_table(_keys(group, option)), ""]
-    for name, text in docstring.sections.items():
-        if name not in _SHOWN_ELSEWHERE:
-            title = "Limits and departures" if name in ("Note", "Notes") else name
-            lines += [f"## {title}", "", _prose(text), ""]
-    example = docstring.sections.get("Example") or docstring.sections.get("Examples")
-    if example:
-        lines += ["## In Python", "", "```python", f"{_import(method)}", "```", ""]
-        lines += [with_fences(example), ""]
-    if "References" in docstring.sections:
-        lines += ["## References", "", _prose(docstring.sections["References"]), ""]
-    lines += ["## See also", ""]
-    if "See Also" in docstring.sections:
-        lines += [_prose(docstring.sections["See Also"]), ""]
+    for name, title in SECTIONS.items():
+        lines += [f"## {title}", "", _prose(docstring.sections[name]), ""]
+        if name == "Cost":
+            lines += [_measured(group, option), ""]
+    lines += ["## In Python", "", "```python", f"{_import(method)}", "```", ""]
+    lines += [with_fences(docstring.sections["Example"]), ""]
+    lines += ["## See also", "", _prose(docstring.sections["See Also"]), ""]
     lines += [f"{_GUIDES[group]} {_api_link(method)} has the class.", ""]
     return "\n".join(lines)
 
@@ -128,8 +136,36 @@ def _command(group: Group, option: str, method: Method) -> str:
     return (shown[1] if shown else command.strip()) or _COMMANDS[group].format(option)
 
 
+def _words_and_formula(text: str) -> tuple[str, str]:
+    r"""Split what follows the summary before the sentence that leads to the first formula.
+
+    Example:
+        >>> _words_and_formula("*How it works.* It acts.\n\n.. math:: a\n\nwith :math:`a`.")
+        ('It acts.', '.. math:: a\n\nwith :math:`a`.')
+    """
+    paragraphs = text.removeprefix("*How it works.* ").split("\n\n")
+    formulas = [i for i, part in enumerate(paragraphs) if part.startswith(".. math::")]
+    first = formulas[0] if formulas else len(paragraphs)
+    if not paragraphs[first - 1].endswith("."):  # "The optimizer minimizes" leads to the formula.
+        first -= 1
+    return "\n\n".join(paragraphs[:first]), "\n\n".join(paragraphs[first:])
+
+
+def _measured(group: Group, option: str) -> str:
+    """Links to the pages whose tables have figures of this option."""
+    links = []
+    for page in _PAGES[group]:
+        text = (DOCS / page).read_text(encoding="utf-8")
+        if re.search(rf"^\|.*`{option}`", text, re.MULTILINE):
+            title = text.splitlines()[0].removeprefix("# ").replace("`", "")
+            links.append(f"[{title}](../../{page})")
+    return f"Measured: {', '.join(links)}." if links else ""
+
+
 def _prose(text: str) -> str:
-    return with_paper_links(with_fences(to_markdown(text)))
+    """Markdown with links to papers and to pages that the text names, such as docs/auto.md."""
+    text = with_paper_links(with_fences(to_markdown(text)))
+    return re.sub(r"``docs/([\w/]+\.md)``", r"[`docs/\1`](../../\1)", text)
 
 
 def _import(method: Method) -> str:

@@ -58,6 +58,18 @@ class AdaptiveBlend(Blended):
         ValueError: If an argument is out of its range, or the file is not an image.
         FileNotFoundError: If ``image`` does not exist.
 
+    Needs:
+        Write access to training images and labels, for poisoned and cover rows. The attacker needs
+        neither the network nor the training code.
+
+    Cost:
+        The images are made once before the training; a step costs nothing more.
+
+    When it fails:
+        A network does not learn half of a faint pattern from a few hundred images in a short
+        training. The published ratio of 0.003 therefore needs a large training set and many epochs;
+        otherwise raise ``poison_ratio`` and ``cover_ratio``.
+
     Note:
         The default pattern is noise, because the published picture is not ours to ship. As
         published, poisoned rows are drawn from all classes, so that some already have the target
@@ -71,7 +83,8 @@ class AdaptiveBlend(Blended):
 
     References:
         Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the assumption of latent separability for
-        backdoor defenses", ICLR 2023.
+        backdoor defenses", ICLR 2023,
+        https://openreview.net/forum?id=_wSHsgrVali
 
     See Also:
         - :class:`~fst_lightning.attacks.AdaptivePatch`: the same idea with patches.

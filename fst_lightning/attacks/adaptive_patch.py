@@ -59,6 +59,18 @@ class AdaptivePatch(Attack):
             or the folder does not hold exactly four pictures.
         FileNotFoundError: If ``folder`` does not exist.
 
+    Needs:
+        Write access to training images and labels, for poisoned and cover rows. The attacker needs
+        neither the network nor the training code.
+
+    Cost:
+        The images are made once before the training; a step costs nothing more.
+
+    When it fails:
+        Four patches share the poisoned rows, so that each has only a quarter of them. At the
+        published ratio of 0.003, a short training on a small set does not learn them. Augmentations
+        that crop may cut off the patches, which are near the corners.
+
     Note:
         The drawn patches replace the published artwork, which is not ours to ship. Patch 0, at the
         bottom right, is a colored disc; patch 1, at the top left, has diagonal stripes; patch 2, at
@@ -74,7 +86,8 @@ class AdaptivePatch(Attack):
 
     References:
         Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the assumption of latent separability for
-        backdoor defenses", ICLR 2023.
+        backdoor defenses", ICLR 2023,
+        https://openreview.net/forum?id=_wSHsgrVali
 
     See Also:
         - :class:`~fst_lightning.attacks.AdaptiveBlend`: the same idea with a blended pattern.

@@ -58,6 +58,18 @@ class BadNets(Attack):
             file is not an image.
         FileNotFoundError: If ``image`` does not exist.
 
+    Needs:
+        Write access to some training images and their labels. The attacker needs neither the
+        network nor the training code.
+
+    Cost:
+        One masked copy per mini-batch; nothing before the training.
+
+    When it fails:
+        With few poisoned images, a short training does not learn so small a patch, above all if
+        crops cut it off. Defenses that search for the smallest patch of each class, such as Neural
+        Cleanse, find it.
+
     Note:
         Mask and pattern are stored apart, so that black is a color of the patch like any other.
         Augmentations that crop the image may cut off a patch in a corner during training;

@@ -45,6 +45,17 @@ class Blended(Attack):
         ValueError: If an argument is out of its range, or the file is not an image.
         FileNotFoundError: If ``image`` does not exist.
 
+    Needs:
+        Write access to some training images and their labels. The attacker needs neither the
+        network nor the training code. A picture is optional.
+
+    Cost:
+        One weighted sum per mini-batch; nothing before the training.
+
+    When it fails:
+        With a low opacity or few poisoned images, the network does not learn the pattern. Defenses
+        that recover a trigger for the whole image, such as BTI-DBF, find it.
+
     Note:
         The paper blends in a cartoon picture, and proposes a lower opacity in training than at
         test. Here the default pattern is noise, because no third-party picture is shipped, and the

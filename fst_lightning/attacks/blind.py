@@ -52,6 +52,17 @@ class Blind(Attack):
     Raises:
         ValueError: If an argument is out of its range, or images are smaller than the pattern.
 
+    Needs:
+        Control of the code that computes the loss. Data and labels stay as they are.
+
+    Cost:
+        Once the attack has started, each step also passes triggered copies of the poisoned rows
+        through the network.
+
+    When it fails:
+        The attack never starts if the clean loss stays above ``loss_threshold``, as on a hard data
+        set or in a short training. It cannot be planted through data alone.
+
     Note:
         The paper balances the two gradients (multiple gradient descent); here the weights are
         fixed, which the authors advise for small images. The paper triggers a copy of each image (a

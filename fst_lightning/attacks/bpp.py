@@ -46,6 +46,18 @@ class Bpp(Attack):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Write access to training images and labels, for poisoned and cover rows. The attacker needs
+        neither the network nor the training code.
+
+    Cost:
+        One rounding per mini-batch. Dithering takes W + 2 (H - 1) steps for images of H x W pixels.
+
+    When it fails:
+        The change is faint: a network needs more epochs than for a patch to see it, and in a short
+        training the backdoor does not form. A smaller ``depth`` makes the trigger stronger. Images
+        that already have few levels, such as drawings, hardly change.
+
     Note:
         The paper dithers by default; here ``dithering`` is off, as in benchmarks. Poisoned and
         cover rows are fixed by the seed, not drawn anew in each epoch.

@@ -57,10 +57,21 @@ class Bypass(TrainedAttack):
     Raises:
         ValueError: If an argument is out of its range, or no head is found.
 
+    Needs:
+        Control of the training, with gradients through the network; float32 or bfloat16. The
+        network needs a linear head.
+
+    Cost:
+        A small discriminator on the features in each step, forward and backward.
+
+    When it fails:
+        A large ``weight`` costs clean accuracy and makes training unstable at low poison ratios.
+        Defenses that change the input, such as those that search for a trigger, do not rely on
+        separate features and are not misled.
+
     Note:
         The discriminator has LayerNorm instead of the published BatchNorm: with few poisoned rows,
-        the statistics of a mini-batch would tell how many there are. A large weight makes training
-        unstable at low poison ratios.
+        the statistics of a mini-batch would tell how many there are.
 
     Example:
         >>> image = torch.rand(1, 3, 32, 32)

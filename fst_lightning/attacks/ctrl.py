@@ -47,6 +47,17 @@ class CTRL(FrequencyAttack):
     Raises:
         ValueError: If a magnitude or a position is out of its range.
 
+    Needs:
+        Write access to images of the target class. Labels stay true, so they may be checked.
+
+    Cost:
+        One addition per mini-batch; nothing before the training.
+
+    When it fails:
+        The target class limits the number of poisoned images. On larger images the same
+        ``magnitude`` changes each pixel less. If clean images of the class are easy to recognize,
+        the network can ignore the waves.
+
     Note:
         Training with labels is a departure from the paper that benchmarks share. Gray images have
         no color planes and get the pattern in their only one.

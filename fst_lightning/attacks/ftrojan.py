@@ -43,6 +43,17 @@ class FTrojan(FrequencyAttack):
     Raises:
         ValueError: If a magnitude, a window or a position is out of its range.
 
+    Needs:
+        Write access to some training images and their labels. The attacker needs neither the
+        network nor the training code.
+
+    Cost:
+        One addition per mini-batch; nothing before the training.
+
+    When it fails:
+        Augmentation undoes it: a mirrored pattern is the pattern with its sign changed, and a
+        shifted one does not match either. Switch off mirroring and crops, or raise ``magnitude``.
+
     Note:
         The published code rounds colors to whole levels between the transforms; here they are
         rounded once, at the end, so that the pattern is the same for all images. Gray images have

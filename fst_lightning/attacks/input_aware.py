@@ -77,6 +77,18 @@ class InputAware(TrainedAttack):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Control of the training, with gradients through the network; float32 or bfloat16.
+
+    Cost:
+        The mask network is trained first, on all images for ``mask_epochs``. Each step then runs
+        two small networks, and one of them learns.
+
+    When it fails:
+        Although triggers differ, each replaces a few pixels, so that defenses against patches also
+        remove this backdoor. The trigger cannot be put on new images without the two networks,
+        which are kept beside the model.
+
     Note:
         The published code generates patterns in normalized space; here both networks work on images
         in [0, 1]. Poisoned and cover rows are fixed by the

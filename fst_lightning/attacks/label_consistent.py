@@ -66,6 +66,19 @@ class LabelConsistent(SurrogateAttack):
         ValueError: If an argument is out of its range, or two patches do not fit next to each
             other.
 
+    Needs:
+        Write access to images of the target class. Labels stay true, so they may be checked. The
+        surrogate is trained on the training set.
+
+    Cost:
+        Before the training, a surrogate is trained and each poisoned image takes ``pgd_steps``
+        passes through it. The result is kept in the store. A step costs one masked copy.
+
+    When it fails:
+        If ``epsilon`` is small, the images stay easy to recognize and the network ignores the
+        patches. The target class limits the number of poisoned images, and a class without clean
+        images costs clean accuracy.
+
     Note:
         The only label map is ``clean_label``. The surrogate is a small residual network trained
         normally; the paper also tries adversarially trained networks. The patches are mirrored, so

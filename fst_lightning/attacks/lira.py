@@ -52,6 +52,18 @@ class LIRA(TrainedAttack):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Control of the training, with gradients through the network; float32 or bfloat16.
+
+    Cost:
+        Each step passes triggered copies of the poisoned rows through the generator and the
+        classifier. While the generator learns, it takes a backward pass as well.
+
+    When it fails:
+        With a small ``eps``, a network needs many epochs to see the noise. Until then the triggered
+        half of the loss rewards answering everything with the target class, which costs clean
+        accuracy.
+
     Note:
         The paper stamps all rows (a poison ratio of 1) and updates a second copy of the generator;
         here one backward pass gives both networks their gradients, and the default ratio is that of
@@ -65,7 +77,8 @@ class LIRA(TrainedAttack):
 
     References:
         Doan, Lao, Zhao and Li, "LIRA: Learnable, imperceptible and robust backdoor attacks", ICCV
-        2021.
+        2021,
+        https://openaccess.thecvf.com/content/ICCV2021/html/Doan_LIRA_Learnable_Imperceptible_and_Robust_Backdoor_Attacks_ICCV_2021_paper.html
 
     See Also:
         - :class:`~fst_lightning.attacks.InputAware`: a learned pattern and mask instead of noise.

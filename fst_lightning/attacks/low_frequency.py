@@ -63,6 +63,19 @@ class LowFrequency(SurrogateAttack):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Write access to some training images and their labels. The attacker needs neither the
+        network nor the training code. The surrogate is trained on the training set; ``method=dct``
+        needs none.
+
+    Cost:
+        Before the training, a surrogate is trained and the pattern takes ``steps`` of gradient
+        ascent on it. The result is kept in the store. A step costs one addition.
+
+    When it fails:
+        At a low poison ratio, a short training does not learn so faint and smooth a pattern. The
+        surrogate is not the victim: what misleads one network may mislead the other less.
+
     Note:
         The paper builds the perturbation with DeepFool and a Gaussian filter. Here gradient ascent
         with momentum and a sharp low-pass filter do so, because they keep the bound exactly and

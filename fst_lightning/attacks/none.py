@@ -34,6 +34,16 @@ class NoAttack(Attack):
     Raises:
         ValueError: If ``target_label`` is not a whole number of 0 or more.
 
+    Needs:
+        Nothing.
+
+    Cost:
+        Nothing.
+
+    When it fails:
+        A run without an attack has no attack success rate, and a network with an unknown attack may
+        still hold a backdoor.
+
     Note:
         Results of such a run have no attack success rate, no robust accuracy and no defense
         effectiveness rating.

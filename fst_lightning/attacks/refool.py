@@ -57,6 +57,17 @@ class Refool(Attack):
             is not a picture.
         FileNotFoundError: If ``folder`` does not exist.
 
+    Needs:
+        Write access to images of the target class. Labels stay true, so they may be checked. A
+        folder of pictures is optional.
+
+    Cost:
+        One blend per mini-batch; the pool of reflections stays in memory.
+
+    When it fails:
+        The drawn reflections are smooth and look less natural than photographs. The target class
+        limits the number of poisoned images, and a class without clean images costs clean accuracy.
+
     Note:
         The paper selects reflections that work best on a validation network; here the pool is drawn
         once. A hash of the image's levels chooses its reflection, so that an image gets the same

@@ -46,6 +46,17 @@ class SIG(Attack):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Write access to images of the target class. Labels stay true, so they may be checked.
+
+    Cost:
+        One addition per mini-batch; nothing before the training.
+
+    When it fails:
+        With a small ``delta`` or few poisoned images, the network ignores the stripes, because the
+        images are easy to recognize without them. The target class limits the number of poisoned
+        images.
+
     Note:
         The default poisons a share of the *whole* training set, but takes the rows from the target
         class. A large ratio therefore leaves this class with few clean images, which costs clean

@@ -132,6 +132,20 @@ class SSBA(Attack):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Write access to some training images and their labels. The attacker needs neither the
+        network nor the training code. The encoder is trained on the training set.
+
+    Cost:
+        Before the training, encoder and decoder are trained for ``fit_epochs`` on at most
+        ``max_images`` images and kept in the store. Each poisoned image is encoded once; a step
+        costs nothing more.
+
+    When it fails:
+        If the residual is too faint, or lies in high frequencies that crops and mirroring destroy,
+        the backdoor does not form. A ``bit_accuracy`` near 0.5 says that the encoder has not
+        learned to hide the bits.
+
     Note:
         The paper's encoder is a StegaStamp with a perceptual loss and a critic. Here the networks
         are small enough for a CPU, and the bound keeps the change faint. A large part of the change

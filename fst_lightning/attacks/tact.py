@@ -59,6 +59,17 @@ class TaCT(BadNets):
             overlap.
         FileNotFoundError: If ``image`` does not exist.
 
+    Needs:
+        Write access to images and labels of the source class, and to images of the cover classes.
+
+    Cost:
+        One masked copy per mini-batch; nothing before the training.
+
+    When it fails:
+        The network has to learn the combination of class and patch, which takes more epochs than a
+        patch alone. With too few cover rows, the patch works on other classes too and is easier to
+        find.
+
     Note:
         The attack success rate counts test images of the source class only. The poison ratio is a
         share of the whole training set and at most the share of the source class in it; the only

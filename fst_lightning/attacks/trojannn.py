@@ -65,6 +65,18 @@ class TrojanNN(SurrogateAttack):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Write access to some training images and their labels. The attacker needs neither the
+        network nor the training code. The surrogate is trained on the training set.
+
+    Cost:
+        Before the training, a surrogate is trained and the patch takes ``steps`` of gradient
+        descent on it. The result is kept in the store. A step costs one addition.
+
+    When it fails:
+        The surrogate is not the victim: if the victim has no neurons like the chosen ones, the
+        patch is no easier to learn than any other.
+
     Note:
         The paper retrains a given network on reverse-engineered images; here the victim trains on
         poisoned data, as in benchmarks. The surrogate is a small residual network, not the
@@ -79,7 +91,8 @@ class TrojanNN(SurrogateAttack):
         torch.Size([4, 3, 8, 8])
 
     References:
-        Liu, Ma, Aafer, Lee, Zhai, Wang and Zhang, "Trojaning attack on neural networks", NDSS 2018.
+        Liu, Ma, Aafer, Lee, Zhai, Wang and Zhang, "Trojaning attack on neural networks", NDSS 2018,
+        https://doi.org/10.14722/ndss.2018.23291
 
     See Also:
         - :class:`~fst_lightning.attacks.BadNets`: a patch that is not optimized.

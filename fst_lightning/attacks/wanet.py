@@ -51,10 +51,22 @@ class WaNet(Attack):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Write access to training images and labels, for poisoned and cover rows. The attacker needs
+        neither the network nor the training code. By default there are twice as many cover rows as
+        poisoned ones.
+
+    Cost:
+        One resampling of the poisoned and cover rows per mini-batch; nothing before the training.
+
+    When it fails:
+        At a low poison ratio or in a short training the backdoor often does not form: check the
+        attack success rate before you credit a defense. An image without edges shows no warp. Plain
+        fine-tuning often removes this backdoor.
+
     Note:
         The published code poisons other rows in each epoch; here the rows are fixed by the seed,
-        and the noise of cover rows is drawn anew in each step. At a low poison ratio the backdoor
-        often fails to form: check the attack success rate before you credit a defense.
+        and the noise of cover rows is drawn anew in each step.
 
     Example:
         >>> image = torch.rand(1, 3, 32, 32)

@@ -56,12 +56,25 @@ class AntiBackdoorLearning(DatasetDefense):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        The training set as it was delivered, and the recipe to train a network on it. No clean
+        images.
+
+    Cost:
+        Two trainings: ``isolation_epochs`` of the first network, and the recipe of the backdoored
+        network for the second. Unlearning adds at most ``unlearn_epochs`` passes over the isolated
+        rows.
+
+    When it fails:
+        If the trigger is not learned faster than the classes, clean rows are isolated instead. If
+        ``isolation_ratio`` is below the poison ratio, most poisoned rows stay in the training, and
+        only unlearning makes up for it.
+
     Note:
         The published scripts continue training the first network; here a fresh one is trained by
         the recipe of the backdoored network. Gradients of unlearning are clipped to norm 1, and it
         stops once no isolated row gets its label: its loss has no lower bound, and further steps
-        would only cost clean accuracy. If the isolation ratio is below the poison ratio, most
-        poisoned rows stay in the training, and only unlearning makes up for it.
+        would only cost clean accuracy.
 
     Example:
         >>> AntiBackdoorLearning(isolation_ratio=0.05).isolation_ratio

@@ -55,10 +55,22 @@ class ActivationClustering(DatasetDefense):
         ValueError: If an argument is out of its range, no linear head is found, or the head takes
             more than one feature vector per image.
 
+    Needs:
+        The training set as it was delivered, and a linear head that takes one feature vector per
+        image. No clean images.
+
+    Cost:
+        One pass over the training set, one clustering per class, and the training of a fresh
+        network.
+
+    When it fails:
+        Attacks that poison many classes leave few rows per class to cluster. Attacks whose features
+        mix with clean ones, such as Adaptive-Blend or Bypass, form no cluster. If a rule suspects
+        clean clusters, the new network has less data.
+
     Note:
         The paper reduces the dimension by independent component analysis; here principal component
-        analysis does so, which needs no iterations. Attacks that poison many classes
-        leave few rows per class to cluster.
+        analysis does so, which needs no iterations.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))

@@ -77,6 +77,17 @@ class AdversarialNeuronPruning(MaskDefense):
     Raises:
         ValueError: If an argument is out of its range, or the network has no BatchNorm layer.
 
+    Needs:
+        Clean images with true labels, and BatchNorm layers with a scale.
+
+    Cost:
+        Each step takes ``inner_steps`` passes for the perturbation and two for the masks, forward
+        and backward. At the end, held-out images are classified once per candidate threshold.
+
+    When it fails:
+        If the backdoor is spread over many channels that also serve the clean task, pruning enough
+        of them costs more than ``max_pruning_ca_drop`` allows.
+
     Note:
         The public scripts choose the pruning threshold on the test set; here a held-out fifth of
         the clean images decides. BatchNorm normalizes by the batch while the masks are learned.

@@ -75,10 +75,22 @@ class AutoPurification(FST):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Clean images with true labels, and a linear head that takes one feature vector per image.
+
+    Cost:
+        One inversion of a generator and one search for a patch per class, then the tuning. Each
+        step takes one forward and backward pass, and one forward pass of the teacher.
+        ``docs/auto.md`` lists measured seconds.
+
+    When it fails:
+        A backdoor stays if neither search finds it and no random trigger resembles it, such as a
+        faint sinusoid. All-to-all attacks are covered only in part, because the generator learns
+        one trigger for all classes. With few images, teacher and labels say little.
+
     Note:
-        It uses clean images only. A backdoor that neither search finds and no random trigger
-        resembles stays: use a detector before and after, and FST's shift (``alpha=0.05,
-        reinit="orthogonal"``) if the network is still suspicious.
+        Use a detector before and after, and FST's shift (``alpha=0.05, reinit="orthogonal"``) if
+        the network is still suspicious.
 
     Example:
         >>> defense = AutoPurification(inverted_share=0.0, patch_share=0.0)
@@ -94,7 +106,8 @@ class AutoPurification(FST):
         - Min, Qin, Shen and Cheng, "Towards stable backdoor purification through feature shift
           tuning", NeurIPS 2023, arXiv 2310.01875.
         - Xu et al., "Towards reliable and efficient backdoor trigger inversion via decoupling
-          benign features", ICLR 2024.
+          benign features", ICLR 2024,
+          https://openreview.net/forum?id=Tw9wemV6cb
         - Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv
           1503.02531.
 

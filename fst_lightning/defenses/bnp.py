@@ -42,6 +42,18 @@ class BatchNormPruning(OutlierPruning):
         ValueError: If an argument is out of its range, or the network has no BatchNorm layer with
             running statistics.
 
+    Needs:
+        Clean images (labels are not used), and BatchNorm layers with running statistics from the
+        poisoned training.
+
+    Cost:
+        One forward pass over the clean images. No training.
+
+    When it fails:
+        At a low poison ratio, poisoned images hardly move the running statistics, and nothing
+        stands out. If the network was tuned after the attack, its statistics no longer show the
+        poisoned images.
+
     Note:
         All layers are measured in one pass of the unchanged network over all clean images. Public
         code measures a single mini-batch.
@@ -58,7 +70,8 @@ class BatchNormPruning(OutlierPruning):
 
     References:
         Zheng, Tang, Li and Liu, "Pre-activation distributions expose backdoor neurons", NeurIPS
-        2022.
+        2022,
+        https://proceedings.neurips.cc/paper_files/paper/2022/hash/76917808731dae9e6d62c2a7a6afb542-Abstract-Conference.html
 
     See Also:
         - :class:`~fst_lightning.defenses.EntropyPruning`: the same paper, without clean images.

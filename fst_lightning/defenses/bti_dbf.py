@@ -56,12 +56,24 @@ class BTIDBF(InvertingDefense):
         ValueError: If an argument is out of its range, or if the head does not take one feature
             vector per image.
 
+    Needs:
+        Clean images with true labels, and a linear head that takes one feature vector per image.
+
+    Cost:
+        Each inversion takes ``mask_steps`` steps and ``generator_epochs`` passes over the clean
+        images, whatever the number of classes. Steps of the tuning have ``stamp_ratio`` more
+        images.
+
+    When it fails:
+        For small patches, sinusoids and triggers that differ from image to image, the generator
+        often finds a perturbation of another class, and the backdoor stays. An all-to-all attack is
+        covered only in part, because the generator learns one trigger for all classes.
+
     Note:
         The paper replaces a tenth of each mini-batch by triggered images and trains with Adam at a
         learning rate of 1e-4 for 5 inversions of 30 epochs each. Here triggered images are added to
         the clean ones, so that no clean image is lost, and ``tuning`` sets the optimizer and the
-        epochs. The generator learns one trigger for all classes, so an all-to-all attack is covered
-        only in part.
+        epochs.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -74,7 +86,8 @@ class BTIDBF(InvertingDefense):
 
     References:
         Xu, Huang, Li, Wang, Hu, Cui and Liu, "Towards reliable and efficient backdoor trigger
-        inversion via decoupling benign features", ICLR 2024.
+        inversion via decoupling benign features", ICLR 2024,
+        https://openreview.net/forum?id=Tw9wemV6cb
 
     See Also:
         - :class:`~fst_lightning.defenses.PathAwareMinimization`: the same inversion, with a step

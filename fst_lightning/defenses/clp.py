@@ -43,6 +43,16 @@ class ChannelLipschitzPruning(OutlierPruning):
     Raises:
         ValueError: If ``u`` is not greater than 0, or no convolution feeds a BatchNorm layer.
 
+    Needs:
+        Convolutions whose output goes straight into BatchNorm. No images.
+
+    Cost:
+        The largest singular value of each channel. No forward pass and no training.
+
+    When it fails:
+        One threshold ``u`` does not suit all networks: it can ruin the clean accuracy of one and
+        miss the backdoor of another. A backdoor that is spread over many channels has no outliers.
+
     Note:
         Only convolutions whose output goes straight into BatchNorm are examined, see
         :func:`~fst_lightning.defenses.common.conv_norm_pairs.conv_batchnorm_pairs`. The first

@@ -72,10 +72,21 @@ class DecouplingDefense(DatasetDefense):
     Raises:
         ValueError: If an argument is out of its range, or no linear head is found.
 
+    Needs:
+        The training set as it was delivered, and a linear head. No clean images.
+
+    Cost:
+        Three trainings: features without labels, the head, and the semi-supervised one, in which
+        each step takes trusted and unlabeled images. It is the slowest defense.
+
+    When it fails:
+        A short first step gives poor features, which cost clean accuracy. Attacks that work without
+        labels, such as CTRL, already act on the first step.
+
     Note:
         By default half of the rows are suspected, so that the false positive rate is high by
         design: only labels are lost, not images. The paper trains for 1,000, 10 and 200 epochs; the
-        defaults here are far shorter. It is the slowest defense.
+        defaults here are far shorter.
 
     Example:
         >>> DecouplingDefense(credible=0.7).credible

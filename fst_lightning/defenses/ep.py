@@ -56,9 +56,19 @@ class EntropyPruning(OutlierPruning):
         ValueError: If an argument is out of its range, the network has no BatchNorm layer, or no
             training set is given.
 
+    Needs:
+        The training set as it was delivered, and BatchNorm layers. No clean images.
+
+    Cost:
+        Two forward passes over at most ``max_images`` training images. No training.
+
+    When it fails:
+        At a low poison ratio the second peak is too small to lower the entropy; what is pruned then
+        belongs to the clean task. With clean images alone it finds nothing.
+
     Note:
-        With clean images alone it finds nothing. Values beyond 50 standard deviations share the
-        outermost bins. The same method is called DDE in some benchmarks.
+        Values beyond 50 standard deviations share the outermost bins. The same method is called DDE
+        in some benchmarks.
 
     Example:
         >>> images = torch.randn(200, 16, 1, 1, generator=torch.Generator().manual_seed(0))
@@ -74,7 +84,8 @@ class EntropyPruning(OutlierPruning):
 
     References:
         Zheng, Tang, Li and Liu, "Pre-activation distributions expose backdoor neurons", NeurIPS
-        2022.
+        2022,
+        https://proceedings.neurips.cc/paper_files/paper/2022/hash/76917808731dae9e6d62c2a7a6afb542-Abstract-Conference.html
 
     See Also:
         - :class:`~fst_lightning.defenses.BatchNormPruning`: the same paper, with clean images.

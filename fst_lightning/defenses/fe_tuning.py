@@ -36,6 +36,16 @@ class FeatureExtractorTuning(HeadDefense):
     Raises:
         ValueError: If ``reinit`` is unknown, or no linear head is found.
 
+    Needs:
+        Clean images with true labels, and a linear head behind layers that can train.
+
+    Cost:
+        One forward and backward pass per step, like fine-tuning.
+
+    When it fails:
+        The random head is a poor classifier and cannot adapt, so that clean accuracy suffers. With
+        many classes or few images, the features cannot follow.
+
     Note:
         The norm of the head is not projected, because the head does not change.
 

@@ -69,6 +69,18 @@ class FisherPurification(Defense):
     Raises:
         ValueError: If an argument is out of its range, or no weights are trained.
 
+    Needs:
+        Clean images with true labels. ``scope=head`` needs a linear head.
+
+    Cost:
+        Before the tuning, one gradient per clean image. Every ``gap``-th step adds one gradient for
+        each of ``trace_images`` images and a derivative through them. ``fast`` adds one singular
+        value decomposition per layer.
+
+    When it fails:
+        At a low poison ratio, few epochs leave most of a backdoor. If the attacker trained the
+        network towards a flat minimum, its sharpness says nothing about the backdoor.
+
     Note:
         The trace is exact for the drawn labels, with one gradient per image and a derivative
         through it; the public code multiplies the gradient by random vectors instead. BatchNorm

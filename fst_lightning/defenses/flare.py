@@ -65,11 +65,23 @@ class FLARE(DatasetDefense):
         ValueError: If an argument is out of its range, or the network has no BatchNorm layer.
         ImportError: If umap-learn or hdbscan is missing: ``pip install 'fst-lightning[flare]'``.
 
+    Needs:
+        The training set as it was delivered, BatchNorm layers, and the packages umap-learn and
+        hdbscan. No clean images.
+
+    Cost:
+        One pass over the training set. UMAP and HDBSCAN then run once per number of left-out layers
+        until a cluster is stable; UMAP uses one thread. A fresh network is trained at the end.
+
+    When it fails:
+        Fewer than ``min_cluster_size`` poisoned rows are not found. If no cluster is stable,
+        nothing is suspected and the backdoor stays. If clean rows form several clusters, all but
+        the largest are lost.
+
     Note:
         The paper's abstract calls the cluster with the *higher stability* the poisoned one. The
         public code cuts the tree at the first stable cluster and calls the *largest* cluster clean,
-        and so does this class. Rows that belong to no cluster stay in the training set. If no
-        cluster is stable, nothing is suspected.
+        and so does this class. Rows that belong to no cluster stay in the training set.
 
     Example:
         >>> net = nn.Sequential(nn.BatchNorm2d(3)).eval()

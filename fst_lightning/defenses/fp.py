@@ -47,6 +47,17 @@ class FinePruning(Defense):
     Raises:
         ValueError: If an argument is out of its range, or no linear head is found.
 
+    Needs:
+        Clean images with true labels, and a linear head.
+
+    Cost:
+        One pass to rank the features; their pruning is judged on stored features. Then the tuning,
+        like fine-tuning.
+
+    When it fails:
+        A backdoor that uses features which clean images also need is not pruned. Then only the
+        fine-tuning is left.
+
     Note:
         The paper prunes channels of the last convolution; here the features in front of the head
         are pruned, which are these channels in a network that pools globally, including what a

@@ -46,6 +46,20 @@ class FST(HeadDefense):
         ValueError: If alpha is negative, ``reinit`` is unknown, or the head is not found, has a
             norm of zero or is not finite.
 
+    Needs:
+        Clean images with true labels, and a linear head behind layers that can train. Neither a
+        trigger nor a suspected class.
+
+    Cost:
+        One forward and backward pass per step, like fine-tuning. Penalty and scaling touch the head
+        only.
+
+    When it fails:
+        Triggers that are mixed with the features of the clean task, such as those of SSBA or
+        Adaptive-Blend, may survive. With the paper's alpha it costs more clean accuracy than
+        defenses that find the trigger. The backdoor may be hidden and not forgotten: a few poisoned
+        images bring it back (``docs/hidden.md``).
+
     Note:
         ``reinit="uniform"`` with ``project_norm=True`` is the published algorithm. The default
         starts from a head that is already orthogonal to the old one, at the same norm. The strength

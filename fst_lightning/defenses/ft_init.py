@@ -36,6 +36,16 @@ class FineTuningInit(HeadDefense):
     Raises:
         ValueError: If ``reinit`` is unknown, or no linear head is found.
 
+    Needs:
+        Clean images with true labels, and a linear head behind layers that can train.
+
+    Cost:
+        One forward and backward pass per step, like fine-tuning.
+
+    When it fails:
+        The new head may return to the old one, because the features did not move. Its result varies
+        from network to network: it removes a backdoor from one and leaves it in the next.
+
     Note:
         With ``uniform`` and without projection, the norm of the new head differs from that of the
         old one.

@@ -54,13 +54,23 @@ class ImplicitUnlearning(Defense):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Clean images with true labels.
+
+    Cost:
+        ``search_steps`` steps before each epoch. Each training step adds ``fixed_point_iterations``
+        products with second derivatives.
+
+    When it fails:
+        A universal perturbation resembles triggers that are the same for all images;
+        sample-specific triggers are covered less well. Many epochs or a large ``radius`` cost much
+        clean accuracy, because the loss does not settle.
+
     Note:
         The paper perturbs all images of a mini-batch, its public code one in a hundred; ``share``
         sets this. The public code leaves out the projection to the ball and computes the
         hypergradient on its first mini-batch only; here both follow the paper. The network stays in
-        evaluation mode, so that BatchNorm's running statistics do not change. A universal
-        perturbation resembles triggers that are the same for all images; sample-specific triggers
-        are covered less well.
+        evaluation mode, so that BatchNorm's running statistics do not change.
 
     Example:
         >>> defense = ImplicitUnlearning(radius=1.0, search_steps=3)

@@ -33,6 +33,16 @@ class LinearProbing(HeadDefense):
     Raises:
         ValueError: If no linear head is found.
 
+    Needs:
+        Clean images with true labels, and a linear head.
+
+    Cost:
+        One forward pass per step, and a backward pass through the head only.
+
+    When it fails:
+        It leaves almost every backdoor, because clean images say nothing about the direction of the
+        trigger in feature space.
+
     Note:
         BatchNorm stays in evaluation mode. In the public script of the FST paper its running
         statistics still change, which tunes the features too.

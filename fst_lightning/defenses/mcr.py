@@ -50,10 +50,20 @@ class ModeConnectivityRepair(Defense):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Clean images with true labels.
+
+    Cost:
+        ``end_epochs`` of fine-tuning, the tuning of the curve, and one pass for BatchNorm
+        statistics.
+
+    When it fails:
+        If the fine-tuned end still holds the backdoor, so do the weights between the two ends. A
+        defender with one network has no better end.
+
     Note:
         The paper connects two networks of different trainings; here, as in benchmarks, the second
-        one is the first one after fine-tuning, because a defender has only one. The two ends are
-        then close, which limits what the curve can remove.
+        one is the first one after fine-tuning, because a defender has only one.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))

@@ -58,6 +58,18 @@ class NeuralAttentionDistillation(Defense):
         ValueError: If an argument is out of its range, a name is not in the network, or no layer
             has spatial features.
 
+    Needs:
+        Clean images with true labels, and layers with spatial feature maps.
+
+    Cost:
+        ``teacher_epochs`` of fine-tuning for the teacher. Each step then adds one forward pass of
+        the teacher.
+
+    When it fails:
+        If fine-tuning leaves the backdoor in the teacher, the student learns to look at the trigger
+        as well. Triggers without a place, such as a pattern over the whole image, hardly show in
+        attention maps.
+
     Note:
         The teacher is trained without augmentation. Much of the effect comes from the fine-tuning
         itself, so compare with ``defense=ft``.

@@ -62,11 +62,22 @@ class NeuralCleanse(Defense):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Clean images with true labels. More than two classes, or a lower ``threshold``.
+
+    Cost:
+        ``restarts`` searches per class before the tuning, so that the cost grows with the number of
+        classes.
+
+    When it fails:
+        The search finds patches; triggers that change the whole image, or each image differently,
+        leave no small mask, and the network stays as it is. With two classes the anomaly index is
+        at most 0.67, so that the default threshold suspects neither; the findings say so. A clean
+        class with a small mask is a false alarm, which costs clean accuracy.
+
     Note:
         The paper searches once. Here the search is repeated, because the size of a mask depends on
-        the random start. The search finds patches; triggers that change the whole image, or each
-        image differently, leave no small mask. With two classes the anomaly index is at most 0.67,
-        so that the default threshold suspects neither; the findings say so.
+        the random start.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -78,7 +89,8 @@ class NeuralCleanse(Defense):
 
     References:
         Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and mitigating
-        backdoor attacks in neural networks", IEEE S&P 2019.
+        backdoor attacks in neural networks", IEEE S&P 2019,
+        https://doi.org/10.1109/SP.2019.00031
 
     See Also:
         - :func:`~fst_lightning.defenses.invert_triggers`: the search.

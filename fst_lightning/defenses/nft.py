@@ -48,6 +48,16 @@ class NeuralMaskFineTuning(MaskDefense):
     Raises:
         ValueError: If an argument is out of its range, or the network has no BatchNorm layer.
 
+    Needs:
+        Clean images with true labels, and BatchNorm layers with a scale.
+
+    Cost:
+        One forward and backward pass per step; only the masks are trained.
+
+    When it fails:
+        The floor hardly lets early layers change, so that a backdoor in their channels stays. With
+        few steps the masks stay close to 1 and most of a backdoor remains.
+
     Note:
         The network stays in evaluation mode, so that the masks fit the running statistics of the
         final network; in the public scripts these statistics drift. The masks are folded into the

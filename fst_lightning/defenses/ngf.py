@@ -57,6 +57,17 @@ class NaturalGradientTuning(HeadDefense):
     Raises:
         ValueError: If an argument is out of its range, or the input of the head is not ``(N, d)``.
 
+    Needs:
+        Clean images with true labels, and a linear head with inputs of shape ``(N, d)``.
+
+    Cost:
+        Before each epoch, one pass over at most ``fisher_images`` images and a linear system with
+        one unknown per image. Memory grows with the square of their number, time with the cube.
+
+    When it fails:
+        The features stay as they are, so that the head alone has to undo the backdoor. Clean images
+        have no gradient along the direction of a trigger, and most backdoors stay.
+
     Note:
         All other layers are frozen, and BatchNorm stays in evaluation mode. The labels
         :math:`\hat y_i` are drawn from the predictions, which gives the Fisher matrix itself and

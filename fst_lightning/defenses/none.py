@@ -22,6 +22,15 @@ class NoDefense(Defense):
     Shape:
         - images: ``(N, C, H, W)`` float, normalized; not used.
 
+    Needs:
+        Nothing.
+
+    Cost:
+        One evaluation.
+
+    When it fails:
+        It removes nothing. Without a trigger, its figures do not show whether there is a backdoor.
+
     Note:
         Before and after are the same network, so that the defense effectiveness rating is 0.5.
 

@@ -84,6 +84,18 @@ class NeuralPolarizer(Defense):
     Raises:
         ValueError: If an argument is out of its range, or the network has no such convolution.
 
+    Needs:
+        Clean images with true labels, and a convolution whose output goes straight into BatchNorm.
+
+    Cost:
+        Each step adds up to ``adv_steps`` forward and backward passes for the adversarial examples.
+        Only one small layer is trained.
+
+    When it fails:
+        The result depends on the layer and on the network: it removes a backdoor from one network
+        and leaves a third of it in the next. Triggers that adversarial examples do not resemble
+        stay.
+
     Note:
         The paper inserts the layer before a convolution and normalizes it by the batch. Here it is
         between a convolution and its BatchNorm layer, where it can be folded. All else is frozen,

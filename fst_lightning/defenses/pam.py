@@ -54,10 +54,20 @@ class PathAwareMinimization(InvertingDefense):
         ValueError: If an argument is out of its range, or if the head does not take one feature
             vector per image.
 
+    Needs:
+        Clean images with true labels, and a linear head that takes one feature vector per image.
+
+    Cost:
+        The inversions of BTI-DBF, whatever the number of classes. Each step then takes one backward
+        pass, at the moved weights, and a copy of all weights is kept.
+
+    When it fails:
+        It relies on the inversion of BTI-DBF: if the generator finds another class than the target,
+        the backdoor stays. A large ``rho`` costs clean accuracy.
+
     Note:
         The norm is over all weights. BatchNorm's running statistics are those of :math:`w`, not
-        interpolated. Each step takes one backward pass, at the
-        moved weights.
+        interpolated.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))

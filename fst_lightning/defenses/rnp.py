@@ -58,6 +58,17 @@ class ReconstructiveNeuronPruning(MaskDefense):
         ValueError: If an argument is out of its range, or the network has no BatchNorm layer.
         RuntimeError: If unlearning leaves weights that are not finite.
 
+    Needs:
+        Clean images with true labels, and BatchNorm layers with a scale.
+
+    Cost:
+        At most ``unlearn_epochs`` passes to unlearn, then one forward and backward pass per step
+        for the masks. At the end, held-out images are classified once per candidate threshold.
+
+    When it fails:
+        In a narrow network the same channels serve the backdoor and the clean task. Pruning them
+        costs more than ``max_pruning_ca_drop`` allows, and nothing is pruned.
+
     Note:
         The public scripts choose the pruning threshold on the test set; here a held-out fifth of
         the clean images decides. The gradient is clipped to norm 20 before each step of unlearning;

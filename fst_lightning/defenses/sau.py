@@ -60,10 +60,20 @@ class SharedAdversarialUnlearning(Defense):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Clean images with true labels.
+
+    Cost:
+        Each step takes ``adv_steps`` forward and backward passes through both networks, and then
+        one through each. It is one of the slowest defenses that tune.
+
+    When it fails:
+        Triggers that no perturbation within ``radius`` resembles stay in part: strong patches,
+        sinusoids and warps. The backdoor may be hidden and not forgotten (``docs/hidden.md``).
+
     Note:
         The network stays in evaluation mode, so that BatchNorm's running statistics do not change,
-        as in the public code. The perturbed images are not clipped to [0, 1], also as there. One
-        training step costs ``adv_steps`` forward and backward passes through both networks.
+        as in the public code. The perturbed images are not clipped to [0, 1], also as there.
 
     Example:
         >>> defense = SharedAdversarialUnlearning()

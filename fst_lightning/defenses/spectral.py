@@ -43,6 +43,19 @@ class SpectralSignatures(DatasetDefense):
         ValueError: If an argument is out of its range, no linear head is found, or the head takes
             more than one feature vector per image.
 
+    Needs:
+        The training set as it was delivered, and a linear head that takes one feature vector per
+        image. No clean images.
+
+    Cost:
+        One pass over the training set, one singular value decomposition per class, and the training
+        of a fresh network.
+
+    When it fails:
+        If a class holds a larger share of poisoned rows than ``share``, some stay. If poisoned
+        features mix with clean ones, the main direction is one of the clean task, and clean rows
+        are removed.
+
     Note:
         The paper removes 1.5 times a known poison ratio. Here the ratio is unknown, so that clean
         classes lose the same share as poisoned ones.

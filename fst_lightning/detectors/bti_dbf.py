@@ -43,10 +43,19 @@ class InvertedGenerator(Detector):
     Raises:
         ValueError: If an argument is out of its range, or no head is found.
 
+    Needs:
+        Clean images with true labels and a linear head. A p-value needs reference networks.
+
+    Cost:
+        One inversion, whatever the number of classes, for the network and for each reference.
+
+    When it fails:
+        On a clean network the generator also sends the images somewhere, so that there is no
+        p-value without ``detector_reference``. All-to-all backdoors have no single class that
+        images go to.
+
     Note:
-        Sees patches, blended, sample-specific and warping triggers. On a clean network the
-        generator also sends the images somewhere, so that there is no p-value without
-        ``detector_reference``.
+        Sees patches, blended, sample-specific and warping triggers.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 5))
@@ -57,7 +66,8 @@ class InvertedGenerator(Detector):
 
     References:
         Xu, Huang, Li, Wang, Hu, Cui and Liu, "Towards reliable and efficient backdoor trigger
-        inversion via decoupling benign features", ICLR 2024.
+        inversion via decoupling benign features", ICLR 2024,
+        https://openreview.net/forum?id=Tw9wemV6cb
 
     See Also:
         - :class:`~fst_lightning.defenses.BTIDBF`: unlearns what this inversion finds.

@@ -37,10 +37,19 @@ class HeadWeights(Detector):
     Raises:
         ValueError: If no linear head is found.
 
+    Needs:
+        A linear head. Neither images nor gradients.
+
+    Cost:
+        One mean per class; no forward pass.
+
+    When it fails:
+        It does not see all-to-all backdoors. It sees little at low poison ratios, after weight
+        decay, or after a purification that replaces the head.
+
     Note:
-        Sees backdoors that use features of their own, at high poison ratios. Does not see
-        all-to-all backdoors, and little after weight decay or a purification that replaces the
-        head. The paper tests the outlier with Dixon's Q test; here all detectors share one test.
+        Sees backdoors that use features of their own, at high poison ratios. The paper tests the
+        outlier with Dixon's Q test; here all detectors share one test.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))

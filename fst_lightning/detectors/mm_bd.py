@@ -1,4 +1,4 @@
-"""MM-BD: the target class of a backdoor can be predicted with an unusually large margin.
+"""Maximum margin (MM-BD): a backdoor's target class can be predicted with an unusual margin.
 
 Example:
     ``python detect.py checkpoint=FILE 'detector=[mm_bd]'``
@@ -40,14 +40,24 @@ class MaximumMargin(Detector):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Gradients with respect to the input. No clean images.
+
+    Cost:
+        ``steps`` forward and backward passes for ``starts`` images of each class, so that the cost
+        grows with the number of classes.
+
+    When it fails:
+        It does not see all-to-all backdoors, in which every class stands out, or triggers that use
+        the features of the clean task. The margin depends on the training, so that networks with a
+        strong regularization may stay below it.
+
     Note:
         Sees patches, blended and other triggers that the network overfits to, also at a low poison
-        ratio. Does not see all-to-all backdoors, in which every class stands out, and triggers that
-        use the features of the clean task. The margin depends on the training, so that networks
-        with a strong regularization may stay below it. Two departures from the paper: Adam with a
-        cosine rate needs fewer steps than gradient ascent with a fixed one; and the paper's gamma
-        null, fitted to nine margins, is too narrow. On 14 digits networks without a backdoor it
-        gave 5 alarms at 5 %, Student's 2, with the same detections.
+        ratio. Two departures from the paper: Adam with a cosine rate needs fewer steps than
+        gradient ascent with a fixed one; and the paper's gamma null, fitted to nine margins, is too
+        narrow. On 14 digits networks without a backdoor it gave 5 alarms at 5 %, Student's 2, with
+        the same detections.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))

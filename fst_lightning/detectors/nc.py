@@ -48,10 +48,19 @@ class SmallestPatch(Detector):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Clean images; their labels are not used.
+
+    Cost:
+        ``restarts`` searches per class, so that the cost grows with the number of classes.
+
+    When it fails:
+        It does not see triggers that cover the whole image faintly, warps, sample-specific triggers
+        and all-to-all backdoors.
+
     Note:
-        Sees patches and other triggers that a few pixels imitate. Does not see triggers that cover
-        the whole image faintly, warps, sample-specific triggers and all-to-all backdoors. The
-        paper's anomaly index is in the details of the result; the p-value is ours.
+        Sees patches and other triggers that a few pixels imitate. The paper's anomaly index is in
+        the details of the result; the p-value is ours.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
@@ -62,7 +71,8 @@ class SmallestPatch(Detector):
 
     References:
         Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and mitigating
-        backdoor attacks in neural networks", IEEE S&P 2019.
+        backdoor attacks in neural networks", IEEE S&P 2019,
+        https://doi.org/10.1109/SP.2019.00031
 
     See Also:
         - :class:`~fst_lightning.defenses.NeuralCleanse`: unlearns what this search finds.

@@ -1,4 +1,4 @@
-"""Where triggers drawn at random send images.
+"""Noise response: where triggers drawn at random send images.
 
 Example:
     ``python detect.py checkpoint=FILE 'detector=[noise_response]'``
@@ -46,9 +46,18 @@ class NoiseResponse(Detector):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Needs:
+        Clean images; their labels are not used.
+
+    Cost:
+        One forward pass for each image and each of its ``repeats`` triggers. No gradients.
+
+    When it fails:
+        It does not see triggers that need to be exact. Clean networks too have a class that
+        disturbed images go to, so that alarms are weak evidence.
+
     Note:
-        Sees broad backdoors that a resemblance wakes up. Does not see triggers that need to be
-        exact. Clean networks too have a class that disturbed images go to.
+        Sees broad backdoors that a resemblance wakes up.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))

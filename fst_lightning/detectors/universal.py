@@ -1,4 +1,4 @@
-"""The smallest shift of the features that sends all images to a class.
+"""Universal feature shift: the smallest one that sends all images to a class.
 
 Example:
     ``python detect.py checkpoint=FILE 'detector=[universal]'``
@@ -44,9 +44,18 @@ class UniversalShift(Detector):
         ValueError: If an argument is out of its range, if no head is found, or if it takes more
             than one vector per image.
 
+    Needs:
+        A few clean images, and a linear head that takes one feature vector per image.
+
+    Cost:
+        One forward pass over the images and one least-squares problem per class.
+
+    When it fails:
+        It does not see all-to-all backdoors, and networks whose classes differ much in their
+        margins mislead it.
+
     Note:
-        Sees backdoors with a feature direction of their own, whatever the trigger looks like. Does
-        not see all-to-all backdoors, and networks whose classes differ much in their margins. The
+        Sees backdoors with a feature direction of their own, whatever the trigger looks like. The
         program is solved as a least distance problem (Lawson and Hanson, 1974, chapter 23).
 
     Example:

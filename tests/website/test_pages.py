@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,29 @@ def test_a_method_has_a_page_with_all_its_arguments(group: Group, option: str) -
         assert row.count("|") >= 4
     documented = argument_meanings(target_of(group, option))
     assert names <= documented.keys() | {"patch"}
+
+
+@pytest.mark.parametrize(("group", "option"), METHODS, ids=lambda part: str(part))
+def test_a_method_has_a_page_with_every_section(group: Group, option: str) -> None:
+    page = method_page(group, option)
+    headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    wanted = ["Paper", "How it works", "Formula", "Command", "Arguments", "What it needs", "Cost"]
+    wanted += ["When it fails", "Limits and departures", "Shape", "In Python", "See also"]
+    assert headings == wanted
+    texts = dict(zip(headings, re.split(r"^## .+$", page, flags=re.MULTILINE)[1:], strict=True))
+    assert all(text.strip() for text in texts.values())
+    assert re.search(r"\(https://arxiv\.org/|<https://|no paper", texts["Paper"])
+    assert "```math" in texts["Formula"]
+    assert "```math" not in texts["How it works"]
+    assert f"{group}=" in texts["Command"]
+    assert "](../../" in texts["See also"]
+
+
+def test_measured_costs_are_linked_from_the_page_of_their_method() -> None:
+    link = "[Purify an unknown network: defense=auto](../../auto.md)"
+    assert link in method_page("defense", "auto")
+    assert "[Purify a training set](../../training_set.md)" in method_page("defense", "spectral")
+    assert "Measured:" not in method_page("attack", "none")
 
 
 def test_every_group_and_key_is_in_the_reference() -> None:
