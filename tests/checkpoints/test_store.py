@@ -543,8 +543,8 @@ def test_an_entry_that_goes_while_it_is_opened(
                     Store(tmp_path).keep(key, DESCRIPTION, fill)
 
         with monkeypatch.context() as patch:
-            patch.setattr("fst_lightning.checkpoints.store.lock_open_file", meanwhile)
+            patch.setattr("fst_lightning.checkpoints.store.store.lock_open_file", meanwhile)
             use = store.use(key)
         assert (use is not None) == again
         if use is not None:
-            assert os.path.samestat(os.fstat(use._facts.fileno()), (use.path / "entry.json").stat())
+            assert os.path.samestat(os.fstat(use._held.fileno()), (use.path / "entry.json").stat())
