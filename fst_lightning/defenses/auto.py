@@ -15,7 +15,7 @@ from torch.nn import functional
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.head_defense import Reinit
-from fst_lightning.defenses.common.patch_inversion import value_range
+from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.common.snapshot import call_with, restore, snapshot
 from fst_lightning.defenses.fst import FST
 from fst_lightning.defenses.triggers import (
@@ -125,10 +125,6 @@ class AutoPurification(FST):
     """The network from before the purification, as one vector."""
     average: Tensor
     """The moving average of the weights, as one vector; empty before the first step."""
-    low: Tensor
-    """Black for the network, ``(1, C, 1, 1)``."""
-    high: Tensor
-    """White for the network."""
 
     def __init__(
         self,
@@ -162,8 +158,9 @@ class AutoPurification(FST):
         if random_share:
             sources.append(RandomTriggers(random_share))
         self.triggers = TriggerSources(sources)
-        for name in ("original", "average", "low", "high"):
+        for name in ("original", "average"):
             self.register_buffer(name, torch.empty(0))
+        self.pixel_range = PixelRange()
         self.register_buffer("steps", torch.zeros(()))
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
@@ -175,7 +172,7 @@ class AutoPurification(FST):
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Let the sources look at the network from before the purification."""
-        self.low, self.high = (bound.float() for bound in value_range(clean))
+        self.pixel_range.fit(clean)
         before = copy.deepcopy(net)
         restore(before, self.original)
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -197,15 +194,14 @@ class AutoPurification(FST):
 
     def triggered(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Put triggers of all sources on images; normalized in, normalized out."""
-        size = self.high - self.low
 
         def classify(pixels: Tensor) -> Tensor:
-            logits: Tensor = net((self.low + size * pixels).to(images.dtype))
+            logits: Tensor = net(self.pixel_range.to_inputs(pixels).to(images.dtype))
             return logits
 
-        pixels = ((images.float() - self.low) / size).clamp(0, 1)
+        pixels = self.pixel_range.to_pixels(images)
         changed = put_triggers(self.triggers, pixels, labels, classify)
-        return (self.low + size * changed).to(images.dtype)
+        return self.pixel_range.to_inputs(changed).to(images.dtype)
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -15,7 +15,8 @@ from torch.nn import functional
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
 from fst_lightning.defenses.common.defense import Defense
-from fst_lightning.defenses.common.patch_inversion import Triggers, invert_triggers, value_range
+from fst_lightning.defenses.common.patch_inversion import Triggers, invert_triggers
+from fst_lightning.defenses.common.pixel_range import PixelRange
 
 
 class NeuralCleanse(Defense):
@@ -104,10 +105,6 @@ class NeuralCleanse(Defense):
     """``(C, channels, H, W)``, in [0, 1]."""
     rates: Tensor
     """``(C,)``, the share of images that each trigger turns into its class."""
-    low: Tensor
-    """Black for the network, ``(1, channels, 1, 1)``."""
-    high: Tensor
-    """White for the network."""
 
     def __init__(
         self,
@@ -153,13 +150,15 @@ class NeuralCleanse(Defense):
         self.classes_at_once = classes_at_once
         self.restarts = restarts
         self._known: Triggers | None = None
-        for name in ("masks", "patterns", "rates", "low", "high"):
+        for name in ("masks", "patterns", "rates"):
             self.register_buffer(name, torch.empty(0))
+        self.pixel_range = PixelRange()
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Discard the triggers of another network."""
-        for name in ("masks", "patterns", "rates", "low", "high"):
+        for name in ("masks", "patterns", "rates"):
             setattr(self, name, torch.empty(0))
+        self.pixel_range = PixelRange()
 
     def search(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> Triggers:
         """Recover a trigger for each class; change neither the network nor the defense.
@@ -199,7 +198,7 @@ class NeuralCleanse(Defense):
         found = self._known or self.search(net, clean, generator)
         self._known = None
         self.masks, self.patterns, self.rates = found.masks, found.patterns, found.rates
-        self.low, self.high = value_range(clean)
+        self.pixel_range.fit(clean)
 
     @property
     def triggers(self) -> Triggers:
@@ -235,8 +234,8 @@ class NeuralCleanse(Defense):
         if count == 0 or len(flagged) == 0:
             return images
         drawn = flagged[torch.randint(len(flagged), (count,), device=flagged.device)]
-        patterns = self.low + (self.high - self.low) * self.patterns[drawn]
-        stamped = torch.lerp(images[:count].float(), patterns.float(), self.masks[drawn])
+        patterns = self.pixel_range.to_inputs(self.patterns[drawn])
+        stamped = torch.lerp(images[:count].float(), patterns, self.masks[drawn])
         return torch.cat([stamped.to(images.dtype), images[count:]])
 
     def findings(self) -> dict[str, Any]:

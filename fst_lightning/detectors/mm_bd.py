@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
-from fst_lightning.defenses.common.patch_inversion import value_range
+from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.detectors.detector import Detector, Evidence
 
 
@@ -96,7 +96,7 @@ class MaximumMargin(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Climb to the largest margin of every class."""
-        low, high = (bound.float() for bound in value_range(images))
+        pixel_range = PixelRange.of(images)
         margins, pictures = [], []
         for label in range(num_classes):
             shape = (self.starts, *images.images.shape[1:])
@@ -104,14 +104,14 @@ class MaximumMargin(Detector):
             optimizer = torch.optim.Adam([pixels], lr=self.lr)
             decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
             for _ in range(self.steps):
-                found = _margins(net((low + (high - low) * pixels).to(images.dtype)), label)
+                found = _margins(net(pixel_range.to_inputs(pixels).to(images.dtype)), label)
                 (pixels.grad,) = torch.autograd.grad(-found.sum(), pixels)
                 optimizer.step()
                 decay.step()
                 with torch.no_grad():
                     pixels.clamp_(0, 1)
             with torch.no_grad():
-                found = _margins(net((low + (high - low) * pixels).to(images.dtype)), label)
+                found = _margins(net(pixel_range.to_inputs(pixels).to(images.dtype)), label)
             margins.append(found.max())
             pictures.append(pixels.detach()[found.argmax()])
         return Evidence(torch.stack(margins).double(), pictures=torch.stack(pictures))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
-from fst_lightning.defenses.common.patch_inversion import invert_triggers, value_range
+from fst_lightning.defenses.common.patch_inversion import invert_triggers
+from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
 from fst_lightning.detectors.outlier import Null
 
@@ -132,10 +133,10 @@ class SmallestPatch(Detector):
         statistics = 1 / sizes.double().clamp_min(1e-3)
         suspected = int(statistics.argmax())
         mask, pattern = found.masks[suspected], found.patterns[suspected]
-        low, high = (bound.float() for bound in value_range(some))
+        pixel_range = PixelRange.of(some)
 
         def stamp(batch: Tensor) -> Tensor:
-            patch = low + (high - low) * pattern
+            patch = pixel_range.to_inputs(pattern)
             return torch.lerp(batch.float(), patch, mask.expand_as(patch)).to(batch.dtype)
 
         pictures = torch.lerp(torch.full_like(found.patterns, _GRAY), found.patterns, found.masks)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
-from fst_lightning.defenses.common.patch_inversion import value_range
+from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.triggers.random import random_triggers
 from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
 from fst_lightning.detectors.outlier import Null
@@ -95,16 +95,16 @@ class NoiseResponse(Detector):
     ) -> Evidence:
         """Count where the images go."""
         some = evenly_spread(images, self.images)
-        low, high = (bound.float() for bound in value_range(some))
+        pixel_range = PixelRange.of(some)
         moved: list[torch.Tensor] = []
         start: list[torch.Tensor] = []
         for batch, _ in some.batches(100):
-            pixels = ((batch.float() - low) / (high - low)).clamp(0, 1)
+            pixels = pixel_range.to_pixels(batch)
             logits = net(batch)
             before = functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
             for _ in range(self.repeats):
                 triggered = random_triggers(pixels, strength=self.strength)
-                logits = net((low + (high - low) * triggered).to(batch.dtype))
+                logits = net(pixel_range.to_inputs(triggered).to(batch.dtype))
                 after = functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
                 moved.append((after & ~before).sum(0))
                 start.append((~before).sum(0))

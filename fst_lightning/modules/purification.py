@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from fst_lightning.attacks import Attack
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
-from fst_lightning.defenses.common.patch_inversion import value_range
+from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.defenses.triggers import (
     TriggerSource,
@@ -126,9 +126,9 @@ class PurificationModule(ClassifierModule):
         self.defense = defense
         self.clean = clean
         self.triggers = TriggerSources(triggers)
-        # Kept in a list so that `nn.Module` does not register it.
+        # Kept in lists so that `nn.Module` does not register them.
         self._untouched: list[nn.Module] = []
-        self._range: tuple[Tensor, Tensor] | None = None
+        self._pixel_range: list[PixelRange] = []
         self.num_classes = num_classes
         self._learns_from_one: bool | None = None
         self._tuned = self.replayed if replays else net
@@ -272,18 +272,18 @@ class PurificationModule(ClassifierModule):
         if self.inputs.normalises:
             pixels = self.inputs.pixels(images)
             return put_triggers(self.triggers, pixels, labels, self._classify).to(dtype)
-        if self._range is None:
-            self._range = value_range(self._all_clean())
-        low, size = self._range[0], self._range[1] - self._range[0]
-        values = images.float() if images.is_floating_point() else images.float() / 255
-        pixels = ((values - low) / size).clamp(0, 1)
+        if not self._pixel_range:
+            self._pixel_range = [PixelRange.of(self._all_clean())]
+        (pixel_range,) = self._pixel_range
+        values = images if images.is_floating_point() else images.float() / 255
+        pixels = pixel_range.to_pixels(values)
         triggered = put_triggers(self.triggers, pixels, labels, self._classify)
-        return (low + size * triggered).to(dtype)
+        return pixel_range.to_inputs(triggered).to(dtype)
 
     def _classify(self, pixels: Tensor) -> Tensor:
         """The logits of images in [0, 1] from the network as it is now."""
-        if self._range is not None:
-            pixels = self._range[0] + (self._range[1] - self._range[0]) * pixels
+        for pixel_range in self._pixel_range:
+            pixels = pixel_range.to_inputs(pixels)
         with keep_modes(self.net):
             self.net.eval()
             logits: Tensor = self.net(self.inputs.from_pixels(pixels))

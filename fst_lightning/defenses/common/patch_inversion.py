@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 
 _TO_SIGMA = 1.4826
@@ -86,20 +87,6 @@ def anomaly_index(norms: Tensor) -> Tensor:
     median = norms.quantile(0.5)
     spread = _TO_SIGMA * (norms - median).abs().quantile(0.5)
     return ((median - norms) / spread.clamp_min(_LEAST_SPREAD * float(median) + 1e-12)).float()
-
-
-def value_range(clean: LabelledImages) -> tuple[Tensor, Tensor]:
-    """What black and white are for the network, per channel: twice ``(1, C, 1, 1)``.
-
-    For images that came normalised by unknown numbers: the least and the largest value in them.
-    """
-    if clean.mean is not None or clean.images.dtype == torch.uint8:
-        shape = (1, clean.images.shape[1], 1, 1)
-        black = torch.zeros(shape, device=clean.device)
-        return clean.normalise(black), clean.normalise(black + 1)
-    images = clean.normalise(clean.images)
-    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
-    return low, torch.maximum(high, low + 1e-3)
 
 
 def invert_triggers(
@@ -243,7 +230,7 @@ class _Search:
         self.classes = classes
         self.success = success
         self.dtype = clean.dtype
-        self.low, self.high = (bound.float() for bound in value_range(clean))
+        self.pixel_range = PixelRange.of(clean)
         draw = torch.randn(count, 1 + channels, height, width, generator=generator)
         self.logits = draw.to(device).requires_grad_()
         self.optimizer = torch.optim.Adam([self.logits], lr=lr, betas=(0.5, 0.9))
@@ -269,8 +256,8 @@ class _Search:
         rates = torch.zeros(len(active), device=active.device)
         for images in batches:
             parts = torch.sigmoid(self.logits[active])
-            masks, colours = parts[:, None, :1], parts[:, None, 1:]
-            patterns = self.low + (self.high - self.low) * colours
+            masks, colors = parts[:, None, :1], parts[:, None, 1:]
+            patterns = self.pixel_range.to_inputs(colors)
             stamped = torch.lerp(images.float()[None], patterns, masks).flatten(0, 1)
             targets = self.classes[active].repeat_interleave(len(images))
             logits = self.net(stamped.to(self.dtype)).float()

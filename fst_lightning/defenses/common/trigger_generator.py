@@ -22,7 +22,7 @@ from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.features import features_of, vectors
-from fst_lightning.defenses.common.patch_inversion import value_range
+from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.common.snapshot import flat
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.defenses.nc import stamped_images
@@ -181,10 +181,6 @@ class InvertingDefense(Defense):
     """The last mask, ``(d,)``."""
     rates: Tensor
     """``(rounds so far, C)``, the share of triggered images in every class, after every round."""
-    low: Tensor
-    """Black for the network, ``(1, channels, 1, 1)``."""
-    high: Tensor
-    """White for the network."""
 
     def __init__(
         self,
@@ -224,6 +220,7 @@ class InvertingDefense(Defense):
         self.head = head
         for name in _BUFFERS:
             self.register_buffer(name, torch.empty(0))
+        self.pixel_range = PixelRange()
         # In a list it is no submodule: the network's weights must not be saved twice.
         self._linear: list[Head] = []
 
@@ -237,6 +234,7 @@ class InvertingDefense(Defense):
         self._linear = [find_head(net, self.head)[1]]
         for name in _BUFFERS:
             setattr(self, name, torch.empty(0))
+        self.pixel_range = PixelRange()
 
     def begin_epoch(
         self, net: nn.Module, clean: CleanData, epoch: int, generator: torch.Generator
@@ -257,7 +255,7 @@ class InvertingDefense(Defense):
             generator: a CPU generator; global numbers have to be seeded.
         """
         head = self.linear
-        self.low, self.high = (bound.float() for bound in value_range(clean))
+        self.pixel_range.fit(clean)
         # A bounded number of images a batch, in order: what follows takes rows of it.
         with torch.no_grad():
             features = torch.cat([features_of(net, head, x).float() for x, _ in clean.batches(250)])
@@ -285,10 +283,10 @@ class InvertingDefense(Defense):
         rows.mean, rows.std, rows.dtype = clean.mean, clean.std, clean.dtype
         for _ in range(self.generator_epochs):
             for images, index in rows.batches(self.batch_size, generator):
-                pixels = self._pixels(images)
+                pixels = self.pixel_range.to_pixels(images)
                 changed = trigger(pixels)
                 with inputs_of(head) as inputs:
-                    logits = net(self._normalised(changed).to(images.dtype)).float()
+                    logits = net(self.pixel_range.to_inputs(changed).to(images.dtype)).float()
                 change = (vectors(inputs[0]).float() - features[index]).square() / scale
                 benign = (self.mask**2 * change).mean()
                 other = ((1 - self.mask) ** 2 * change).mean()
@@ -328,7 +326,8 @@ class InvertingDefense(Defense):
         """
         if len(self.generator_weights) == 0 or len(images) == 0:
             return images
-        return self._normalised(self.triggered_pixels(self._pixels(images))).to(images.dtype)
+        changed = self.triggered_pixels(self.pixel_range.to_pixels(images))
+        return self.pixel_range.to_inputs(changed).to(images.dtype)
 
     @torch.no_grad()
     def triggered_pixels(self, images: Tensor) -> Tensor:
@@ -374,11 +373,5 @@ class InvertingDefense(Defense):
             "benign_features": round(float((self.mask > 0.5).float().mean()), 4),
         }
 
-    def _pixels(self, images: Tensor) -> Tensor:
-        return ((images.float() - self.low) / (self.high - self.low)).clamp(0, 1)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * pixels
-
-
-_BUFFERS = ("generator_weights", "mask", "rates", "low", "high")
+_BUFFERS = ("generator_weights", "mask", "rates")
