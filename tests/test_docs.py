@@ -68,6 +68,29 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert file.exists() or file in generated, target
 
 
+def test_messages_name_pages_and_headings_that_exist() -> None:
+    named = []
+    for folder in ("fst_lightning", "conf"):
+        for file in (ROOT / folder).rglob("*.*"):
+            if file.suffix in {".py", ".yaml", ".j2"} and file.name != "documentation.py":
+                text = file.read_text(encoding="utf-8")
+                named += re.findall(r"\bdocs/([\w/]+\.md)(?:#([\w-]+))?", text)
+    html = (ROOT / "fst_lightning" / "reports" / "html").glob("*.py")
+    sections = [re.findall(r'explained="([\w-]+)"', file.read_text("utf-8")) for file in html]
+    named += [("figures.md", anchor) for anchors in sections for anchor in anchors]
+    assert len(named) > 10
+    for page, anchor in named:
+        assert (ROOT / "docs" / page).is_file(), page
+        assert not anchor or anchor in _anchors(page), (page, anchor)
+
+
+def _anchors(page: str) -> list[str]:
+    """The ids that the site gives to the headings of a page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w]+", "-", heading.lower()).strip("-") for heading in headings]
+
+
 def test_example_of_an_own_defense_runs() -> None:
     import torch
     from torch import nn

@@ -48,7 +48,7 @@ def results_page() -> str:
         "are seconds, sizes are megabytes, and a figure that does not apply is `null`. "
         "`from fst_lightning.reports import read_results` reads the file and checks it.",
         "",
-        "[Reading the report](../reports.md) explains the figures, and the "
+        "[Figures of a report](../figures.md) explains the figures, and the "
         "[glossary](../glossary.md) defines CA, ASR, RA and DER.",
         "",
         "| key | type | always there | meaning |",

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from fst_lightning.printable import printable
 
-__all__ = ["CheckpointError", "Refusal", "key_advice", "shown"]
+__all__ = ["STATE_DICT_ADVICE", "CheckpointError", "Refusal", "key_advice", "shown"]
+
+STATE_DICT_ADVICE = (
+    "Ask for a state_dict: torch.save(model.state_dict(), ...); docs/checkpoints.md lists the "
+    "formats that can be read"
+)
+"""What to do about a file that is code."""
 
 _LONGEST = 120
 

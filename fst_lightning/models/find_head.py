@@ -228,5 +228,5 @@ def _refusal(found: str, layers: Heads) -> ValueError:
     listing = "\n".join(["Its linear layers:", *lines]) if lines else "It has no linear layer."
     return ValueError(
         f'{found} Name the head: head="dotted.name" in Python, '
-        f"model.head=dotted.name on the command line. {listing}"
+        f"model.head=dotted.name on the command line (docs/models.md#the-head). {listing}"
     )

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from fst_lightning.checkpoints.errors import Refusal, shown
+from fst_lightning.checkpoints.errors import STATE_DICT_ADVICE, Refusal, shown
 from fst_lightning.checkpoints.formats.pickle_scan import PICKLE_LIMIT
 
 __all__ = ["TOTAL_LIMIT", "Archive", "check_directory", "open_archive"]
@@ -140,7 +140,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> str:
     if folder + "constants.pkl" in names or any(n.startswith(folder + "code/") for n in names):
         raise Refusal(
             "holds a TorchScript program, which is code",
-            "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+            STATE_DICT_ADVICE,
         )
     for entry in entries:
         if entry.flag_bits & 0x1 or entry.compress_type not in (

@@ -8,7 +8,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fst_lightning.checkpoints.errors import Refusal, shown
+from fst_lightning.checkpoints.errors import STATE_DICT_ADVICE, Refusal, shown
 from fst_lightning.checkpoints.formats.pickle_rules import (
     STORAGE_DTYPE,
     build,
@@ -340,7 +340,7 @@ class _Machine:
             self._note(
                 Refusal(
                     "uses a dictionary key that is neither text nor a number",
-                    "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+                    STATE_DICT_ADVICE,
                 )
             )
         self._count_keys(keys)
@@ -394,14 +394,14 @@ def _foreign(name: str) -> Refusal:
         return _whole_model(name)
     return Refusal(
         f"asks Python for {shown(name)}, which is neither a tensor nor plain data",
-        "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+        STATE_DICT_ADVICE,
     )
 
 
 def _whole_model(name: str) -> Refusal:
     return Refusal(
         f"holds a whole pickled model ({shown(name)}), which runs code when loaded",
-        "Ask for a state_dict: torch.save(model.state_dict(), ...)",
+        STATE_DICT_ADVICE,
     )
 
 

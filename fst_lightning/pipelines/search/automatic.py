@@ -183,7 +183,7 @@ class _Search:
         right, total = int(self.before.sum()), len(self.before)
         advice = (
             f"Raise tuning.max_ca_drop, give {self.key} a number, or go on all the same with "
-            "tuning.on_no_setting=weakest."
+            "tuning.on_no_setting=weakest (docs/automatic.md)."
         )
         if right >= _BY_HEART * total:
             advice += (

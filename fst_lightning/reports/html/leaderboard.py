@@ -125,12 +125,13 @@ def _experiments(summary: SweepSummary, reports: dict[str, str]) -> Section:
     if shared := [[line] for line in shared_lines(summary)]:
         figures.append(Figure("Settings that all runs share", table=Table(shared, kind="lines")))
     note = "Mean ± standard deviation over seeds. The same as CSV, Markdown and LaTeX: table.*"
-    return Section("All experiments", figures, note)
+    return Section("All experiments", figures, note, explained="all-experiments")
 
 
 def _failed(summary: SweepSummary) -> Section:
     failed = [[failure_line(failure)] for failure in summary.failures]
-    return Section("What failed", [Figure("", table=Table(failed))] if failed else ())
+    figures = [Figure("", table=Table(failed))] if failed else ()
+    return Section("What failed", figures, explained="what-failed")
 
 
 def _headline(boards: dict[str, Cells]) -> tuple[str, str]:
@@ -224,7 +225,8 @@ def _board(title: str, cells: Cells, reports: dict[str, str]) -> Iterator[Sectio
         "which is what doing nothing gets, to 1. DER counts runs whose attack took. A cell leads "
         "to the report of its first run."
     )
-    yield Section(f"Defense against attack{title}", [figure for figure in maps if figure], note)
+    shown = [figure for figure in maps if figure]
+    yield Section(f"Defense against attack{title}", shown, note, explained="defense-against-attack")
     seconds = _Axis("seconds.purify", "seconds to purify", 1, False)
     note = (
         "Best is up and to the {side}. Filled: no other defense is better in one and as good in "
@@ -236,9 +238,10 @@ def _board(title: str, cells: Cells, reports: dict[str, str]) -> Iterator[Sectio
         ("Clean accuracy against robust accuracy", ra, "right"),
     ):
         charts = list(_trades(cells, x, ca))
-        yield Section(f"{heading}{title}", charts, note.format(side=side))
+        yield Section(f"{heading}{title}", charts, note.format(side=side), explained="trade-offs")
     charts = list(_trades(cells, seconds, der, mean_only=True))
-    yield Section(f"Cost against benefit{title}", charts, note.format(side="left"))
+    heading = f"Cost against benefit{title}"
+    yield Section(heading, charts, note.format(side="left"), explained="trade-offs")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from fst_lightning.documentation import page_address
 from fst_lightning.printable import printable
 from fst_lightning.reports.charts.chart import Chart, write_pdf
 from fst_lightning.reports.charts.palette import DAY, NIGHT
@@ -116,6 +117,7 @@ class Section:
         title: The heading.
         figures: Shown side by side, as many as the window has room for.
         note: A sentence or two under the heading.
+        explained: The heading of docs/figures.md that explains it, as an anchor.
         template: The template that shows the content.
         values: What that template needs beside the figures.
     """
@@ -123,6 +125,7 @@ class Section:
     title: str
     figures: Sequence[Figure] = ()
     note: str = ""
+    explained: str = ""
     template: str = "figures.html.j2"
     values: Mapping[str, Any] = field(default_factory=dict)
 
@@ -217,7 +220,7 @@ def address_of(path: str) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("fst_lightning.reports.html"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -225,6 +228,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["page_address"] = page_address
+    return environment
 
 
 def _shown(value: object) -> object:

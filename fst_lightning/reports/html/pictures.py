@@ -85,7 +85,7 @@ def _examples(evidence: Evidence) -> Section:
     if any(e.after is not None for e in examples):
         rows.append(["Answer, after", *(_name(evidence, e.after) for e in examples)])
     table = Table(rows, kind="images", text_columns=len(examples) + 1)
-    return Section(title, [Figure("", table=table)], note)
+    return Section(title, [Figure("", table=table)], note, explained="the-trigger")
 
 
 def _name(evidence: Evidence, label: int | None) -> str:
@@ -117,7 +117,7 @@ def _features(evidence: Evidence) -> Section:
         f"What the last layer gets, in the plane: {method.get(evidence.projection, '')}. Each "
         "picture has its own axes. Distances in one cannot be compared with those in the other."
     )
-    return Section("Features", figures, note)
+    return Section("Features", figures, note, explained="features")
 
 
 def _plane(evidence: Evidence, snapshot: Snapshot) -> Chart:
@@ -190,7 +190,7 @@ def _errors(evidence: Evidence) -> Section:
             )
             figures.append(Figure(_titled(f"{which.capitalize()} images", when), chart))
     note = f"Counts, over {_sample(evidence)}. The greater its share of the row, the darker a cell."
-    return Section("Confusion matrices", figures, note)
+    return Section("Confusion matrices", figures, note, explained="confusion-matrices")
 
 
 def _sample(evidence: Evidence) -> str:
@@ -239,13 +239,15 @@ def _classes(evidence: Evidence) -> Section:
         x_range=(10.0 * (max(0.0, least - 1) // 10), 100.0),
         x_label="clean accuracy, %",
     )
-    return Section("Clean accuracy by class", [Figure("", chart)], note)
+    title = "Clean accuracy by class"
+    return Section(title, [Figure("", chart)], note, explained="clean-accuracy-by-class")
 
 
 def _movement(evidence: Evidence) -> Section:
     """How far head, features and layers moved."""
     figures = [_head_movement(evidence), _feature_movement(evidence), _layer_movement(evidence)]
-    return Section("What the defense changed", [figure for figure in figures if figure])
+    shown = [figure for figure in figures if figure]
+    return Section("What the defense changed", shown, explained="what-the-defense-changed")
 
 
 def _head_movement(evidence: Evidence) -> Figure | None:
@@ -353,7 +355,7 @@ def _inversion(evidence: Evidence) -> Section:
         f"is suspicious: index above 2, and it works on 90 % or more. Classes that are "
         f"{'; '.join(words)}."
     )
-    return Section(title, figures, note)
+    return Section(title, figures, note, explained="looking-for-a-trigger")
 
 
 def _pattern(evidence: Evidence, found: Inversion, label: int) -> Picture:
@@ -403,7 +405,8 @@ def _calibration(evidence: Evidence) -> Section:
         f"Expected calibration error: {', '.join(words)}. With 95 % intervals: long where images "
         "are few. Below the dashed diagonal the network is surer than it should be."
     )
-    return Section("Calibration on clean images", [Figure("", chart, caption=caption)])
+    title, figure = "Calibration on clean images", Figure("", chart, caption=caption)
+    return Section(title, [figure], explained="calibration-on-clean-images")
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -21,7 +21,7 @@ def robustness_section(results: Mapping[str, Any]) -> Section:
         "What an attacker gets who knows the trigger. On at most 2,000 clean and 2,000 triggered "
         "test images, in float32: figures may differ a little from those above."
     )
-    return Section("After the defense", figures, note)
+    return Section("After the defense", figures, note, explained="after-the-defense")
 
 
 def _figure(name: str, block: Mapping[str, Any]) -> Figure:

@@ -107,6 +107,7 @@ def _outcome(results: Mapping[str, Any]) -> Section:
     return Section(
         "Outcome",
         note="Small: 95 % intervals (Wilson; of the change in clean accuracy: Tango).",
+        explained="outcome",
         template="outcome.html.j2",
         values={
             "head": ["", "Test set"]
@@ -128,7 +129,7 @@ def _setting(results: Mapping[str, Any]) -> Section:
         for block, name in blocks
         if results.get(block)
     ]
-    return Section("What was done", figures, " ".join(_story(results)))
+    return Section("What was done", figures, " ".join(_story(results)), explained="what-was-done")
 
 
 def _story(results: Mapping[str, Any]) -> Iterator[str]:
@@ -216,7 +217,8 @@ def _curves(stages: Mapping[str, Curves], results: Mapping[str, Any]) -> Iterato
                     chart = _one(values, heading, axis, _RANGES.get(short))
                     figures.append(Figure(heading, chart))
         note = f"The same in every epoch: {' '.join(flat)}" if flat else ""
-        yield Section(f"{titles.get(stage, stage)}, epoch by epoch", figures, note)
+        title = f"{titles.get(stage, stage)}, epoch by epoch"
+        yield Section(title, figures, note, explained="epoch-by-epoch")
 
 
 _CURVES = {
@@ -265,7 +267,8 @@ def _cost(results: Mapping[str, Any]) -> Section:
     tuning = results["data"]["num_clean_tuning"]
     used = "" if tuning is None else f"Clean images used: {tuning:,}."
     table = Table(rows, ("", "time", "peak memory"), kind="")
-    return Section("Time and memory", [Figure("", table=table, caption=used)])
+    figure = Figure("", table=table, caption=used)
+    return Section("Time and memory", [figure], explained="time-and-memory")
 
 
 def _mebibytes(value: float | None) -> str:
@@ -278,7 +281,7 @@ def _findings(results: Mapping[str, Any]) -> Section:
     findings.pop("shortfalls", None)  # They are warnings at the top of the page.
     summary = str(findings.pop("summary", ""))
     figures = [Figure("", table=_settings(findings))] if findings else []
-    return Section("What the defense found", figures, summary)
+    return Section("What the defense found", figures, summary, explained="what-the-defense-found")
 
 
 def _origin(results: Mapping[str, Any], command: str) -> Section:
@@ -294,6 +297,7 @@ def _origin(results: Mapping[str, Any], command: str) -> Section:
     return Section(
         "Where this comes from",
         [Figure(name, table=Table(rows, text_columns=2)) for name, rows in tables.items() if rows],
+        explained="where-this-comes-from",
         template="origin.html.j2",
         values={"command": command, "json": json_text(results)},
     )

@@ -71,7 +71,8 @@ def unknown_section(title: str, cells: Cells, reports: dict[str, str]) -> Sectio
         _row(place, *name, cells[name], reports) for place, name in enumerate(_ranked(cells), 1)
     ]
     table = Table(rows, ("rank", "attack", "defense", *_COLUMNS), "dense", text_columns=3)
-    return Section(title, [Figure("", table=table)] if rows else (), _NOTE)
+    figures = [Figure("", table=table)] if rows else ()
+    return Section(title, figures, _NOTE, explained="defenses-without-a-known-trigger")
 
 
 def _ranked(cells: Cells) -> list[tuple[str, str]]:

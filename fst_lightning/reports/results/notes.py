@@ -32,7 +32,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     before, after = results["before"], results["after"]
     classes = results["data"]["num_classes"]
     if results["attack"]["implanted"] is False:
-        found.append(f"The attack did not take: {_not_implanted(results)}; no defense is credited.")
+        found.append(
+            f"The attack did not take: {_not_implanted(results)}; no defense is credited. "
+            "See docs/figures.md#did-the-attack-take."
+        )
     found += [f"{each['what']}. {each['why']}".rstrip() for each in shortfalls(results)]
     first, last = (_interval(results, when) for when in ("before", "after"))
     if at_chance(before["ca"], classes, first):
@@ -42,7 +45,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
                 "The network has learnt nothing: train longer, or with another learning rate."
                 if results["task"] == "train"
                 else "Check the order of the classes (data.classes), data.mean and data.std, "
-                "data.image_size, and that the checkpoint belongs to this data."
+                "data.image_size, and that the checkpoint belongs to this data. See "
+                "docs/troubleshooting.md."
             )
         )
     elif after is not None and at_chance(after["ca"], classes, last):

@@ -221,13 +221,13 @@ def _count(results: Mapping[str, Any]) -> str:
 
 _OF_THE_TRIGGER = (
     "Measured with the attacker's own trigger. It says nothing of other triggers, and not "
-    "whether a short training on poisoned images would bring this one back."
+    "whether a short training on poisoned images would bring this one back: see docs/hidden.md."
 )
 _UNKNOWN = (
     "What this proves: how well the network sorts clean images, and how far its weights and "
     "features moved. What it does not prove: that there was a backdoor, or that there is none "
     "now. A defense changes a clean network as much as a backdoored one. To learn more, look for a "
-    "trigger in the network itself: report.inversion=true."
+    "trigger in the network itself (report.inversion=true); see docs/own_checkpoint.md."
 )
 _SEARCHED = (
     "What this proves: how well the network sorts clean images, and how small a patch moves them "
@@ -235,5 +235,5 @@ _SEARCHED = (
     "mark that truly belongs to a class looks the same, and of ten classes of a clean network one "
     "passes the line by chance up to one time in three), nor that there is none where nothing "
     "stands out: triggers that cover the whole image, are spread thinly, or depend on the image "
-    "are often missed."
+    "are often missed. See docs/figures.md#looking-for-a-trigger."
 )

@@ -25,6 +25,17 @@ def test_the_contents_lead_to_every_section_that_is_there() -> None:
     assert "Empty" not in found.text
 
 
+def test_a_section_names_the_page_that_explains_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FST_LIGHTNING_DOCS", raising=False)
+    explained = Page("t", "h", [Section("s", [Figure("", table=Table([["1"]]))], "", "outcome")])
+    found = read(explained.html())
+    assert "How to read this: docs/figures.md#outcome" in found.text
+    assert [link["href"] for link in found.named("a")] == ["#s"]
+    monkeypatch.setenv("FST_LIGHTNING_DOCS", 'https://docs.example/">')
+    links = re.findall(r'<a href="([^"]*)">docs/figures.md#outcome</a>', explained.html())
+    assert links == ["https://docs.example/&#34;&gt;/figures.html#outcome"]
+
+
 def test_charts_have_names_that_are_no_paths_and_differ() -> None:
     names = list(page("../up", "Up", "Up", "\u732b").charts())
     assert names == ["up-same-name", "up-same-name-2", "up-same-name-3", "same-name"]

@@ -76,6 +76,15 @@ def _page(results: dict[str, Any]) -> str:
     return render_page(results, evidence(), {"train": CURVES, "purify": CURVES}, "a 'b c'")
 
 
+def test_every_section_is_explained() -> None:
+    page = run_page(example(), evidence(), {"train": CURVES, "purify": CURVES})
+    file = Path(__file__).parents[3] / "docs" / "figures.md"
+    documented = file.read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", documented, re.MULTILINE)
+    for section in page.sections:
+        assert section.explained in [heading.lower().replace(" ", "-") for heading in headings]
+
+
 def test_shows_every_part() -> None:
     page = read(_page(example()))
     headings = re.findall(r"<h2>(.*?)</h2>", _page(example()))
