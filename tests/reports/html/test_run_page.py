@@ -113,7 +113,8 @@ def test_costs_are_shown_by_stage() -> None:
     page = read(_page(example(peak_memory_mb={"purify": 1234.6}, data=images)))
     costs = page.text.rpartition("Time and memory")[2].partition("Where this comes from")[0]
     shown = "timepeak memory Train12.3 s Purify3.2 s1,235 MiB Evaluate0.5 s"
-    assert " ".join(costs.split()) == f"{shown} Clean images used: 1,000."
+    explained = "How to read this: docs/figures.md#time-and-memory"
+    assert " ".join(costs.split()) == f"{shown} Clean images used: 1,000. {explained}"
 
 
 def test_every_text_is_escaped() -> None:
