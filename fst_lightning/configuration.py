@@ -13,6 +13,11 @@ ALPHA = "defense.alpha"
 AUTOMATIC = (LEARNING_RATE, ALPHA)
 """What a run chooses on clean images if it is ``auto``."""
 
+RENAMED = {
+    "attack.save_examples": "report.examples",
+    "model.compile": "training.compile",
+}
+"""Keys of earlier versions, and those that took their place."""
 
 _NOT_CHOSEN = ("hydra", "recipe")
 

@@ -48,7 +48,6 @@ class AdaptiveBlend(Blended):
         label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
             ``untargeted``.
         rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Shape:
         - images: ``(N, C, H, W)`` float in [0, 1].
@@ -106,7 +105,6 @@ class AdaptiveBlend(Blended):
         target_label: int = 0,
         label_map: LabelMap = "all_to_one",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         check_ratio("train_alpha", train_alpha)
         check_ratio("test_alpha", test_alpha)
@@ -120,7 +118,6 @@ class AdaptiveBlend(Blended):
             target_label=target_label,
             label_map=label_map,
             rate_of=rate_of,
-            save_examples=save_examples,
         )
         if cells < 1 or round(mask_rate * cells**2) == cells**2:
             raise ValueError(

@@ -48,7 +48,6 @@ class AdaptivePatch(Attack):
         label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
             ``untargeted``.
         rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Shape:
         - images: ``(N, C, H, W)`` float in [0, 1].
@@ -111,14 +110,12 @@ class AdaptivePatch(Attack):
         target_label: int = 0,
         label_map: LabelMap = "all_to_one",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         super().__init__(
             poison_ratio=poison_ratio,
             target_label=target_label,
             label_map=label_map,
             rate_of=rate_of,
-            save_examples=save_examples,
         )
         check_ratio("cover_ratio", cover_ratio)
         if patch_size < 1 or margin < 0:

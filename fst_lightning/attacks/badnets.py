@@ -47,7 +47,6 @@ class BadNets(Attack):
         label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
             ``untargeted``.
         rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Shape:
         - images: ``(N, C, H, W)`` float in [0, 1].
@@ -105,14 +104,12 @@ class BadNets(Attack):
         target_label: int = 0,
         label_map: LabelMap = "all_to_one",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         super().__init__(
             poison_ratio=poison_ratio,
             target_label=target_label,
             label_map=label_map,
             rate_of=rate_of,
-            save_examples=save_examples,
         )
         if patch not in get_args(Patch):
             valid = ", ".join(get_args(Patch))

@@ -56,7 +56,6 @@ class LabelConsistent(SurrogateAttack):
         label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
             ``untargeted``.
         rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Shape:
         - images: ``(N, C, H, W)`` float in [0, 1].
@@ -117,7 +116,6 @@ class LabelConsistent(SurrogateAttack):
         target_label: int = 0,
         label_map: LabelMap = "clean_label",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         super().__init__(
             surrogate_epochs=surrogate_epochs,
@@ -127,7 +125,6 @@ class LabelConsistent(SurrogateAttack):
             target_label=target_label,
             label_map=label_map,
             rate_of=rate_of,
-            save_examples=save_examples,
         )
         if not 0 <= epsilon <= 255:
             raise ValueError(f"Expected `epsilon` to be in [0, 255], but got {epsilon}.")

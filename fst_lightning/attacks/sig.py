@@ -37,7 +37,6 @@ class SIG(Attack):
         label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
             ``untargeted``.
         rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Shape:
         - images: ``(N, C, H, W)`` float in [0, 1].
@@ -89,14 +88,12 @@ class SIG(Attack):
         target_label: int = 0,
         label_map: LabelMap = "clean_label",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         super().__init__(
             poison_ratio=poison_ratio,
             target_label=target_label,
             label_map=label_map,
             rate_of=rate_of,
-            save_examples=save_examples,
         )
         if not 0 < delta <= 255:
             raise ValueError(f"Expected `delta` to be in (0, 255], but got {delta}.")

@@ -119,7 +119,6 @@ class SSBA(Attack):
         label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
             ``untargeted``.
         rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Attributes:
         bit_accuracy: Share of bits, 0 to 1, that the decoder reads correctly from 8-bit images with
@@ -197,14 +196,12 @@ class SSBA(Attack):
         target_label: int = 0,
         label_map: LabelMap = "all_to_one",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         super().__init__(
             poison_ratio=poison_ratio,
             target_label=target_label,
             label_map=label_map,
             rate_of=rate_of,
-            save_examples=save_examples,
         )
         check_counts(bits=bits, width=width, fit_epochs=fit_epochs, max_images=max_images)
         if bits > 8:

@@ -56,7 +56,6 @@ class TrojanNN(SurrogateAttack):
         label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
             ``untargeted``.
         rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Shape:
         - images: ``(N, C, H, W)`` float in [0, 1].
@@ -129,7 +128,6 @@ class TrojanNN(SurrogateAttack):
         target_label: int = 0,
         label_map: LabelMap = "all_to_one",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         super().__init__(
             surrogate_epochs=surrogate_epochs,
@@ -139,7 +137,6 @@ class TrojanNN(SurrogateAttack):
             target_label=target_label,
             label_map=label_map,
             rate_of=rate_of,
-            save_examples=save_examples,
         )
         check_counts(neurons=neurons, mask_size=mask_size, steps=steps)
         if neurons > 8 * surrogate_width:

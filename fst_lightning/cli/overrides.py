@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fst_lightning.cli.flags import read_flags, sweeps
 from fst_lightning.cli.values import check_values
-from fst_lightning.configuration import conf_folder, groups, groups_of, unused_groups
+from fst_lightning.configuration import RENAMED, conf_folder, groups, groups_of, unused_groups
 
 _MOST_COMBINATIONS = 64
 _DISPENSABLE = ("callbacks", "logger", "robustness", "detector", "tuning/triggers", "experiment")
@@ -91,6 +91,8 @@ def _check_override(task: str, override: str, parsed: list[Override]) -> str | N
     group, option, known = found.key_or_group, found.value(), groups()
     if not group:
         return f"{override}: a key is missing. Overrides are written key=value."
+    if group in RENAMED:
+        return f"{override}: expected `{group}` under its new name, which is `{RENAMED[group]}`."
     if group.partition(".")[0] in unused_groups(task):
         valid = _list(groups_of(task))
         return (

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 _GROUP = "model"
 _TARGET = f"{_GROUP}._target_"
-_OF_THE_RUN = ("_target_", "head", "compile")
+_OF_THE_RUN = ("_target_", "head")
 """Keys of every option of the group that are no arguments of the network."""
 
 

@@ -21,7 +21,6 @@ _PLAIN = ("training", "tuning", "report")
 _OF_THE_RUN: Mapping[str, Any] = {
     **dict.fromkeys(("model.head", "checkpoint_key"), str | None),
     **dict.fromkeys(("num_workers", "val_images"), int | None),
-    "model.compile": bool,
 }
 """Keys of which neither a constructor nor the default tells the type."""
 

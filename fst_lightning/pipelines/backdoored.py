@@ -244,7 +244,7 @@ def train_backdoored(
         **augmentation(run, "training", source),
         label_smoothing=recipe.label_smoothing,
         cuda_graphs=run.cfg.cuda_graphs,
-        compile_network=run.cfg.model.get("compile", False),
+        compile_network=recipe.compile,
         seed=run.cfg.seed,
         card=card.to_json(),
     )
@@ -348,7 +348,9 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
         settings.pop(key, None)
     if settings.get("channels") == 3:
         settings.pop("channels")  # So that models of earlier versions are found.
-    network, attack = run.plain("model"), run.plain("attack")
+    network, attack, training = (run.plain(part) for part in ("model", "attack", "training"))
+    # It was a key of the network in earlier versions, whose models are to be found.
+    network["compile"] = training.pop("compile")
     # The head tells models apart only if the attack trains with it.
     head = network.pop("head", None)
     if attack.get("head", "") is None:
@@ -357,8 +359,8 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
         "schema": SCHEMA,
         "data": {"name": run.choices["data"], **settings, "content": fingerprint(data)},
         "model": {"name": run.choices["model"], **network, **_own_code(run)},
-        "attack": {"name": run.choices["attack"], **_without_pictures(attack)},
-        "training": run.plain("training"),
+        "attack": {"name": run.choices["attack"], **attack},
+        "training": training,
         "seed": run.cfg.seed,
         "precision": precision_of(run),
         "devices": [str(run.cfg.trainer.devices), run.cfg.trainer.num_nodes],
@@ -381,10 +383,6 @@ def _own_code(run: Run) -> dict[str, str]:
     except (OSError, TypeError):
         return {}
     return {"code": hashlib.sha256(source.encode()).hexdigest()[:16]}
-
-
-def _without_pictures(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name != "save_examples"}
 
 
 def fingerprint(data: ImageData) -> str:

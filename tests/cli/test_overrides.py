@@ -17,6 +17,11 @@ MISTAKES = {
     "model=resnet_18": ("model=resnet_18", "Did you mean resnet18?", "vgg19_bn"),
     "trainer=tpu": ("trainer=tpu: no such option", "cpu", "ddp"),
     "sed=1": ("sed: no such group or key", "Did you mean seed?", "checkpoint"),
+    "attack.save_examples=false": (
+        "`attack.save_examples` under its new name",
+        "`report.examples`",
+    ),
+    "model.compile=true": ("under its new name", "`training.compile`"),
     "defense.alfa=1": ("no such key in defense", "Did you mean defense.alpha?", "reinit"),
     "defense.aplha=1": ("no such key in defense", "Did you mean defense.alpha?", "project_norm"),
     "tuning.lr=1": ("no such key in tuning", "tuning.optimizer.lr", "max_epochs"),
@@ -234,7 +239,7 @@ VALUES = {
     "report.enabled=no": "`report.enabled` to be true or false, but got 'no'.",
     "debug=maybe": "`debug` to be true or false, but got 'maybe'.",
     "model.head=-0.1": "`model.head` to be text or null, but got -0.1.",
-    "model.compile=1": "`model.compile` to be true or false, but got 1.",
+    "training.compile=1": "`training.compile` to be true or false, but got 1.",
     "num_workers=abc": "`num_workers` to be a whole number or null, but got 'abc'.",
     "seed='3'": "`seed` to be a whole number, but got '3'.",
 }

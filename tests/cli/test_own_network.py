@@ -214,7 +214,7 @@ def test_arguments_that_do_not_fit_are_told_with_those_that_do(
 def test_only_the_command_line_gives_arguments() -> None:
     line = "model._target_=nets.Net"
     cfg, choices = own_network(composed("purify", [line]), {"model": "small_resnet"}, [line])
-    assert set(cfg.model) == {"_target_", "head", "compile"}
+    assert set(cfg.model) == {"_target_", "head"}
     assert choices == {"model": "nets.Net"}
     cfg, choices = own_network(composed("purify"), {"model": "small_resnet"}, [])
     assert "width" in cfg.model

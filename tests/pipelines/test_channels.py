@@ -83,7 +83,7 @@ def test_a_checkpoint_of_somebody_else(start: Start, tmp_path: Path) -> None:
         )
         with open_dict(run.cfg):
             target = f"{Gray.__module__}.Gray"
-            run.cfg.model = OmegaConf.create({"_target_": target, "head": None, "compile": False})
+            run.cfg.model = OmegaConf.create({"_target_": target, "head": None})
         run.choices["model"] = target
         if message is None:
             assert run_pipeline(run)["model"]["head"] == "4"

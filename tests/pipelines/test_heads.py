@@ -41,7 +41,7 @@ def of(run: Run, network: type[nn.Module], **settings: Any) -> Run:
     """The same run with a network of this file."""
     target = f"{network.__module__}.{network.__qualname__}"
     with open_dict(run.cfg):
-        model = {"_target_": target, "head": None, "compile": False, **settings}
+        model = {"_target_": target, "head": None, **settings}
         run.cfg.model = OmegaConf.create(model)
     return run
 

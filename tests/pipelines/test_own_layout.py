@@ -23,9 +23,7 @@ class Views(nn.Module):
 
 def of(run: Run) -> Run:
     with open_dict(run.cfg):
-        run.cfg.model = OmegaConf.create(
-            {"_target_": f"{Views.__module__}.Views", "head": None, "compile": False}
-        )
+        run.cfg.model = OmegaConf.create({"_target_": f"{Views.__module__}.Views", "head": None})
     return run
 
 

@@ -118,6 +118,9 @@ def test_compares_with_annotations_of_every_kind() -> None:
         with pytest.raises(ValueError, match=f"`{next(iter(bad))}` to be"):
             check_arguments(OmegaConf.create({"_target_": target, **bad}))
     check_arguments(OmegaConf.create({"_target_": target, "whole": "abc"}), given=("whole",))
+    whole = OmegaConf.create({"attack": {"_target_": target, "save_examples": True}})
+    with pytest.raises(ValueError, match=r"`attack.save_examples` under.*`report.examples`"):
+        check_arguments(whole.attack)
 
 
 class Example:

@@ -48,6 +48,7 @@ def test_train_and_purify_share_the_model(go: Go, models: Models) -> None:
         "training.optimizer.lr=0.02",
         "training.batch_size=32",
         "training.label_smoothing=0.1",
+        "training.compile=true",
         "data.seed=1",
         "data.crop_padding=1",
         "data.mean=[0.5,0.5,0.5]",
@@ -75,6 +76,7 @@ def test_what_changes_the_model_has_another_key(override: str, start: Start) -> 
         "paths.outputs=elsewhere",
         "logger=csv",
         "debug=true",
+        "report.examples=false",
         "trainer.log_every_n_steps=3",
     ],
 )
@@ -84,6 +86,21 @@ def test_what_comes_afterwards_has_not(override: str, start: Start) -> None:
         run = start(*lines)
         keys.add(str(describe(run, make_source(run).load())))
     assert len(keys) == 1
+
+
+def test_models_of_versions_that_compiled_networks_are_found(start: Start) -> None:
+    """There `compile` was a key of the network, and `save_examples` was not described."""
+    run = start()
+    found = describe(run, make_source(run).load())
+    assert found["model"] == {
+        "name": "small_resnet",
+        "_target_": "fst_lightning.models.small_resnet",
+        "width": run.cfg.model.width,
+        "blocks": 1,
+        "compile": False,
+    }
+    assert "compile" not in found["training"]
+    assert set(found["attack"]) == {"name", *run.plain("attack")}
 
 
 def test_a_fingerprint_sees_every_label_and_the_images(start: Start) -> None:

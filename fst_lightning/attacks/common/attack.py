@@ -46,7 +46,6 @@ class Attack(ShowsArguments, nn.Module, ABC):
             drawn anew in each step.
         rate_of: What ``poison_ratio`` is a share of: ``total``, the whole training set, or
             ``target_class``, the images of class t in it.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Raises:
         ValueError: If a ratio is outside [0, 1], the target label is not a whole number of 0 or
@@ -78,7 +77,6 @@ class Attack(ShowsArguments, nn.Module, ABC):
         target_label: int = 0,
         label_map: LabelMap = "all_to_one",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         super().__init__()
         check_ratio("poison_ratio", poison_ratio)
@@ -100,7 +98,6 @@ class Attack(ShowsArguments, nn.Module, ABC):
         self.target_label = target_label
         self.label_map = label_map
         self.rate_of = rate_of
-        self.save_examples = save_examples
         self.cover_ratio = 0.0
         self.fitted = False
         self._drawn = False

@@ -37,7 +37,6 @@ class FrequencyAttack(Attack):
         label_map: How labels change: ``all_to_one``, ``all_to_all``, ``clean_label`` or
             ``untargeted``.
         rate_of: What the ratio is a share of: ``total``, the training set, or ``target_class``.
-        save_examples: Whether a run saves a picture of clean and triggered images.
 
     Raises:
         ValueError: If a magnitude, a window or a position is out of its range.
@@ -54,14 +53,12 @@ class FrequencyAttack(Attack):
         target_label: int = 0,
         label_map: LabelMap = "all_to_one",
         rate_of: RateOf = "total",
-        save_examples: bool = True,
     ) -> None:
         super().__init__(
             poison_ratio=poison_ratio,
             target_label=target_label,
             label_map=label_map,
             rate_of=rate_of,
-            save_examples=save_examples,
         )
         if not (math.isfinite(magnitude) and magnitude > 0):
             raise ValueError(f"Expected `magnitude` to be greater than 0, but got {magnitude}.")

@@ -12,6 +12,7 @@ from hydra._internal.utils import _locate  # the public one logs what it does no
 from omegaconf import DictConfig, OmegaConf
 
 from fst_lightning.annotations import described, fits
+from fst_lightning.configuration import RENAMED
 
 _LISTED = 10
 
@@ -36,10 +37,12 @@ def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
     except (NameError, TypeError, ValueError):
         return  # Somebody else's annotations: nothing to compare with.
     for name in config:
+        key = config._get_full_key(name)
+        if key in RENAMED and name not in parameters:
+            raise ValueError(f"Expected `{key}` under its new name, which is `{RENAMED[key]}`.")
         if name not in hints or name not in parameters or name in given:
             continue
         if OmegaConf.is_missing(config, name):
-            key = config._get_full_key(name)
             raise ValueError(f"Expected `{key}` to be set: it has no default ({key}=...).")
         value = config[name]
         if OmegaConf.is_dict(value):
@@ -51,10 +54,7 @@ def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
             plain = OmegaConf.to_container(value)
         # The constructor knows its choices; this project's `auto` is none of a Trainer's.
         if value != parameters[str(name)].default and not fits(plain, hint, choices=False):
-            raise ValueError(
-                f"Expected `{config._get_full_key(name)}` to be {described(hint)}, "
-                f"but got {value!r}."
-            )
+            raise ValueError(f"Expected `{key}` to be {described(hint)}, but got {value!r}.")
 
 
 def located(config: DictConfig) -> Any:

@@ -49,7 +49,7 @@ _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 _NUM_CLASSES = "num_classes"
 _TRIED = 8  # images, on which a network shows what it returns
-_NO_ARGUMENTS = ("head", "compile")  # keys of the group `model` that build nothing
+_NO_ARGUMENTS = ("head",)  # keys of the group `model` that build nothing
 
 
 def make_attack(run: Run) -> Attack:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fst_lightning.commit import code_commit
@@ -79,7 +80,8 @@ def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
     block: dict[str, Any] = {"name": run.choices["attack"]}
     if data.attack.has_trigger:
         block |= run.arguments("attack")
-    if data.attack.has_trigger and data.attack.save_examples and data.measured is data.attack:
+    wanted = OmegaConf.select(run.cfg, "report.examples", default=True)
+    if data.attack.has_trigger and wanted and data.measured is data.attack:
         block["trigger"] = trigger_examples(run, data)
     return block
 

@@ -11,7 +11,7 @@ _BLOCKS = ("attack", "defense", "data", "model")
 _NOT_CHOSEN = {
     "attack.control_rate",
     "attack.implanted",
-    "attack.save_examples",
+    "attack.save_examples",  # of earlier versions
     "attack.trigger",
     "defense.auto",
     "defense.findings",

@@ -88,7 +88,7 @@ def render_run(
 def _heading(results: Mapping[str, Any]) -> str:
     """Name the choices of the run: `purify  attack=blended (poison_ratio 0.05) ...`."""
     words = [results["task"]]
-    hidden = {"name", "control_rate", "implanted", "auto", "save_examples"}
+    hidden = {"name", "control_rate", "implanted", "auto"}
     for block in ("attack", "defense"):
         choice = results[block]
         if choice is not None:
