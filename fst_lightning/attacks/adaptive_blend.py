@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fst_lightning.attacks.blended import Blended
-from fst_lightning.attacks.common.attack import LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.attack import LabelMap, RateOf
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_number
 
 _BATCH_SIZE = 1024
 
@@ -106,10 +107,10 @@ class AdaptiveBlend(Blended):
         label_map: LabelMap = "all_to_one",
         rate_of: RateOf = "total",
     ) -> None:
-        check_ratio("train_alpha", train_alpha)
-        check_ratio("test_alpha", test_alpha)
-        check_ratio("mask_rate", mask_rate)
-        check_ratio("cover_ratio", cover_ratio)
+        check_number("train_alpha", train_alpha, high=1)
+        check_number("test_alpha", test_alpha, high=1)
+        check_number("mask_rate", mask_rate, high=1)
+        check_number("cover_ratio", cover_ratio, high=1)
         super().__init__(
             blend_alpha=test_alpha,
             image=image,

@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 from fst_lightning.attacks.common.pictures import pictures_in, read_patch
+from fst_lightning.validate import check_number
 
 _NUM_PATCHES = 4
 
@@ -117,7 +118,7 @@ class AdaptivePatch(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        check_ratio("cover_ratio", cover_ratio)
+        check_number("cover_ratio", cover_ratio, high=1)
         if patch_size < 1 or margin < 0:
             raise ValueError(
                 "Expected `patch_size` to be 1 or more and `margin` 0 or more, "

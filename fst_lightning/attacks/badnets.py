@@ -6,13 +6,14 @@ Example:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 from fst_lightning.attacks.common.pictures import check_picture, read_patch
+from fst_lightning.validate import check_choice
 
 Patch = Literal["square", "checkerboard"]
 Corner = Literal["top_left", "top_right", "bottom_left", "bottom_right"]
@@ -111,12 +112,8 @@ class BadNets(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if patch not in get_args(Patch):
-            valid = ", ".join(get_args(Patch))
-            raise ValueError(f"Expected `patch` to be one of {valid}, but got {patch!r}.")
-        if corner not in get_args(Corner):
-            valid = ", ".join(get_args(Corner))
-            raise ValueError(f"Expected `corner` to be one of {valid}, but got {corner!r}.")
+        check_choice("patch", patch, Patch)
+        check_choice("corner", corner, Corner)
         if patch_size < 1 or margin < 0:
             raise ValueError(
                 "Expected `patch_size` to be 1 or more and `margin` 0 or more, "

@@ -16,13 +16,13 @@ from fst_lightning.attacks.common.attack import (
     Classify,
     LabelMap,
     RateOf,
-    check_ratio,
     full_precision,
 )
 from fst_lightning.attacks.common.generator_attack import Generator
 from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.models.cost import training_memory
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_number
 
 _BATCH_SIZE = 128
 _BETAS = (0.5, 0.9)
@@ -147,7 +147,7 @@ class InputAware(TrainedAttack):
             raise ValueError(f"Expected `lr` to be above 0, but got {lr}.")
         if cover_ratio is None:
             cover_ratio = min(poison_ratio, 1 - poison_ratio)
-        check_ratio("cover_ratio", cover_ratio)
+        check_number("cover_ratio", cover_ratio, high=1)
         self.cover_ratio = cover_ratio
         self.mask_density = mask_density
         self.mask_epochs = mask_epochs

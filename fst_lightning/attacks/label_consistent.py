@@ -15,10 +15,10 @@ from fst_lightning.attacks.common.attack import LabelMap, RateOf
 from fst_lightning.attacks.common.surrogate import (
     Surrogate,
     SurrogateAttack,
-    check_counts,
     input_gradient,
 )
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_counts
 
 _BATCH_SIZE = 256
 

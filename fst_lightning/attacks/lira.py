@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fst_lightning.attacks.blind import clean_and_triggered
-from fst_lightning.attacks.common.attack import Classify, LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.attack import Classify, LabelMap, RateOf
 from fst_lightning.attacks.common.generator_attack import Generator
 from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_number
 
 
 class LIRA(TrainedAttack):
@@ -104,8 +105,8 @@ class LIRA(TrainedAttack):
         )
         if not 0 < eps <= 1:
             raise ValueError(f"Expected `eps` to be in (0, 1], but got {eps}.")
-        check_ratio("clean_weight", clean_weight)
-        check_ratio("joint_fraction", joint_fraction)
+        check_number("clean_weight", clean_weight, high=1)
+        check_number("joint_fraction", joint_fraction, high=1)
         if not 0 < lr < float("inf"):
             raise ValueError(f"Expected `lr` to be above 0, but got {lr}.")
         self.eps = eps

@@ -6,15 +6,16 @@ Example:
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fst_lightning.attacks.common.attack import LabelMap, RateOf
 from fst_lightning.attacks.common.frequency import cosines
-from fst_lightning.attacks.common.surrogate import SurrogateAttack, check_counts, input_gradient
+from fst_lightning.attacks.common.surrogate import SurrogateAttack, input_gradient
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_choice, check_counts
 
 Method = Literal["surrogate", "dct"]
 
@@ -129,9 +130,7 @@ class LowFrequency(SurrogateAttack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if method not in get_args(Method):
-            valid = ", ".join(get_args(Method))
-            raise ValueError(f"Expected `method` to be one of {valid}, but got {method!r}.")
+        check_choice("method", method, Method)
         if not 0 < epsilon <= 255:
             raise ValueError(f"Expected `epsilon` to be in (0, 255], but got {epsilon}.")
         check_counts(cutoff=cutoff, steps=steps)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 from fst_lightning.attacks.common.pictures import pictures_in, read_picture
+from fst_lightning.validate import check_number
 
 
 class Refool(Attack):
@@ -110,8 +111,8 @@ class Refool(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        check_ratio("transmission", transmission)
-        check_ratio("ghost_rate", ghost_rate)
+        check_number("transmission", transmission, high=1)
+        check_number("ghost_rate", ghost_rate, high=1)
         if num_reflections < 1 or shift < 1:
             raise ValueError(
                 "Expected `num_reflections` and `shift` to be 1 or more, "

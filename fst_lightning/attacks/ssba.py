@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
-from fst_lightning.attacks.common.surrogate import check_counts
 from fst_lightning.models.cost import training_memory
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_counts
 
 _BATCH_SIZE = 32
 _LR = 3e-3

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fst_lightning.attacks.badnets import BadNets, Corner, Patch
-from fst_lightning.attacks.common.attack import LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.attack import LabelMap, RateOf
+from fst_lightning.validate import check_number
 
 
 class TaCT(BadNets):
@@ -118,7 +119,7 @@ class TaCT(BadNets):
             label_map=label_map,
             rate_of=rate_of,
         )
-        check_ratio("cover_ratio", cover_ratio)
+        check_number("cover_ratio", cover_ratio, high=1)
         covers = None if cover_labels is None else tuple(cover_labels)
         for name, label in (
             ("source_label", source_label),

@@ -6,16 +6,17 @@ Example:
 
 from __future__ import annotations
 
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fst_lightning.attacks.badnets import Corner
 from fst_lightning.attacks.common.attack import LabelMap, RateOf
-from fst_lightning.attacks.common.surrogate import Surrogate, SurrogateAttack, check_counts
+from fst_lightning.attacks.common.surrogate import Surrogate, SurrogateAttack
 from fst_lightning.models import find_head, inputs_of, weight_matrix
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_choice, check_counts
 
 _BATCH_SIZE = 32
 
@@ -150,9 +151,7 @@ class TrojanNN(SurrogateAttack):
             )
         if mask_size > 32:
             raise ValueError(f"Expected `mask_size` to be in [1, 32], but got {mask_size}.")
-        if corner not in get_args(Corner):
-            valid = ", ".join(get_args(Corner))
-            raise ValueError(f"Expected `corner` to be one of {valid}, but got {corner!r}.")
+        check_choice("corner", corner, Corner)
         for name, value in (("epsilon", epsilon), ("step_size", step_size)):
             if not 0 < value <= 255:
                 raise ValueError(f"Expected `{name}` to be in (0, 255], but got {value}.")

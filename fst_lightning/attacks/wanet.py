@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, check_ratio
+from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
+from fst_lightning.validate import check_number
 
 
 class WaNet(Attack):
@@ -109,7 +110,7 @@ class WaNet(Attack):
             raise ValueError(f"Expected `strength` to be 0 or more, but got {strength}.")
         if cover_ratio is None:
             cover_ratio = min(2 * poison_ratio, 1 - poison_ratio)
-        check_ratio("cover_ratio", cover_ratio)
+        check_number("cover_ratio", cover_ratio, high=1)
         self.cover_ratio = cover_ratio
         self.grid_size = grid_size
         self.strength = strength

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages, PoisonedData
 from fst_lightning.defenses.common.dataset_defense import DatasetDefense, Fit
 from fst_lightning.defenses.common.whole_set import accuracy, fresh_copy, keep_modes, tune
+from fst_lightning.validate import check_number
 
 _MAX_GRADIENT_NORM = 1.0
 

@@ -6,17 +6,17 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import PoisonedData
 from fst_lightning.defenses.common.dataset_defense import DatasetDefense
 from fst_lightning.defenses.common.features import all_features
 from fst_lightning.models import find_head
+from fst_lightning.validate import check_choice, check_number
 
 Rule = Literal["smaller", "relative_size", "silhouette"]
 _FEWEST = 3  # Smaller clusters say nothing.
@@ -99,9 +99,7 @@ class ActivationClustering(DatasetDefense):
         head: str | None = None,
     ) -> None:
         super().__init__()
-        if rule not in get_args(Rule):
-            valid = ", ".join(get_args(Rule))
-            raise ValueError(f"Expected `rule` to be one of {valid}, but got {rule!r}.")
+        check_choice("rule", rule, Rule)
         check_number("threshold", threshold, high=1)
         check_number("components", components, low=1, whole=True)
         self.rule = rule

@@ -16,10 +16,10 @@ from fst_lightning.defenses.common.channel_masks import (
     ChannelMask,
     MaskDefense,
     attach,
-    check_number,
     detach,
 )
 from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.validate import check_number
 
 
 class PerturbedMask(ChannelMask):

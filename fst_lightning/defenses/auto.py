@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.head_defense import Reinit
 from fst_lightning.defenses.common.pixel_range import PixelRange
@@ -27,6 +26,7 @@ from fst_lightning.defenses.triggers import (
     put_triggers,
     study_sources,
 )
+from fst_lightning.validate import check_number
 
 
 class AutoPurification(FST):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.channel_masks import OutlierPruning, check_number, merged_moments
+from fst_lightning.defenses.common.channel_masks import OutlierPruning, merged_moments
 from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.validate import check_number
 
 
 class BatchNormPruning(OutlierPruning):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.features import vectors
 from fst_lightning.defenses.common.trigger_generator import InvertingDefense
 from fst_lightning.models import inputs_of
+from fst_lightning.validate import check_number
 
 
 class BTIDBF(InvertingDefense):

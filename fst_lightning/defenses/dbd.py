@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages, PoisonedData
 from fst_lightning.defenses.common.dataset_defense import DatasetDefense, Fit
 from fst_lightning.defenses.common.features import all_features, features_of
@@ -27,6 +26,7 @@ from fst_lightning.defenses.common.whole_set import (
     seeded,
 )
 from fst_lightning.models import Head, apply_head, find_head, num_inputs
+from fst_lightning.validate import check_number
 
 _LEAST_CHANCE = 1e-4
 _PROJECTION = 128

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from fst_lightning.defenses.common.channel_masks import (
     OutlierPruning,
-    check_number,
     merged_moments,
     watch_inputs,
 )
 from fst_lightning.defenses.common.clean_data import CleanData, PoisonedData
+from fst_lightning.validate import check_number
 
 _REACH = 50.0
 """Standard deviations beyond which values share the outermost bin."""

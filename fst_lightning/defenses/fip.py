@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,11 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense, freeze
 from fst_lightning.defenses.common.whole_set import batchnorms, keep_modes, twice_differentiable
 from fst_lightning.models import find_head
+from fst_lightning.validate import check_choice, check_number
 
 Scope = Literal["all", "head"]
 
@@ -132,9 +132,7 @@ class FisherPurification(Defense):
         check_number("eta_r", eta_r)
         check_number("gap", gap, low=1, whole=True)
         check_number("trace_images", trace_images, low=1, whole=True)
-        if scope not in get_args(Scope):
-            valid = ", ".join(get_args(Scope))
-            raise ValueError(f"Expected `scope` to be one of {valid}, but got {scope!r}.")
+        check_choice("scope", scope, Scope)
         self.eta_f = eta_f
         self.eta_r = eta_r
         self.gap = gap

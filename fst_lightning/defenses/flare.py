@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.channel_masks import check_number, watch_inputs
+from fst_lightning.defenses.common.channel_masks import watch_inputs
 from fst_lightning.defenses.common.clean_data import LabelledImages, PoisonedData
 from fst_lightning.defenses.common.dataset_defense import DatasetDefense
 from fst_lightning.defenses.common.whole_set import require_batchnorm
+from fst_lightning.validate import check_number
 
 _EPSILON = 1e-5
 _NEAR = 1e-4  # Cut slightly before a split, in units of lambda.

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.channel_masks import NOTHING_PRUNED, check_number
+from fst_lightning.defenses.common.channel_masks import NOTHING_PRUNED
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.features import all_features
 from fst_lightning.models import Head, apply_head, find_head, num_inputs
+from fst_lightning.validate import check_number
 
 
 class FinePruning(Defense):

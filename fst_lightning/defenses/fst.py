@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.head_defense import HeadDefense, Reinit
 from fst_lightning.models import find_head
+from fst_lightning.validate import check_number
 
 
 class FST(HeadDefense):

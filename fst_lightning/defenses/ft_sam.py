@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.whole_set import batchnorms
+from fst_lightning.validate import check_number
 
 
 class FineTuningSAM(Defense):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.whole_set import keep_modes, twice_differentiable
+from fst_lightning.validate import check_number
 
 
 class ImplicitUnlearning(Defense):

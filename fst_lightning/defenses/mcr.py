@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.snapshot import flat
 from fst_lightning.defenses.common.whole_set import recompute_batchnorm, tune
+from fst_lightning.validate import check_number
 
 
 class ModeConnectivityRepair(Defense):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.patch_inversion import Triggers, invert_triggers
 from fst_lightning.defenses.common.pixel_range import PixelRange
+from fst_lightning.validate import check_number
 
 
 class NeuralCleanse(Defense):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import MaskDefense, check_number
+from fst_lightning.defenses.common.channel_masks import MaskDefense
 from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.validate import check_number
 
 
 class NeuralMaskFineTuning(MaskDefense):

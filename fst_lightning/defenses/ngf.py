@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.features import vectors
 from fst_lightning.defenses.common.head_defense import HeadDefense
 from fst_lightning.defenses.common.whole_set import keep_modes
 from fst_lightning.models import weight_matrix
+from fst_lightning.validate import check_number
 
 
 class NaturalGradientTuning(HeadDefense):

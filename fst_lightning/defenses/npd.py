@@ -16,11 +16,11 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.conv_norm_pairs import conv_batchnorm_pairs
 from fst_lightning.defenses.common.defense import Defense, freeze
 from fst_lightning.defenses.common.whole_set import require_batchnorm
+from fst_lightning.validate import check_number
 
 
 class Polarizer(nn.Module):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.snapshot import flat
 from fst_lightning.defenses.common.trigger_generator import InvertingDefense
+from fst_lightning.validate import check_number
 
 
 class PathAwareMinimization(InvertingDefense):

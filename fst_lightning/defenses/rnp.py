@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import MaskDefense, check_number
+from fst_lightning.defenses.common.channel_masks import MaskDefense
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
+from fst_lightning.validate import check_number
 
 _MAX_GRADIENT_NORM = 20.0
 _ASKED = 500

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import PoisonedData
 from fst_lightning.defenses.common.dataset_defense import DatasetDefense
 from fst_lightning.defenses.common.features import all_features
 from fst_lightning.models import find_head
+from fst_lightning.validate import check_number
 
 
 class SpectralSignatures(DatasetDefense):

@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.detectors.detector import Detector, Evidence
+from fst_lightning.validate import check_number
 
 
 class MaximumMargin(Detector):

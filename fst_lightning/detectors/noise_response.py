@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.triggers.random import random_triggers
 from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
 from fst_lightning.detectors.outlier import Null
+from fst_lightning.validate import check_number
 
 
 class NoiseResponse(Detector):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks import Attack, check_pixels, full_precision
+from fst_lightning.validate import check_choice
 
 CropFill = Literal["zeros", "reflect"]
 
@@ -66,9 +67,7 @@ class InputPipeline(nn.Module):
             raise ValueError(f"Expected `std` to be positive, but got {list(std)}.")
         if crop_padding < 0:
             raise ValueError(f"Expected `crop_padding` to be 0 or more, but got {crop_padding}.")
-        if crop_fill not in get_args(CropFill):
-            valid = ", ".join(get_args(CropFill))
-            raise ValueError(f"Expected `crop_fill` to be one of {valid}, but got {crop_fill!r}.")
+        check_choice("crop_fill", crop_fill, CropFill)
         self.attack = attack
         self.normalises = mean is not None
         self.crop_padding = crop_padding

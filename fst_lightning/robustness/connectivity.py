@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.snapshot import restore, snapshot
 from fst_lightning.defenses.common.whole_set import batchnorms, recompute_batchnorm
 from fst_lightning.robustness.check import RobustnessCheck, Subject, rates_of
+from fst_lightning.validate import check_number
 
 
 class LinearConnectivity(RobustnessCheck):

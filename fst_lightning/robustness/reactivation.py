@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.robustness.check import RobustnessCheck, Subject, rates_of
 from fst_lightning.robustness.retuning import RetuningAttack
+from fst_lightning.validate import check_number
 
 
 class ReactivationAttack(RobustnessCheck):

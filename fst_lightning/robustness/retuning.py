@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.whole_set import tune
 from fst_lightning.robustness.check import RobustnessCheck, Subject, rates_of
+from fst_lightning.validate import check_number
 
 
 class RetuningAttack(RobustnessCheck):

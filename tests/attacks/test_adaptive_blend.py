@@ -102,7 +102,7 @@ def test_refuses() -> None:
     invalid: dict[str, Any]
     for name in ("train_alpha", "test_alpha", "mask_rate", "cover_ratio"):
         invalid = {name: 1.5}
-        with pytest.raises(ValueError, match=rf"`{name}` to be in \[0, 1\]"):
+        with pytest.raises(ValueError, match=rf"`{name}` to be a number in \[0, 1\]"):
             AdaptiveBlend(**invalid)
     for invalid in ({"cells": 0}, {"mask_rate": 1.0}, {"cells": 1, "mask_rate": 0.6}):
         with pytest.raises(ValueError, match="`mask_rate` to leave one"):

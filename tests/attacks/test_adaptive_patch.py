@@ -125,7 +125,7 @@ def test_pictures_of_the_user(tmp_path: Path) -> None:
         ({"opacities": (0.5, 0.5, 2, 0)}, "`opacities` to be 4 numbers"),
         ({"test_patches": ()}, r"`test_patches` to be numbers in 0\.\.3"),
         ({"test_patches": (4,)}, r"`test_patches` to be numbers in 0\.\.3"),
-        ({"cover_ratio": -0.1}, r"`cover_ratio` to be in \[0, 1\]"),
+        ({"cover_ratio": -0.1}, r"`cover_ratio` to be a number in \[0, 1\]"),
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:

@@ -153,7 +153,7 @@ def test_resumes_exactly(tmp_path: Path) -> None:
         ({"mask_epochs": 0}, "`mask_epochs` to be a whole number of 1 or more, but got 0"),
         ({"diversity": -1.0}, "`diversity` to be 0 or more, but got -1.0"),
         ({"lr": 0.0}, "`lr` to be above 0, but got 0.0"),
-        ({"cover_ratio": 2.0}, r"`cover_ratio` to be in \[0, 1\], but got 2.0"),
+        ({"cover_ratio": 2.0}, r"`cover_ratio` to be a number in \[0, 1\], but got 2.0"),
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:

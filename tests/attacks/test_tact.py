@@ -59,7 +59,7 @@ def test_poisoned_and_cover_rows_carry_the_same_patch() -> None:
         ({"cover_labels": [2, 1]}, r"leave out the source 1 and the target 0, but got \[2, 1\]"),
         ({"cover_labels": [0]}, "leave out the source 1 and the target 0"),
         ({"cover_labels": [2.5]}, "`cover_labels` to be whole numbers"),
-        ({"cover_ratio": 2}, r"`cover_ratio` to be in \[0, 1\]"),
+        ({"cover_ratio": 2}, r"`cover_ratio` to be a number in \[0, 1\]"),
         ({"label_map": "all_to_all"}, "`label_map` to be one of all_to_one"),
     ],
 )

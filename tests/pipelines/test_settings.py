@@ -10,7 +10,7 @@ from fst_lightning.pipelines.build.arguments import check_arguments
 from tests.pipelines.conftest import Start
 
 BAD = {
-    "attack.poison_ratio=2": "poison_ratio` to be in [0, 1], but got 2",
+    "attack.poison_ratio=2": "poison_ratio` to be a number in [0, 1], but got 2",
     "attack.poison_ratio=0.0000001": "rounds to none",
     "attack.poison_ratio=abc": "`attack.poison_ratio` to be a number, but got 'abc'",
     "attack.target_label=99": "to be in 0..2 for 3 classes, but got 99",
@@ -48,7 +48,7 @@ BAD = {
     "tuning.augment=foo": "`tuning.augment` to be true or false",
     "checkpoint=missing.pt": "missing.pt: there is no such file",
     "data.image_size=abc": "`data.image_size` to be a whole number, but got 'abc'",
-    "data.num_classes=1": "at least 2, but got 1",
+    "data.num_classes=1": "of 2 or more, but got 1",
     "model.width=abc": "`model.width` to be a whole number, but got 'abc'",
     "val_images=0": "`val_images` to be a whole number of 1 or more, but got 0",
     "seed=abc": "`seed` to be a whole number from 0 to 4294967295, but got 'abc'",

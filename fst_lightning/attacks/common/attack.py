@@ -14,6 +14,7 @@ from fst_lightning.arguments import ShowsArguments
 from fst_lightning.attacks.common.plan import PoisonPlan, draw_rows
 from fst_lightning.pixels import check_pixels
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_choice, check_number
 
 LabelMap = Literal["all_to_one", "all_to_all", "clean_label", "untargeted"]
 RateOf = Literal["total", "target_class"]
@@ -79,15 +80,13 @@ class Attack(ShowsArguments, nn.Module, ABC):
         rate_of: RateOf = "total",
     ) -> None:
         super().__init__()
-        check_ratio("poison_ratio", poison_ratio)
+        check_number("poison_ratio", poison_ratio, high=1)
         if label_map not in self.label_maps:
             raise ValueError(
                 f"Expected `label_map` to be one of {', '.join(self.label_maps)}, "
                 f"but got {label_map!r}."
             )
-        if rate_of not in get_args(RateOf):
-            valid = ", ".join(get_args(RateOf))
-            raise ValueError(f"Expected `rate_of` to be one of {valid}, but got {rate_of!r}.")
+        check_choice("rate_of", rate_of, RateOf)
         # `True` is an int in Python, and 0.5 would be truncated to another class.
         if not isinstance(target_label, int) or isinstance(target_label, bool) or target_label < 0:
             raise ValueError(
@@ -444,17 +443,6 @@ class Attack(ShowsArguments, nn.Module, ABC):
                 self.register_buffer(name, buffer.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self.fitted = True
-
-
-def check_ratio(name: str, value: float) -> None:
-    """Refuse a value that is not a share.
-
-    Raises:
-        ValueError: If it is not a number in [0, 1].
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 <= value <= 1):
-        raise ValueError(f"Expected `{name}` to be in [0, 1], but got {value}.")
 
 
 def full_precision(images: Tensor) -> torch.autocast:

@@ -14,6 +14,7 @@ from fst_lightning.models.bounds import check_bounds
 from fst_lightning.models.cost import training_memory
 from fst_lightning.optim import triangle
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_counts
 
 _BATCH_SIZE = 128
 _PEAK_LR = 0.2025
@@ -187,19 +188,6 @@ def input_gradient(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         loss = functional.cross_entropy(net(images), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, images)
     return gradient
-
-
-def check_counts(**values: object) -> None:
-    """Refuse numbers of epochs, images or steps that are not whole numbers of 1 or more.
-
-    Raises:
-        ValueError: If one of them is not; names the first one.
-    """
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(
-                f"Expected `{name}` to be a whole number of 1 or more, but got {value!r}."
-            )
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from fst_lightning.data.images import ImageSet, check_memory
 from fst_lightning.data.placement import Placement
 from fst_lightning.data.resize import interpolate
-from fst_lightning.data.sources.source import Source, check_at_least
+from fst_lightning.data.sources.source import Source
 from fst_lightning.data.split import stratified_split
+from fst_lightning.validate import check_number
 
 _LARGEST_VALUE = 16
 _NUM_IMAGES = 1797
@@ -70,7 +71,7 @@ class Digits(Source):
             triggered_root=triggered_root,
             channels=channels,
         )
-        check_at_least("split_seed", split_seed, 0)
+        check_number("split_seed", split_seed, low=0, whole=True)
         check_memory(_NUM_IMAGES, image_size)
         self._size = image_size
         self.split_seed = split_seed

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from fst_lightning.data.images import ImageSet, check_memory
 from fst_lightning.data.placement import Placement
-from fst_lightning.data.sources.source import Source, check_at_least
+from fst_lightning.data.sources.source import Source
+from fst_lightning.validate import check_number
 
 _PATTERN_SIZE = 4
 _CONTRAST = 0.2
@@ -77,10 +78,10 @@ class Fake(Source):
             triggered_root=triggered_root,
             channels=channels,
         )
-        check_at_least("num_classes", num_classes, 2)
-        check_at_least("num_train", num_train, 1)
-        check_at_least("num_test", num_test, 1)
-        check_at_least("seed", seed, 0)
+        check_number("num_classes", num_classes, low=2, whole=True)
+        check_number("num_train", num_train, low=1, whole=True)
+        check_number("num_test", num_test, low=1, whole=True)
+        check_number("seed", seed, low=0, whole=True)
         # The patterns are float32: they count four times.
         check_memory(num_train + num_test + 4 * num_classes, image_size)
         self.num_classes = num_classes

@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -15,8 +14,9 @@ from fst_lightning.data.images import ImageSet
 from fst_lightning.data.placement import Placement
 from fst_lightning.data.residency import Cache, held_images
 from fst_lightning.data.sources.exported import INDEX, changed_files
-from fst_lightning.data.sources.source import Source, check_at_least
+from fst_lightning.data.sources.source import Source
 from fst_lightning.data.split import stratified_split
+from fst_lightning.validate import check_choice, check_number
 
 _TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 """Names of the two parts, in the order of preference; case does not count."""
@@ -100,11 +100,8 @@ class ImageFolder(Source):
             raise ValueError(f"Expected `test_fraction` to be in (0, 1), but got {test_fraction}.")
         if isinstance(classes, str):
             raise ValueError(f"Expected `classes` to be a list of names, but got {classes!r}.")
-        check_at_least("split_seed", split_seed, 0)
-        if cache not in get_args(Cache):
-            raise ValueError(
-                f"Expected `cache` to be one of {', '.join(get_args(Cache))}, but got {cache!r}."
-            )
+        check_number("split_seed", split_seed, low=0, whole=True)
+        check_choice("cache", cache, Cache)
         if cache == "stream" and placement == "device":
             raise ValueError(
                 "Expected data.placement=auto or host with data.cache=stream, but got device: "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from fst_lightning.data.residency import Cache
 from fst_lightning.data.sources.triggered import read_triggered
 from fst_lightning.data.statistics import training_statistics
 from fst_lightning.data.stream import StreamedImages
+from fst_lightning.validate import check_choice, check_number
 
 
 class Source(ABC):
@@ -62,13 +62,9 @@ class Source(ABC):
         channels: int = 3,
     ) -> None:
         if image_size is not None:
-            check_at_least("image_size", image_size, 1)
-        check_at_least("crop_padding", crop_padding, 0)
-        if placement not in get_args(Placement):
-            raise ValueError(
-                f"Expected `placement` to be one of {', '.join(get_args(Placement))}, "
-                f"but got {placement!r}."
-            )
+            check_number("image_size", image_size, low=1, whole=True)
+        check_number("crop_padding", crop_padding, low=0, whole=True)
+        check_choice("placement", placement, Placement)
         self.image_size = image_size
         if isinstance(channels, bool) or channels not in (1, 3):
             raise ValueError(f"Expected `data.channels` to be 1 or 3, but got {channels!r}.")
@@ -129,24 +125,6 @@ def _gray(rows: ImageSet) -> ImageSet:
     if isinstance(images, StreamedImages):
         return ImageSet(images.in_gray(to_gray), rows.labels)
     return ImageSet(to_gray(images), rows.labels)
-
-
-def check_at_least(name: str, value: int, minimum: int) -> None:
-    """Refuse a value that is not a whole number of at least `minimum`.
-
-    Args:
-        name: Name of the value in the error.
-        value: The number to check.
-        minimum: The smallest valid value.
-
-    Raises:
-        ValueError: If they are not; says what was found.
-    """
-    # `True` is an int in Python, but a mistake in a configuration.
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(
-            f"Expected `{name}` to be a whole number of at least {minimum}, but got {value!r}."
-        )
 
 
 def _channels(

@@ -6,7 +6,6 @@ mask can be folded into :math:`\gamma`, whatever convolution comes before.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from torch.nn.utils import parametrize
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense, freeze
 from fst_lightning.defenses.common.whole_set import accuracy, require_batchnorm
+from fst_lightning.validate import check_number
 
 NOTHING_PRUNED = "Nothing was pruned"
 """The shortfall of a defense that prunes and found no channel to prune."""
@@ -333,40 +333,6 @@ class MaskDefense(Defense):
     def shortfall(self) -> str | None:
         """``Nothing was pruned`` if :meth:`cut` found no threshold."""
         return NOTHING_PRUNED if self._found.get("pruned_channels") == 0 else None
-
-
-def check_number(
-    name: str,
-    value: Any,
-    *,
-    low: float = 0,
-    high: float = float("inf"),
-    low_open: bool = False,
-    whole: bool = False,
-) -> None:
-    """Check an argument of a constructor.
-
-    Args:
-        name: Its name in the error.
-        value: The argument.
-        low: The smallest valid value.
-        high: The largest valid value.
-        low_open: Whether ``low`` itself is invalid.
-        whole: Whether it has to be an int.
-
-    Raises:
-        ValueError: If it is not a finite number within the bounds; True and False are no numbers.
-    """
-    kind: type = int if whole else float
-    # `True` is an int in Python, but a mistake in a configuration.
-    number = isinstance(value, int | kind) and not isinstance(value, bool)
-    above = number and (low < value if low_open else low <= value)
-    if above and value <= high and value < math.inf:
-        return
-    noun = "a whole number" if whole else "a number"
-    bounds = f"greater than {low:g}" if low_open else f"of {low:g} or more"
-    limit = "" if high == float("inf") else f", at most {high:g}"
-    raise ValueError(f"Expected `{name}` to be {noun} {bounds}{limit}, but got {value!r}.")
 
 
 def merged_moments(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fst_lightning.defenses.common.defense import Defense, freeze
 from fst_lightning.defenses.common.orthogonal import orthogonal_to
 from fst_lightning.defenses.common.reference_head import ReferenceHead
 from fst_lightning.models import Head, find_head, num_inputs, weight_matrix
+from fst_lightning.validate import check_choice
 
 Reinit = Literal["orthogonal", "uniform", "none"]
 
@@ -55,9 +56,7 @@ class HeadDefense(Defense):
         head: str | None = None,
     ) -> None:
         super().__init__()
-        if reinit not in get_args(Reinit):
-            valid = ", ".join(get_args(Reinit))
-            raise ValueError(f"Expected `reinit` to be one of {valid}, but got {reinit!r}.")
+        check_choice("reinit", reinit, Reinit)
         self.reinit = reinit
         self.project_norm = project_norm
         self.train_head = train_head

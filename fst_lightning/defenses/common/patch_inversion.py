@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
+from fst_lightning.validate import check_number
 
 _TO_SIGMA = 1.4826
 """The standard deviation of normal numbers in units of their median absolute deviation."""

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.features import features_of, vectors
@@ -27,6 +26,7 @@ from fst_lightning.defenses.common.snapshot import flat
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.defenses.nc import stamped_images
 from fst_lightning.models import Head, find_head, inputs_of, weight_matrix
+from fst_lightning.validate import check_number
 
 
 class TriggerGenerator(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.i_bau import project
 from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
+from fst_lightning.validate import check_number
 
 
 class AdversarialTriggers(TriggerSource):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
 from fst_lightning.pixels import check_pixels
+from fst_lightning.validate import check_number
 
 _FEWEST_CELLS = 4  # of noise, along the shorter side
 _WAVES = 0.2  # share of the patterns

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.arguments import ShowsArguments
-from fst_lightning.defenses.common.channel_masks import check_number
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.found_buffers import FoundBuffers
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.models import logits_taken
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_number
 
 Classifier = Callable[[Tensor], Tensor]
 """From images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``."""

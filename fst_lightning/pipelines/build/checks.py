@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -21,6 +21,7 @@ from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.measure.mismatch import OnMismatch
 from fst_lightning.pipelines.runtime.resume import named_checkpoint
 from fst_lightning.pipelines.search.automatic import OnNoSetting
+from fst_lightning.validate import check_choice, check_number
 
 _LARGEST_SEED = 2**32 - 1
 _MOST_WORKERS = 1024
@@ -50,11 +51,11 @@ def check_settings(run: Run) -> None:
     """
     _check_complete(run.cfg)
     _check_parts(run.cfg)
-    _check_whole("seed", run.cfg.seed, 0, _LARGEST_SEED)
+    check_number("seed", run.cfg.seed, low=0, high=_LARGEST_SEED, whole=True)
     if run.cfg.num_workers is not None:
-        _check_whole("num_workers", run.cfg.num_workers, 0, _MOST_WORKERS)
+        check_number("num_workers", run.cfg.num_workers, low=0, high=_MOST_WORKERS, whole=True)
     if run.cfg.val_images is not None:
-        _check_whole("val_images", run.cfg.val_images, 1)
+        check_number("val_images", run.cfg.val_images, low=1, whole=True)
     for name in ("training", "tuning"):
         if name in run.cfg:
             _check_recipe(name, run.cfg[name])
@@ -73,11 +74,7 @@ def check_settings(run: Run) -> None:
     if asked.startswith("16") and used == "bf16-mixed":
         rank_zero_warn(f"trainer.precision={asked} is {used} on a CPU, and is recorded as that.")
     on_mismatch = run.cfg.get("on_mismatch", "stop")
-    if on_mismatch not in get_args(OnMismatch):
-        raise ValueError(
-            f"Expected `on_mismatch` to be one of {', '.join(get_args(OnMismatch))}, but got "
-            f"{on_mismatch!r}."
-        )
+    check_choice("on_mismatch", on_mismatch, OnMismatch)
     named_checkpoint(run)
 
 
@@ -130,31 +127,19 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
                 f"{found.get('_partial_')!r}: it is called with the weights later."
             )
     # Lightning takes max_epochs=-1 for "for ever".
-    _check_whole(f"{name}.max_epochs", recipe.max_epochs, 1)
-    _check_whole(f"{name}.batch_size", recipe.batch_size, 1)
-    _check_share(f"{name}.label_smoothing", recipe.get("label_smoothing", 0.0))
-    if recipe.scheduler_interval not in get_args(Interval):
-        raise ValueError(
-            f"Expected `{name}.scheduler_interval` to be one of {', '.join(get_args(Interval))}, "
-            f"but got {recipe.scheduler_interval!r}."
-        )
+    check_number(f"{name}.max_epochs", recipe.max_epochs, low=1, whole=True)
+    check_number(f"{name}.batch_size", recipe.batch_size, low=1, whole=True)
+    check_number(f"{name}.label_smoothing", recipe.get("label_smoothing", 0.0), high=1)
+    check_choice(f"{name}.scheduler_interval", recipe.scheduler_interval, Interval)
     for key in ("augment", "balanced", "alternate_flips"):
         if not isinstance(recipe.get(key, False), bool):
             raise ValueError(
                 f"Expected `{name}.{key}` to be true or false, but got {recipe[key]!r}."
             )
     if recipe.get("crop_padding") is not None:
-        _check_whole(f"{name}.crop_padding", recipe.crop_padding, 0)
-    if recipe.get("crop_fill", "zeros") not in get_args(CropFill):
-        raise ValueError(
-            f"Expected `{name}.crop_fill` to be one of {', '.join(get_args(CropFill))}, "
-            f"but got {recipe.crop_fill!r}."
-        )
-    if recipe.get("clean_source", "train") not in get_args(CleanSource):
-        raise ValueError(
-            f"Expected `{name}.clean_source` to be one of {', '.join(get_args(CleanSource))}, "
-            f"but got {recipe.clean_source!r}."
-        )
+        check_number(f"{name}.crop_padding", recipe.crop_padding, low=0, whole=True)
+    check_choice(f"{name}.crop_fill", recipe.get("crop_fill", "zeros"), CropFill)
+    check_choice(f"{name}.clean_source", recipe.get("clean_source", "train"), CleanSource)
     if OmegaConf.select(recipe, "optimizer.lr") == "auto":
         if name != "tuning":
             raise ValueError(
@@ -187,28 +172,12 @@ def _check_search(tuning: DictConfig) -> None:
             "Expected `tuning.lr_range` to be two learning rates, [LOWEST, HIGHEST] and above 0, "
             f"but got {found}."
         )
-    _check_share("tuning.max_ca_drop", tuning.max_ca_drop)
-    _check_whole("tuning.folds", tuning.folds, 2)
+    check_number("tuning.max_ca_drop", tuning.max_ca_drop, high=1)
+    check_number("tuning.folds", tuning.folds, low=2, whole=True)
     if tuning.recipe_images is not None:
-        _check_whole("tuning.recipe_images", tuning.recipe_images, 1)
-    if tuning.on_no_setting not in get_args(OnNoSetting):
-        raise ValueError(
-            f"Expected `tuning.on_no_setting` to be one of {', '.join(get_args(OnNoSetting))}, "
-            f"but got {tuning.on_no_setting!r}."
-        )
-
-
-def _check_share(name: str, value: Any) -> None:
-    if not (_is_number(value) and 0 <= value <= 1):
-        raise ValueError(f"Expected `{name}` to be a number in [0, 1], but got {value!r}.")
+        check_number("tuning.recipe_images", tuning.recipe_images, low=1, whole=True)
+    check_choice("tuning.on_no_setting", tuning.on_no_setting, OnNoSetting)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        valid = f"of {low} or more" if high is None else f"from {low} to {high}"
-        raise ValueError(f"Expected `{name}` to be a whole number {valid}, but got {value!r}.")

@@ -165,8 +165,8 @@ class NoPreparation(Attack):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"poison_ratio": -0.01}, r"`poison_ratio` to be in \[0, 1\], but got -0.01"),
-        ({"poison_ratio": 1.5}, r"`poison_ratio` to be in \[0, 1\], but got 1.5"),
+        ({"poison_ratio": -0.01}, r"`poison_ratio` to be a number in \[0, 1\], but got -0.01"),
+        ({"poison_ratio": 1.5}, r"`poison_ratio` to be a number in \[0, 1\], but got 1.5"),
         ({"poison_ratio": math.nan}, "but got nan"),
         ({"target_label": -1}, "`target_label` to be a whole number of 0 or more, but got -1"),
         ({"target_label": 0.5}, "`target_label` to be a whole number of 0 or more, but got 0.5"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fst_lightning.data.images import ImageSet
-from fst_lightning.data.sources.source import Source, check_at_least
+from fst_lightning.data.sources.source import Source
 
 
 class Counting(Source):
@@ -42,10 +42,10 @@ def test_given_statistics_win() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 0}, "`image_size`.*at least 1, but got 0"),
+        ({"image_size": 0}, "`image_size`.*of 1 or more, but got 0"),
         ({"image_size": 32.0}, "`image_size`.*but got 32.0"),
         ({"image_size": True}, "`image_size`"),
-        ({"crop_padding": -1}, "`crop_padding`.*at least 0"),
+        ({"crop_padding": -1}, "`crop_padding`.*of 0 or more"),
         ({"mean": [0.5]}, r"`mean` to be 3 finite numbers, but got \[0.5\]"),
         ({"mean": "abc"}, "`mean` to be null or 3 numbers, but got 'abc'"),
         ({"mean": 0.5}, "`mean` to be null or 3 numbers"),
@@ -56,7 +56,3 @@ def test_given_statistics_win() -> None:
 def test_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Counting(**arguments)
-
-
-def test_check_at_least_takes_the_least() -> None:
-    check_at_least("x", 2, 2)

@@ -1,7 +1,6 @@
 import copy
 import math
 import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from fst_lightning.defenses import (
 from fst_lightning.defenses.common.channel_masks import (
     ChannelMask,
     attach,
-    check_number,
     detach,
     merged_moments,
     outliers,
@@ -126,31 +124,6 @@ def test_networks_without_batchnorm_are_refused(kind: type[Defense]) -> None:
     if kind is not NeuralPolarizer:
         with pytest.raises(ValueError, match="affine=False"):
             kind().prepare(bare, pruning.seeded())
-
-
-@pytest.mark.parametrize(
-    ("value", "limits"),
-    [
-        (-0.1, {}),
-        (True, {}),
-        ("1", {}),
-        (math.nan, {}),
-        (math.inf, {}),
-        (math.inf, {"low": 1, "low_open": True}),
-        (0, {"low_open": True}),
-        (1.5, {"high": 1}),
-        (2.0, {"low": 1, "whole": True}),
-    ],
-)
-def test_arguments_out_of_range_are_named(value: Any, limits: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"Expected `size` to be a .*, but got"):
-        check_number("size", value, **limits)
-
-
-def test_arguments_in_range_pass() -> None:
-    check_number("size", 0)
-    check_number("size", 1, high=1)
-    check_number("size", 3, low=1, whole=True)
 
 
 def test_a_cut_prunes_the_largest_set_that_is_cheap() -> None:

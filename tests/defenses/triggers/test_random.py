@@ -179,7 +179,7 @@ def test_without_a_share_no_number_is_drawn() -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_what_is_no_share_is_refused(name: str, value: float) -> None:
     options: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=f"`{name}` to be a number of 0 or more, at most 1"):
+    with pytest.raises(ValueError, match=rf"`{name}` to be a number in \[0, 1\]"):
         RandomTriggers(**options)
 
 
