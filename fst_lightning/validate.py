@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, get_args
 
 
@@ -11,11 +13,12 @@ def check_number(
     value: Any,
     *,
     low: float = 0,
-    high: float = float("inf"),
+    high: float = math.inf,
     low_open: bool = False,
+    high_open: bool = False,
     whole: bool = False,
 ) -> None:
-    """Check an argument of a constructor.
+    """Check an argument that is one number.
 
     Args:
         name: Its name in the error.
@@ -23,10 +26,12 @@ def check_number(
         low: The smallest valid value.
         high: The largest valid value.
         low_open: Whether ``low`` itself is invalid.
-        whole: Whether it has to be an int.
+        high_open: Whether ``high`` itself is invalid.
+        whole: Whether the number must be an integer.
 
     Raises:
-        ValueError: If it is not a finite number within the bounds; True and False are no numbers.
+        ValueError: If it is not a finite number within the bounds. ``True`` and ``False`` are no
+            numbers.
 
     Example:
         >>> check_number("alpha", 0.2, high=1)
@@ -34,20 +39,50 @@ def check_number(
         Traceback (most recent call last):
         ValueError: Expected `folds` to be a whole number of 2 or more, but got 1.
     """
-    kind: type = int if whole else float
-    # `True` is an int in Python, but a mistake in a configuration.
-    number = isinstance(value, int | kind) and not isinstance(value, bool)
-    above = number and (low < value if low_open else low <= value)
-    if above and value <= high and value < math.inf:
-        return
-    noun = "a whole number" if whole else "a number"
-    if high < math.inf and whole:
-        bounds = f"from {low} to {high}"
-    elif high < math.inf:
-        bounds = f"in {'(' if low_open else '['}{low:g}, {high:g}]"
-    else:
-        bounds = f"greater than {low:g}" if low_open else f"of {low:g} or more"
-    raise ValueError(f"Expected `{name}` to be {noun} {bounds}, but got {value!r}.")
+    if not _is_valid(value, low, high, low_open, high_open, whole):
+        noun = "a whole number" if whole else "a number"
+        bounds = _bounds(low, high, low_open, high_open, whole)
+        raise ValueError(f"Expected `{name}` to be {noun}{bounds}, but got {value!r}.")
+
+
+def check_numbers(
+    name: str,
+    values: Any,
+    *,
+    length: int | None = None,
+    low: float = 0,
+    high: float = math.inf,
+    whole: bool = False,
+) -> None:
+    """Check an argument that is a list of numbers.
+
+    Args:
+        name: Its name in the error.
+        values: The argument.
+        length: How many numbers it must hold; None for one or more.
+        low: The smallest valid number.
+        high: The largest valid number.
+        whole: Whether the numbers must be integers.
+
+    Raises:
+        ValueError: If it is not a list of as many finite numbers within the bounds.
+
+    Example:
+        >>> check_numbers("opacities", [0.5, 1.0], length=2, high=1)
+        >>> check_numbers("opacities", [0.5], length=2, high=1)
+        Traceback (most recent call last):
+        ValueError: Expected `opacities` to be a list of 2 numbers in [0, 1], but got [0.5].
+    """
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    enough = listed and (len(values) == length if length is not None else len(values) > 0)
+    if not enough or not all(_is_valid(value, low, high, False, False, whole) for value in values):
+        count = "" if length is None else f"{length} "
+        noun = "whole numbers" if whole else "numbers"
+        found = list(values) if listed else values
+        raise ValueError(
+            f"Expected `{name}` to be a list of {count}{noun}"
+            f"{_bounds(low, high, False, False, whole)}, but got {found!r}."
+        )
 
 
 def check_counts(**values: object) -> None:
@@ -72,7 +107,7 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     Args:
         name: Its name in the error.
         value: The argument.
-        choices: A ``Literal`` of the valid values.
+        choices: The valid values, as a ``Literal`` or a tuple.
 
     Raises:
         ValueError: If it is none of them.
@@ -81,6 +116,30 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
         >>> from typing import Literal
         >>> check_choice("corner", "left", Literal["left", "right"])
     """
-    valid = get_args(choices)
-    if value not in valid:
-        raise ValueError(f"Expected `{name}` to be one of {', '.join(valid)}, but got {value!r}.")
+    valid = get_args(choices) or choices
+    # `True == 1` in Python.
+    if isinstance(value, bool) or value not in valid:
+        listed = ", ".join(map(str, valid))
+        raise ValueError(f"Expected `{name}` to be one of {listed}, but got {value!r}.")
+
+
+def _is_valid(
+    value: Any, low: float, high: float, low_open: bool, high_open: bool, whole: bool
+) -> bool:
+    # `True` is an int in Python, but a mistake in a configuration.
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not number:
+        return False
+    above = low < value if low_open else low <= value
+    below = value < high if high_open else value <= high
+    return bool(above and below and -math.inf < value < math.inf)
+
+
+def _bounds(low: float, high: float, low_open: bool, high_open: bool, whole: bool) -> str:
+    if high < math.inf and whole:
+        return f" from {low} to {high}"
+    if high < math.inf:
+        return f" in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+    if low == -math.inf:
+        return ""
+    return f" greater than {low:g}" if low_open else f" of {low:g} or more"

@@ -120,10 +120,11 @@ class AdaptiveBlend(Blended):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if cells < 1 or round(mask_rate * cells**2) == cells**2:
+        check_number("cells", cells, low=1, whole=True)
+        if round(mask_rate * cells**2) == cells**2:
             raise ValueError(
-                "Expected `cells` to be 1 or more and `mask_rate` to leave one of them, "
-                f"but got {cells} and {mask_rate}."
+                f"Expected `mask_rate` to leave at least one of {cells} x {cells} cells, but got "
+                f"{mask_rate}."
             )
         self.train_alpha = train_alpha
         self.cells = cells

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 from fst_lightning.attacks.common.pictures import pictures_in, read_patch
-from fst_lightning.validate import check_number
+from fst_lightning.validate import check_number, check_numbers
 
 _NUM_PATCHES = 4
 
@@ -119,21 +119,10 @@ class AdaptivePatch(Attack):
             rate_of=rate_of,
         )
         check_number("cover_ratio", cover_ratio, high=1)
-        if patch_size < 1 or margin < 0:
-            raise ValueError(
-                "Expected `patch_size` to be 1 or more and `margin` 0 or more, "
-                f"but got {patch_size} and {margin}."
-            )
-        if len(opacities) != _NUM_PATCHES or not all(0 <= value <= 1 for value in opacities):
-            raise ValueError(
-                f"Expected `opacities` to be {_NUM_PATCHES} numbers in [0, 1], "
-                f"but got {list(opacities)}."
-            )
-        if not test_patches or not set(test_patches) <= set(range(_NUM_PATCHES)):
-            raise ValueError(
-                f"Expected `test_patches` to be numbers in 0..{_NUM_PATCHES - 1}, "
-                f"but got {list(test_patches)}."
-            )
+        check_number("patch_size", patch_size, low=1, whole=True)
+        check_number("margin", margin, whole=True)
+        check_numbers("opacities", opacities, length=_NUM_PATCHES, high=1)
+        check_numbers("test_patches", test_patches, high=_NUM_PATCHES - 1, whole=True)
         pictures = [] if folder is None else pictures_in(folder)
         if folder is not None and len(pictures) != _NUM_PATCHES:
             raise ValueError(

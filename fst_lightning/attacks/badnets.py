@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 from fst_lightning.attacks.common.pictures import check_picture, read_patch
-from fst_lightning.validate import check_choice
+from fst_lightning.validate import check_choice, check_number
 
 Patch = Literal["square", "checkerboard"]
 Corner = Literal["top_left", "top_right", "bottom_left", "bottom_right"]
@@ -114,13 +114,9 @@ class BadNets(Attack):
         )
         check_choice("patch", patch, Patch)
         check_choice("corner", corner, Corner)
-        if patch_size < 1 or margin < 0:
-            raise ValueError(
-                "Expected `patch_size` to be 1 or more and `margin` 0 or more, "
-                f"but got {patch_size} and {margin}."
-            )
-        if not 0 <= opacity <= 1:
-            raise ValueError(f"Expected `opacity` to be in [0, 1], but got {opacity}.")
+        check_number("patch_size", patch_size, low=1, whole=True)
+        check_number("margin", margin, whole=True)
+        check_number("opacity", opacity, high=1)
         check_picture(image)
         self.patch = patch
         self.patch_size = patch_size

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 from fst_lightning.attacks.common.pictures import check_picture, read_picture
+from fst_lightning.validate import check_number
 
 
 class Blended(Attack):
@@ -95,8 +96,7 @@ class Blended(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not 0 <= blend_alpha <= 1:
-            raise ValueError(f"Expected `blend_alpha` to be in [0, 1], but got {blend_alpha}.")
+        check_number("blend_alpha", blend_alpha, high=1)
         check_picture(image)
         self.blend_alpha = blend_alpha
         self.image = image

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fst_lightning.attacks.common.attack import Attack, Classify, LabelMap, RateOf, full_precision
+from fst_lightning.validate import check_number
 
 # 1 is white, 0 is black, and a dot leaves the pixel unchanged.
 _PATTERN = ("101", ".1.", "010", ".1.", "101")
@@ -104,18 +105,10 @@ class Blind(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        for name, weight in (
-            ("clean_weight", clean_weight),
-            ("triggered_weight", triggered_weight),
-        ):
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"Expected `{name}` to be 0 or more, but got {weight}.")
-        if not loss_threshold > 0:
-            raise ValueError(f"Expected `loss_threshold` to be above 0, but got {loss_threshold}.")
-        if not isinstance(loss_window, int) or isinstance(loss_window, bool) or loss_window < 1:
-            raise ValueError(
-                f"Expected `loss_window` to be a whole number of 1 or more, but got {loss_window}."
-            )
+        check_number("clean_weight", clean_weight)
+        check_number("triggered_weight", triggered_weight)
+        check_number("loss_threshold", loss_threshold, low_open=True)
+        check_number("loss_window", loss_window, low=1, whole=True)
         self.clean_weight = clean_weight
         self.triggered_weight = triggered_weight
         self.loss_threshold = loss_threshold

@@ -94,10 +94,7 @@ class Bpp(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not isinstance(depth, int) or isinstance(depth, bool) or not 2 <= depth <= 256:
-            raise ValueError(
-                f"Expected `depth` to be a whole number of levels from 2 to 256, but got {depth!r}."
-            )
+        check_number("depth", depth, low=2, high=256, whole=True)
         if cover_ratio is None:
             cover_ratio = min(poison_ratio, 1 - poison_ratio)
         check_number("cover_ratio", cover_ratio, high=1)

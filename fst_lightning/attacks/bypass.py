@@ -18,6 +18,7 @@ from fst_lightning.attacks.common.generator_attack import reverse_gradient
 from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.models import find_head, inputs_of, num_inputs
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_number
 
 
 class Bypass(TrainedAttack):
@@ -106,10 +107,8 @@ class Bypass(TrainedAttack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"Expected `weight` to be 0 or more, but got {weight}.")
-        if not 0 < lr < float("inf"):
-            raise ValueError(f"Expected `lr` to be above 0, but got {lr}.")
+        check_number("weight", weight)
+        check_number("lr", lr, low_open=True)
         self.blended = Blended(blend_alpha, pattern_seed=pattern_seed)
         self.weight = weight
         self.head = head

@@ -135,16 +135,10 @@ class InputAware(TrainedAttack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not 0 < mask_density <= 1:
-            raise ValueError(f"Expected `mask_density` to be in (0, 1], but got {mask_density}.")
-        if not isinstance(mask_epochs, int) or isinstance(mask_epochs, bool) or mask_epochs < 1:
-            raise ValueError(
-                f"Expected `mask_epochs` to be a whole number of 1 or more, but got {mask_epochs}."
-            )
-        if not 0 <= diversity < float("inf"):
-            raise ValueError(f"Expected `diversity` to be 0 or more, but got {diversity}.")
-        if not 0 < lr < float("inf"):
-            raise ValueError(f"Expected `lr` to be above 0, but got {lr}.")
+        check_number("mask_density", mask_density, low_open=True, high=1)
+        check_number("mask_epochs", mask_epochs, low=1, whole=True)
+        check_number("diversity", diversity)
+        check_number("lr", lr, low_open=True)
         if cover_ratio is None:
             cover_ratio = min(poison_ratio, 1 - poison_ratio)
         check_number("cover_ratio", cover_ratio, high=1)

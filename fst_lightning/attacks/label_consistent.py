@@ -18,7 +18,7 @@ from fst_lightning.attacks.common.surrogate import (
     input_gradient,
 )
 from fst_lightning.seeds import derived_seed
-from fst_lightning.validate import check_counts
+from fst_lightning.validate import check_counts, check_number
 
 _BATCH_SIZE = 256
 
@@ -126,14 +126,9 @@ class LabelConsistent(SurrogateAttack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not 0 <= epsilon <= 255:
-            raise ValueError(f"Expected `epsilon` to be in [0, 255], but got {epsilon}.")
-        if not 0 < pgd_step_size <= 255:
-            raise ValueError(
-                f"Expected `pgd_step_size` to be in (0, 255], but got {pgd_step_size}."
-            )
-        if not 0 < amplitude <= 1:
-            raise ValueError(f"Expected `amplitude` to be in (0, 1], but got {amplitude}.")
+        check_number("epsilon", epsilon, high=255)
+        check_number("pgd_step_size", pgd_step_size, low_open=True, high=255)
+        check_number("amplitude", amplitude, low_open=True, high=1)
         check_counts(pgd_steps=pgd_steps, patch_size=patch_size)
         self.epsilon = epsilon
         self.pgd_steps = pgd_steps

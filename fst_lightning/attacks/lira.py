@@ -103,12 +103,10 @@ class LIRA(TrainedAttack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not 0 < eps <= 1:
-            raise ValueError(f"Expected `eps` to be in (0, 1], but got {eps}.")
+        check_number("eps", eps, low_open=True, high=1)
         check_number("clean_weight", clean_weight, high=1)
         check_number("joint_fraction", joint_fraction, high=1)
-        if not 0 < lr < float("inf"):
-            raise ValueError(f"Expected `lr` to be above 0, but got {lr}.")
+        check_number("lr", lr, low_open=True)
         self.eps = eps
         self.clean_weight = clean_weight
         self.joint_fraction = joint_fraction

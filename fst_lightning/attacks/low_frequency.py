@@ -15,7 +15,7 @@ from fst_lightning.attacks.common.attack import LabelMap, RateOf
 from fst_lightning.attacks.common.frequency import cosines
 from fst_lightning.attacks.common.surrogate import SurrogateAttack, input_gradient
 from fst_lightning.seeds import derived_seed
-from fst_lightning.validate import check_choice, check_counts
+from fst_lightning.validate import check_choice, check_counts, check_number
 
 Method = Literal["surrogate", "dct"]
 
@@ -131,8 +131,7 @@ class LowFrequency(SurrogateAttack):
             rate_of=rate_of,
         )
         check_choice("method", method, Method)
-        if not 0 < epsilon <= 255:
-            raise ValueError(f"Expected `epsilon` to be in (0, 255], but got {epsilon}.")
+        check_number("epsilon", epsilon, low_open=True, high=255)
         check_counts(cutoff=cutoff, steps=steps)
         self.method = method
         self.epsilon = epsilon

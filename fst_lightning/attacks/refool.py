@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 from fst_lightning.attacks.common.pictures import pictures_in, read_picture
-from fst_lightning.validate import check_number
+from fst_lightning.validate import check_counts, check_number
 
 
 class Refool(Attack):
@@ -113,13 +113,8 @@ class Refool(Attack):
         )
         check_number("transmission", transmission, high=1)
         check_number("ghost_rate", ghost_rate, high=1)
-        if num_reflections < 1 or shift < 1:
-            raise ValueError(
-                "Expected `num_reflections` and `shift` to be 1 or more, "
-                f"but got {num_reflections} and {shift}."
-            )
-        if not (math.isfinite(blur) and blur > 0):
-            raise ValueError(f"Expected `blur` to be greater than 0, but got {blur}.")
+        check_counts(num_reflections=num_reflections, shift=shift)
+        check_number("blur", blur, low_open=True)
         self.pictures = [] if folder is None else pictures_in(folder)
         self.num_reflections = num_reflections
         self.transmission = transmission

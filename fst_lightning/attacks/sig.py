@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
+from fst_lightning.validate import check_number
 
 
 class SIG(Attack):
@@ -95,10 +96,8 @@ class SIG(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not 0 < delta <= 255:
-            raise ValueError(f"Expected `delta` to be in (0, 255], but got {delta}.")
-        if not (math.isfinite(frequency) and frequency > 0):
-            raise ValueError(f"Expected `frequency` to be greater than 0, but got {frequency}.")
+        check_number("delta", delta, low_open=True, high=255)
+        check_number("frequency", frequency, low_open=True)
         self.delta = delta
         self.frequency = frequency
         self.draw(3, 32, 32)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
 from fst_lightning.models.cost import training_memory
 from fst_lightning.seeds import derived_seed
-from fst_lightning.validate import check_counts
+from fst_lightning.validate import check_counts, check_number
 
 _BATCH_SIZE = 32
 _LR = 3e-3
@@ -203,19 +203,11 @@ class SSBA(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        check_counts(bits=bits, width=width, fit_epochs=fit_epochs, max_images=max_images)
-        if bits > 8:
-            raise ValueError(f"Expected `bits` to be in [1, 8], but got {bits}.")
-        if width > 1024:
-            raise ValueError(f"Expected `width` to be in [1, 1024], but got {width}.")
-        if not 1 <= residual_bound <= 255:
-            raise ValueError(
-                f"Expected `residual_bound` to be in [1, 255], but got {residual_bound}."
-            )
-        if not 0 <= residual_weight < float("inf"):
-            raise ValueError(
-                f"Expected `residual_weight` to be 0 or more, but got {residual_weight}."
-            )
+        check_number("bits", bits, low=1, high=8, whole=True)
+        check_number("width", width, low=1, high=1024, whole=True)
+        check_counts(fit_epochs=fit_epochs, max_images=max_images)
+        check_number("residual_bound", residual_bound, low=1, high=255)
+        check_number("residual_weight", residual_weight)
         self.bits = bits
         self.residual_bound = residual_bound
         self.residual_weight = residual_weight

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fst_lightning.attacks.badnets import BadNets, Corner, Patch
 from fst_lightning.attacks.common.attack import LabelMap, RateOf
-from fst_lightning.validate import check_number
+from fst_lightning.validate import check_number, check_numbers
 
 
 class TaCT(BadNets):
@@ -121,15 +121,9 @@ class TaCT(BadNets):
         )
         check_number("cover_ratio", cover_ratio, high=1)
         covers = None if cover_labels is None else tuple(cover_labels)
-        for name, label in (
-            ("source_label", source_label),
-            *(("cover_labels", label) for label in covers or ()),
-        ):
-            # `True` is an int in Python, and 0.5 would be truncated to another class.
-            if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-                raise ValueError(
-                    f"Expected `{name}` to be whole numbers of 0 or more, but got {label!r}."
-                )
+        check_number("source_label", source_label, whole=True)
+        if covers:
+            check_numbers("cover_labels", covers, whole=True)
         if source_label == target_label:
             raise ValueError(
                 f"Expected `source_label` to be another class than the target, but both are "

@@ -6,6 +6,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from fst_lightning.attacks.common.attack import LabelMap, RateOf
 from fst_lightning.attacks.common.surrogate import Surrogate, SurrogateAttack
 from fst_lightning.models import find_head, inputs_of, weight_matrix
 from fst_lightning.seeds import derived_seed
-from fst_lightning.validate import check_choice, check_counts
+from fst_lightning.validate import check_choice, check_counts, check_number
 
 _BATCH_SIZE = 32
 
@@ -139,22 +140,17 @@ class TrojanNN(SurrogateAttack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        check_counts(neurons=neurons, mask_size=mask_size, steps=steps)
+        check_counts(neurons=neurons, steps=steps)
+        check_number("mask_size", mask_size, low=1, high=32, whole=True)
         if neurons > 8 * surrogate_width:
             raise ValueError(
                 f"Expected `neurons` to be at most {8 * surrogate_width}, the features of a "
                 f"surrogate of width {surrogate_width}, but got {neurons}."
             )
-        if not abs(target_activation) < float("inf"):
-            raise ValueError(
-                f"Expected `target_activation` to be finite, but got {target_activation}."
-            )
-        if mask_size > 32:
-            raise ValueError(f"Expected `mask_size` to be in [1, 32], but got {mask_size}.")
+        check_number("target_activation", target_activation, low=-math.inf)
         check_choice("corner", corner, Corner)
-        for name, value in (("epsilon", epsilon), ("step_size", step_size)):
-            if not 0 < value <= 255:
-                raise ValueError(f"Expected `{name}` to be in (0, 255], but got {value}.")
+        check_number("epsilon", epsilon, low_open=True, high=255)
+        check_number("step_size", step_size, low_open=True, high=255)
         self.neurons = neurons
         self.target_activation = target_activation
         self.mask_size = mask_size

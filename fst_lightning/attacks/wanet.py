@@ -102,12 +102,8 @@ class WaNet(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not isinstance(grid_size, int) or isinstance(grid_size, bool) or grid_size < 2:
-            raise ValueError(
-                f"Expected `grid_size` to be a whole number of 2 or more, but got {grid_size!r}."
-            )
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"Expected `strength` to be 0 or more, but got {strength}.")
+        check_number("grid_size", grid_size, low=2, whole=True)
+        check_number("strength", strength)
         if cover_ratio is None:
             cover_ratio = min(2 * poison_ratio, 1 - poison_ratio)
         check_number("cover_ratio", cover_ratio, high=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -26,6 +26,7 @@ from fst_lightning.data.rows import (
 from fst_lightning.data.sources.source import Source
 from fst_lightning.defenses.common.clean_data import held_out_rows
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_choice, check_number
 
 Purpose = Literal["backdoor", "purify"]
 
@@ -91,19 +92,13 @@ class BackdoorDataModule(L.LightningDataModule):
         num_workers: int | None = None,
     ) -> None:
         super().__init__()
-        if purpose not in get_args(Purpose):
-            raise ValueError(f"Expected `purpose` to be backdoor or purify, but got {purpose!r}.")
-        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
-            raise ValueError(
-                "Expected `batch_size` and `eval_batch_size` to be 1 or more, "
-                f"but got {batch_size} and {eval_batch_size}."
-            )
-        if val_images is not None and val_images < 1:
-            raise ValueError(f"Expected `val_images` to be 1 or more, but got {val_images}.")
-        if not 0 < clean_ratio <= 1:
-            raise ValueError(
-                f"Expected `tuning.clean_ratio` to be in (0, 1], but got {clean_ratio}."
-            )
+        check_choice("purpose", purpose, Purpose)
+        check_number("batch_size", batch_size, low=1, whole=True)
+        if eval_batch_size is not None:
+            check_number("eval_batch_size", eval_batch_size, low=1, whole=True)
+        if val_images is not None:
+            check_number("val_images", val_images, low=1, whole=True)
+        check_number("tuning.clean_ratio", clean_ratio, low_open=True, high=1)
         self.source = source
         self.attack: Attack = NoAttack() if attack is None else attack
         self.measured: Attack

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fst_lightning.validate import check_number
+
 # Keeps 0.1 * 30 from counting as a little more than 3.
 _ROUNDING = 1e-9
 
@@ -34,8 +36,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         >>> sorted((held_out // 4).tolist()), len(kept)
         ([0, 1], 6)
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"Expected the fraction to hold out to be in (0, 1), but got {fraction}.")
+    check_number("fraction", fraction, low_open=True, high=1, high_open=True)
     counts = torch.bincount(labels)
     shares = counts.double() * fraction
     taken = (shares + _ROUNDING).floor().long()

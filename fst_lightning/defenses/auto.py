@@ -141,9 +141,7 @@ class AutoPurification(FST):
         super().__init__(alpha=alpha, reinit=reinit, project_norm=reinit != "none", head=head)
         check_number("distillation", distillation, high=1)
         check_number("temperature", temperature, low_open=True)
-        check_number("averaging", averaging, high=1)
-        if averaging == 1:
-            raise ValueError("Expected `averaging` to be less than 1, but got 1.")
+        check_number("averaging", averaging, high=1, high_open=True)
         self.distillation = distillation
         self.temperature = temperature
         self.averaging = averaging

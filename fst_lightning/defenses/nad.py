@@ -20,7 +20,7 @@ from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.snapshot import call_with, snapshot
 from fst_lightning.defenses.common.whole_set import keep_modes, tune
-from fst_lightning.validate import check_number
+from fst_lightning.validate import check_number, check_numbers
 
 
 class NeuralAttentionDistillation(Defense):
@@ -101,10 +101,7 @@ class NeuralAttentionDistillation(Defense):
         teacher_batch_size: int = 128,
     ) -> None:
         super().__init__()
-        if not isinstance(beta, list | tuple) or not beta:
-            raise ValueError(f"Expected `beta` to be a list of numbers, but got {beta!r}.")
-        for number in beta:
-            check_number("beta", number)
+        check_numbers("beta", beta)
         check_number("power", power, low_open=True)
         check_number("teacher_epochs", teacher_epochs, whole=True)
         check_number("teacher_lr", teacher_lr, low_open=True)

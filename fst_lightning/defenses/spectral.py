@@ -81,9 +81,7 @@ class SpectralSignatures(DatasetDefense):
 
     def __init__(self, share: float = 0.15, head: str | None = None) -> None:
         super().__init__()
-        check_number("share", share, low_open=True, high=1)
-        if share == 1:
-            raise ValueError("Expected `share` to be below 1, or no row would be left, but got 1.")
+        check_number("share", share, low_open=True, high=1, high_open=True)
         self.share = share
         self.head = head
 

@@ -3,6 +3,8 @@
 import math
 from statistics import NormalDist
 
+from fst_lightning.validate import check_number
+
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     r"""Bound the probability behind a count: Wilson's score interval.
@@ -32,12 +34,9 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
         >>> wilson_interval(0, 10)[0]
         0.0
     """
-    if total < 1:
-        raise ValueError(f"Expected `total` to be at least 1, but got {total}.")
-    if not 0 <= successes <= total:
-        raise ValueError(f"Expected `successes` to be in [0, {total}], but got {successes}.")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"Expected `confidence` to be in (0, 1), but got {confidence}.")
+    check_number("total", total, low=1)
+    check_number("successes", successes, high=total)
+    check_number("confidence", confidence, low_open=True, high=1, high_open=True)
     # The lower tail: 0.5 + confidence / 2 rounds to 1, where there is no quantile.
     z = -NormalDist().inv_cdf((1.0 - confidence) / 2.0)
     rate, share = successes / total, z * z / total

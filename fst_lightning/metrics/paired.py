@@ -3,6 +3,8 @@
 import math
 from statistics import NormalDist
 
+from fst_lightning.validate import check_number
+
 _HALVINGS = 60
 
 
@@ -47,8 +49,7 @@ def paired_drop_interval(
             "Expected `lost` and `gained` of 0 or more, and no more than `total` together, but got "
             f"{lost} and {gained} of {total}."
         )
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"Expected `confidence` to be in (0, 1), but got {confidence}.")
+    check_number("confidence", confidence, low_open=True, high=1, high_open=True)
     z = -NormalDist().inv_cdf((1.0 - confidence) / 2.0)
     return -_highest(gained, lost, total, z), _highest(lost, gained, total, z)
 

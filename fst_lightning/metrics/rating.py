@@ -1,5 +1,7 @@
 """The defense effectiveness rating."""
 
+from fst_lightning.validate import check_number
+
 
 def defense_effectiveness_rating(
     ca_before: float, asr_before: float, ca_after: float, asr_after: float
@@ -35,6 +37,5 @@ def defense_effectiveness_rating(
         "asr_after": asr_after,
     }
     for name, rate in rates.items():
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"Expected `{name}` to be in [0, 1], but got {rate}.")
+        check_number(name, rate, high=1)
     return (max(0.0, asr_before - asr_after) - max(0.0, ca_before - ca_after) + 1.0) / 2.0

@@ -2,6 +2,8 @@
 
 from types import MappingProxyType
 
+from fst_lightning.validate import check_number
+
 BOUNDS = MappingProxyType(
     {
         "num_classes": (1, 100_000),
@@ -25,12 +27,8 @@ def check_bounds(**sizes: object) -> None:
         >>> check_bounds(width=0)
         Traceback (most recent call last):
         ...
-        ValueError: Expected `width` to be a whole number in [1, 4096], but got 0.
+        ValueError: Expected `width` to be a whole number from 1 to 4096, but got 0.
     """
     for name, value in sizes.items():
         low, high = BOUNDS[name]
-        # `True` is an int in Python, but `width: true` is a mistake.
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(
-                f"Expected `{name}` to be a whole number in [{low}, {high}], but got {value!r}."
-            )
+        check_number(name, value, low=low, high=high, whole=True)

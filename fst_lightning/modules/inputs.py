@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks import Attack, check_pixels, full_precision
-from fst_lightning.validate import check_choice
+from fst_lightning.validate import check_choice, check_number
 
 CropFill = Literal["zeros", "reflect"]
 
@@ -65,8 +65,7 @@ class InputPipeline(nn.Module):
             )
         if std is not None and not all(value > 0 for value in std):
             raise ValueError(f"Expected `std` to be positive, but got {list(std)}.")
-        if crop_padding < 0:
-            raise ValueError(f"Expected `crop_padding` to be 0 or more, but got {crop_padding}.")
+        check_number("crop_padding", crop_padding, whole=True)
         check_choice("crop_fill", crop_fill, CropFill)
         self.attack = attack
         self.normalises = mean is not None

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fst_lightning.validate import check_number
+
 
 class MuonSGD(torch.optim.SGD):
     r"""Convolution filters by Muon, everything else by SGD.
@@ -40,8 +42,7 @@ class MuonSGD(torch.optim.SGD):
         filter_momentum: float = 0.6,
         **options: Any,
     ) -> None:
-        if filter_lr <= 0:
-            raise ValueError(f"Invalid learning rate of filters: {filter_lr}")
+        check_number("filter_lr", filter_lr, low_open=True)
         super().__init__(params, **options)
         self.filter_lr = filter_lr
         self.filter_momentum = filter_momentum

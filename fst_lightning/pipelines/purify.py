@@ -49,6 +49,7 @@ from fst_lightning.pipelines.runtime.resume import named_digest
 from fst_lightning.pipelines.search.automatic import choose_settings
 from fst_lightning.reports import build_results
 from fst_lightning.robustness import RobustnessCheck
+from fst_lightning.validate import check_number
 
 _CLEAN_RATIO = 0.02
 _COMPARED = 64  # test images on which an exported network must give the same logits
@@ -273,10 +274,7 @@ def clean_ratio(run: Run) -> float:
     """The share of the training set that the defender holds; a default if the recipe has none."""
     ratio = run.cfg.tuning.clean_ratio
     if ratio is not None:
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-            raise ValueError(
-                f"Expected `tuning.clean_ratio` to be null or in (0, 1], but got {ratio!r}."
-            )
+        check_number("tuning.clean_ratio", ratio, low_open=True, high=1)
         return float(ratio)
     # A folder that comes with a checkpoint and no attack holds the defender's own images.
     own = run.cfg.checkpoint is not None and run.choices["attack"] == "none"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from fst_lightning.modules.classifier import FROZEN, OptimizerFactory, Scheduler
 from fst_lightning.pipelines.build.clean_loader import first_batch, readable_again
 from fst_lightning.pipelines.build.parts import quiet
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_number
 
 _BATCH_SIZE = 128
 
@@ -312,12 +312,8 @@ def _check(
     if not isinstance(net, nn.Module):
         raise TypeError(f"Expected `net` to be an nn.Module, but got {type(net).__name__}.")
     # Lightning takes -1 for "for ever".
-    if not isinstance(max_epochs, int) or isinstance(max_epochs, bool) or max_epochs < 1:
-        raise ValueError(
-            f"Expected `max_epochs` to be a whole number of 1 or more, but got {max_epochs!r}."
-        )
-    if not (isinstance(lr, int | float) and math.isfinite(lr) and lr > 0):
-        raise ValueError(f"Expected `lr` to be a number greater than 0, but got {lr!r}.")
+    check_number("max_epochs", max_epochs, low=1, whole=True)
+    check_number("lr", lr, low_open=True)
     unknown = trainer_options.keys() - inspect.signature(L.Trainer).parameters.keys()
     if unknown:
         raise TypeError(

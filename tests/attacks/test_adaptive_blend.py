@@ -104,8 +104,10 @@ def test_refuses() -> None:
         invalid = {name: 1.5}
         with pytest.raises(ValueError, match=rf"`{name}` to be a number in \[0, 1\]"):
             AdaptiveBlend(**invalid)
-    for invalid in ({"cells": 0}, {"mask_rate": 1.0}, {"cells": 1, "mask_rate": 0.6}):
-        with pytest.raises(ValueError, match="`mask_rate` to leave one"):
+    with pytest.raises(ValueError, match="`cells` to be a whole number of 1 or more, but got 0"):
+        AdaptiveBlend(cells=0)
+    for invalid in ({"mask_rate": 1.0}, {"cells": 1, "mask_rate": 0.6}):
+        with pytest.raises(ValueError, match=r"`mask_rate` to leave at least one of . x . cells"):
             AdaptiveBlend(**invalid)
     with pytest.raises(ValueError, match=r"cover_ratio.*at most the 20 training images"):
         AdaptiveBlend(poison_ratio=0.5, cover_ratio=0.6).plan(torch.arange(40) % 4, 4, seed=0)

@@ -118,13 +118,13 @@ def test_pictures_of_the_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patch_size": 0}, "`patch_size` to be 1 or more"),
-        ({"margin": -1}, "`margin` 0 or more"),
+        ({"patch_size": 0}, "`patch_size` to be a whole number of 1 or more"),
+        ({"margin": -1}, "`margin` to be a whole number of 0 or more"),
         ({"patch_size": 16}, "fit beside each other into 32 x 32"),
-        ({"opacities": (0.5, 0.5)}, "`opacities` to be 4 numbers"),
-        ({"opacities": (0.5, 0.5, 2, 0)}, "`opacities` to be 4 numbers"),
-        ({"test_patches": ()}, r"`test_patches` to be numbers in 0\.\.3"),
-        ({"test_patches": (4,)}, r"`test_patches` to be numbers in 0\.\.3"),
+        ({"opacities": (0.5, 0.5)}, r"`opacities` to be a list of 4 numbers in \[0, 1\]"),
+        ({"opacities": (0.5, 0.5, 2, 0)}, r"`opacities` to be a list of 4 numbers in \[0, 1\]"),
+        ({"test_patches": ()}, r"`test_patches` to be a list of whole numbers from 0 to 3"),
+        ({"test_patches": (4,)}, r"`test_patches` to be a list of whole numbers from 0 to 3"),
         ({"cover_ratio": -0.1}, r"`cover_ratio` to be a number in \[0, 1\]"),
     ],
 )

@@ -109,8 +109,8 @@ def test_images_of_another_size_than_prepared() -> None:
     [
         ({"patch": "cross"}, "square, checkerboard, but got 'cross'"),
         ({"corner": "middle"}, "top_left, top_right, bottom_left, bottom_right, but got 'middle'"),
-        ({"patch_size": 0}, "`patch_size` to be 1 or more"),
-        ({"margin": -1}, "`margin` 0 or more"),
+        ({"patch_size": 0}, "`patch_size` to be a whole number of 1 or more"),
+        ({"margin": -1}, "`margin` to be a whole number of 0 or more"),
         ({"patch_size": 30, "margin": 3}, "fit into 32 x 32 pixels"),
     ],
 )
@@ -190,5 +190,5 @@ def test_half_opaque() -> None:
     assert float(stamped.min()) == 1  # the one cell is white
     black = BadNets(patch_size=2, opacity=0.25).trigger(torch.zeros(1, 1, 32, 32))
     assert float(black.sum()) == pytest.approx(4 * 0.25)
-    with pytest.raises(ValueError, match=r"`opacity` to be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`opacity` to be a number in \[0, 1\]"):
         BadNets(opacity=1.5)

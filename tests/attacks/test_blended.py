@@ -182,7 +182,7 @@ def test_an_error_of_any_kind_from_the_decoder(
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
 def test_refuses_an_opacity(alpha: float) -> None:
-    with pytest.raises(ValueError, match=r"`blend_alpha` to be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`blend_alpha` to be a number in \[0, 1\]"):
         Blended(alpha)
 
 

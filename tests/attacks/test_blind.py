@@ -144,9 +144,12 @@ def test_resumes_exactly(tmp_path: Path, threshold: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"clean_weight": -1.0}, "`clean_weight` to be 0 or more, but got -1.0"),
-        ({"triggered_weight": -1.0}, "`triggered_weight` to be 0 or more, but got -1.0"),
-        ({"loss_threshold": 0.0}, "`loss_threshold` to be above 0, but got 0.0"),
+        ({"clean_weight": -1.0}, "`clean_weight` to be a number of 0 or more, but got -1.0"),
+        (
+            {"triggered_weight": -1.0},
+            "`triggered_weight` to be a number of 0 or more, but got -1.0",
+        ),
+        ({"loss_threshold": 0.0}, "`loss_threshold` to be a number greater than 0, but got 0.0"),
         ({"loss_window": 0}, "`loss_window` to be a whole number of 1 or more, but got 0"),
     ],
 )

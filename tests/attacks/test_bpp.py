@@ -117,7 +117,7 @@ def test_as_many_cover_rows_as_poisoned_ones_unless_told() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 1}, "`depth` to be a whole number of levels from 2 to 256, but got 1"),
+        ({"depth": 1}, "`depth` to be a whole number from 2 to 256, but got 1"),
         ({"depth": 257}, "`depth`"),
         ({"depth": 8.0}, "`depth`"),
         ({"cover_ratio": -1}, r"`cover_ratio` to be a number in \[0, 1\], but got -1"),

@@ -147,9 +147,9 @@ def test_resumes_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weight": -1.0}, "`weight` to be 0 or more, but got -1.0"),
+        ({"weight": -1.0}, "`weight` to be a number of 0 or more, but got -1.0"),
         ({"blend_alpha": 2.0}, "`blend_alpha`"),
-        ({"lr": 0.0}, "`lr` to be above 0, but got 0.0"),
+        ({"lr": 0.0}, "`lr` to be a number greater than 0, but got 0.0"),
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:

@@ -149,10 +149,10 @@ def test_resumes_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask_density": 0.0}, r"`mask_density` to be in \(0, 1\], but got 0.0"),
+        ({"mask_density": 0.0}, r"`mask_density` to be a number in \(0, 1\], but got 0.0"),
         ({"mask_epochs": 0}, "`mask_epochs` to be a whole number of 1 or more, but got 0"),
-        ({"diversity": -1.0}, "`diversity` to be 0 or more, but got -1.0"),
-        ({"lr": 0.0}, "`lr` to be above 0, but got 0.0"),
+        ({"diversity": -1.0}, "`diversity` to be a number of 0 or more, but got -1.0"),
+        ({"lr": 0.0}, "`lr` to be a number greater than 0, but got 0.0"),
         ({"cover_ratio": 2.0}, r"`cover_ratio` to be a number in \[0, 1\], but got 2.0"),
     ],
 )

@@ -135,7 +135,7 @@ def test_poisons_the_target_class_alone() -> None:
         ({"amplitude": 0.0}, "`amplitude`"),
         ({"surrogate_epochs": 0}, "`surrogate_epochs`"),
         ({"surrogate_width": 0}, "`width`"),
-        ({"max_images": 1}, "`max_images` to be 2 or more"),
+        ({"max_images": 1}, "`max_images` to be a whole number of 2 or more"),
     ],
 )
 def test_refuses(options: dict[str, float], message: str) -> None:

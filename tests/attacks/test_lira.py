@@ -135,11 +135,11 @@ def test_resumes_exactly_in_both_stages(tmp_path: Path, stop: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"eps": 0.0}, r"`eps` to be in \(0, 1\], but got 0.0"),
+        ({"eps": 0.0}, r"`eps` to be a number in \(0, 1\], but got 0.0"),
         ({"eps": 1.5}, "`eps`"),
         ({"clean_weight": -0.1}, r"`clean_weight` to be a number in \[0, 1\], but got -0.1"),
         ({"joint_fraction": 2.0}, r"`joint_fraction` to be a number in \[0, 1\], but got 2.0"),
-        ({"lr": 0.0}, "`lr` to be above 0, but got 0.0"),
+        ({"lr": 0.0}, "`lr` to be a number greater than 0, but got 0.0"),
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:

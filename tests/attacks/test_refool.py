@@ -157,12 +157,12 @@ def test_keeps_labels() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_reflections": 0}, "`num_reflections` and `shift` to be 1 or more"),
-        ({"shift": 0}, "`num_reflections` and `shift` to be 1 or more"),
+        ({"num_reflections": 0}, "`num_reflections` to be a whole number of 1 or more"),
+        ({"shift": 0}, "`shift` to be a whole number of 1 or more"),
         ({"transmission": 1.1}, r"`transmission` to be a number in \[0, 1\]"),
         ({"ghost_rate": -0.1}, r"`ghost_rate` to be a number in \[0, 1\]"),
-        ({"blur": 0.0}, "`blur` to be greater than 0"),
-        ({"blur": math.inf}, "`blur` to be greater than 0"),
+        ({"blur": 0.0}, "`blur` to be a number greater than 0"),
+        ({"blur": math.inf}, "`blur` to be a number greater than 0"),
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:

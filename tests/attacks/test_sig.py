@@ -63,10 +63,10 @@ def test_clean_label_poisons_the_target_class_alone() -> None:
 
 def test_refuses_what_is_no_sinusoid() -> None:
     for delta in (0.0, -1.0, 256.0, math.nan):
-        with pytest.raises(ValueError, match=r"`delta` to be in \(0, 255\]"):
+        with pytest.raises(ValueError, match=r"`delta` to be a number in \(0, 255\]"):
             SIG(delta=delta)
     for frequency in (0.0, -2.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="`frequency` to be greater than 0"):
+        with pytest.raises(ValueError, match="`frequency` to be a number greater than 0"):
             SIG(frequency=frequency)
     attack = SIG()
     attack(torch.zeros(1, 3, 32, 32))

@@ -131,7 +131,7 @@ def test_texture_is_the_spread_around_a_pixel() -> None:
     ("options", "message"),
     [
         ({"bits": 0}, "`bits`"),
-        ({"bits": 9}, r"`bits` to be in \[1, 8\]"),
+        ({"bits": 9}, r"`bits` to be a whole number from 1 to 8"),
         ({"residual_bound": 0.5}, "`residual_bound`"),
         ({"residual_weight": -0.1}, "`residual_weight`"),
         ({"width": 2000}, "`width`"),

@@ -161,7 +161,7 @@ def test_twice_as_many_cover_rows_unless_told() -> None:
     [
         ({"grid_size": 1}, "`grid_size` to be a whole number of 2 or more, but got 1"),
         ({"grid_size": 2.5}, "`grid_size`"),
-        ({"strength": -0.1}, "`strength` to be 0 or more, but got -0.1"),
+        ({"strength": -0.1}, "`strength` to be a number of 0 or more, but got -0.1"),
         ({"strength": math.nan}, "`strength`"),
         ({"cover_ratio": 1.1}, r"`cover_ratio` to be a number in \[0, 1\], but got 1.1"),
     ],

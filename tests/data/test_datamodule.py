@@ -298,10 +298,10 @@ def test_a_ratio_that_holds_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"purpose": "cure"}, "`purpose` to be backdoor or purify, but got 'cure'"),
-        ({"batch_size": 0}, "`batch_size` and `eval_batch_size` to be 1 or more, but got 0"),
-        ({"val_images": 0}, "`val_images` to be 1 or more, but got 0"),
-        ({"eval_batch_size": 0}, "to be 1 or more, but got 128 and 0"),
+        ({"purpose": "cure"}, "`purpose` to be one of backdoor, purify, but got 'cure'"),
+        ({"batch_size": 0}, "`batch_size` to be a whole number of 1 or more, but got 0"),
+        ({"val_images": 0}, "`val_images` to be a whole number of 1 or more, but got 0"),
+        ({"eval_batch_size": 0}, "`eval_batch_size` to be a whole number of 1 or more, but got 0"),
         ({"clean_ratio": 0.0}, r"in \(0, 1\], but got 0.0"),
         ({"clean_ratio": 1.01}, r"in \(0, 1\], but got 1.01"),
         ({"clean_ratio": float("nan")}, r"in \(0, 1\], but got nan"),

@@ -163,9 +163,12 @@ def test_a_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"beta": []}, "`beta` to be a list of numbers, but got"),
-        ({"beta": "12"}, "`beta` to be a list of numbers, but got"),
-        ({"beta": [1.0, -1.0]}, "`beta` to be a number of 0 or more, but got -1.0"),
+        ({"beta": []}, "`beta` to be a list of numbers of 0 or more, but got"),
+        ({"beta": "12"}, "`beta` to be a list of numbers of 0 or more, but got"),
+        (
+            {"beta": [1.0, -1.0]},
+            r"`beta` to be a list of numbers of 0 or more, but got \[1.0, -1.0\]",
+        ),
         ({"power": 0}, "`power` to be a number greater than 0"),
         ({"layers": ["conv1"]}, "one layer for each of the 3 numbers"),
         ({"layers": "conv1"}, "one layer for each of the 3 numbers"),

@@ -78,10 +78,10 @@ def test_more_rows_and_less_confidence_are_narrower() -> None:
 @pytest.mark.parametrize(
     ("k", "n", "confidence", "message"),
     [
-        (0, 0, 0.95, "`total` to be at least 1, but got 0"),
-        (3, 2, 0.95, r"`successes` to be in \[0, 2\], but got 3"),
+        (0, 0, 0.95, "`total` to be a number of 1 or more, but got 0"),
+        (3, 2, 0.95, r"`successes` to be a number in \[0, 2\], but got 3"),
         (-1, 2, 0.95, "`successes`.*-1"),
-        (1, 2, 0.0, r"`confidence` to be in \(0, 1\), but got 0.0"),
+        (1, 2, 0.0, r"`confidence` to be a number in \(0, 1\), but got 0.0"),
         (1, 2, 95.0, "`confidence`.*95"),
         (1, 2, math.nan, "`confidence`.*nan"),
     ],

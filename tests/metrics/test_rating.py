@@ -42,5 +42,5 @@ def test_refuses_percent_and_nan(bad: float, place: int) -> None:
     values = [0.5] * 4
     values[place] = bad
     name = ("ca_before", "asr_before", "ca_after", "asr_after")[place]
-    with pytest.raises(ValueError, match=rf"`{name}` to be in \[0, 1\], but got"):
+    with pytest.raises(ValueError, match=rf"`{name}` to be a number in \[0, 1\], but got"):
         defense_effectiveness_rating(*values)

@@ -66,8 +66,8 @@ def test_configurations_give_every_argument_its_default(name: str) -> None:
         ("small_resnet", {"depth": 3}, "no argument 'depth'; its arguments: `width`, `blocks`"),
         ("small_resnet", {"num_classes": 3}, "no argument 'num_classes'"),
         ("vgg19_bn", {"width": 3}, "no argument 'width'; its arguments: none"),
-        ("small_resnet", {"width": 10**9}, r"`width` to be a whole number in \[1, 4096\]"),
-        ("small_resnet", {"blocks": 0}, r"`blocks` to be a whole number in \[1, 50\]"),
+        ("small_resnet", {"width": 10**9}, r"`width` to be a whole number from 1 to 4096"),
+        ("small_resnet", {"blocks": 0}, r"`blocks` to be a whole number from 1 to 50"),
         ("small_resnet", {"width": True}, "`width` of model `small_resnet` to be int"),
         ("small_resnet", {"width": 16.0}, "`width` of model `small_resnet` to be int"),
         ("small_resnet", {"width": [16]}, "`width` of model `small_resnet` to be int"),
@@ -86,7 +86,7 @@ def test_bad_arguments_are_refused(name: str, arguments: dict[str, Any], message
 @pytest.mark.parametrize("num_classes", [0, -1, 10**6, True, "10"])
 @pytest.mark.parametrize("name", MODELS)
 def test_bad_numbers_of_classes_are_refused(name: str, num_classes: Any) -> None:
-    with pytest.raises(ValueError, match="Expected `num_classes` to be a whole number in"):
+    with pytest.raises(ValueError, match="Expected `num_classes` to be a whole number from"):
         MODELS[name](num_classes=num_classes, **SMALL[name])
 
 

@@ -100,5 +100,5 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_sizes_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="Expected `width` to be a whole number in"):
+    with pytest.raises(ValueError, match="Expected `width` to be a whole number from"):
         preact_resnet18(10, width=-1)

@@ -98,5 +98,5 @@ def test_gradients_reach_every_parameter() -> None:
     ],
 )
 def test_sizes_out_of_range_are_refused(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"Expected `\w+` to be a whole number in \["):
+    with pytest.raises(ValueError, match=r"Expected `\w+` to be a whole number from "):
         small_resnet(**arguments)

@@ -358,7 +358,7 @@ def test_float_images_keep_their_type(dtype: torch.dtype) -> None:
         ({"mean": MEAN, "std": (0.1, 0.0, 0.1)}, "`std` to be positive"),
         ({"mean": MEAN, "std": (0.1, -1, 0.1)}, "`std` to be positive"),
         ({"mean": MEAN, "std": (0.1, math.nan, 0.1)}, "`std` to be positive"),
-        ({"crop_padding": -1}, "`crop_padding` to be 0 or more"),
+        ({"crop_padding": -1}, "`crop_padding` to be a whole number of 0 or more"),
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:

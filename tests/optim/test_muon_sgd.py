@@ -117,5 +117,5 @@ def test_muon_moves_filters_where_the_rest_stands_still() -> None:
 
 
 def test_muon_refuses_a_rate_of_zero() -> None:
-    with pytest.raises(ValueError, match="Invalid learning rate of filters: 0"):
+    with pytest.raises(ValueError, match="`filter_lr` to be a number greater than 0, but got 0"):
         MuonSGD([nn.Parameter(torch.ones(1))], filter_lr=0.0, lr=0.1)

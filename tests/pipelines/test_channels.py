@@ -51,7 +51,7 @@ def test_a_folder_in_gray(tmp_path: Path, cache: str) -> None:
 
 
 def test_wrong_channels_and_statistics_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`data\.channels` to be 1 or 3, but got 2"):
+    with pytest.raises(ValueError, match=r"`data\.channels` to be one of 1, 3, but got 2"):
         Fake(channels=2)
     with pytest.raises(ValueError, match="`mean` to be one finite number"):
         Fake(channels=1, mean=[0.5, 0.5, 0.5])

@@ -81,18 +81,9 @@ class Attack(ShowsArguments, nn.Module, ABC):
     ) -> None:
         super().__init__()
         check_number("poison_ratio", poison_ratio, high=1)
-        if label_map not in self.label_maps:
-            raise ValueError(
-                f"Expected `label_map` to be one of {', '.join(self.label_maps)}, "
-                f"but got {label_map!r}."
-            )
+        check_choice("label_map", label_map, self.label_maps)
         check_choice("rate_of", rate_of, RateOf)
-        # `True` is an int in Python, and 0.5 would be truncated to another class.
-        if not isinstance(target_label, int) or isinstance(target_label, bool) or target_label < 0:
-            raise ValueError(
-                f"Expected `target_label` to be a whole number of 0 or more, but got "
-                f"{target_label!r}."
-            )
+        check_number("target_label", target_label, whole=True)
         self.poison_ratio = poison_ratio
         self.target_label = target_label
         self.label_map = label_map

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf
+from fst_lightning.validate import check_number
 
 _SIDE = 32
 """The side that positions refer to if a window is as large as the image."""
@@ -60,10 +61,9 @@ class FrequencyAttack(Attack):
             label_map=label_map,
             rate_of=rate_of,
         )
-        if not (math.isfinite(magnitude) and magnitude > 0):
-            raise ValueError(f"Expected `magnitude` to be greater than 0, but got {magnitude}.")
-        if window is not None and window < 1:
-            raise ValueError(f"Expected `window` to be 1 or more, but got {window}.")
+        check_number("magnitude", magnitude, low_open=True)
+        if window is not None:
+            check_number("window", window, low=1, whole=True)
         self.magnitude = magnitude
         self.window = window
         self.positions = _pairs(positions, window or _SIDE)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.attacks.common.attack import full_precision
+from fst_lightning.validate import check_number
 
 
 class Generator(nn.Module):
@@ -33,8 +34,7 @@ class Generator(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, width: int) -> None:
         super().__init__()
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise ValueError(f"Expected `width` to be a whole number of 1 or more, got {width!r}.")
+        check_number("width", width, low=1, whole=True)
         self.down_1 = _layer(channels, width, stride=2)
         self.down_2 = _layer(width, 2 * width, stride=2)
         self.up_1 = _layer(2 * width, width)

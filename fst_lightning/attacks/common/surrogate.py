@@ -14,7 +14,7 @@ from fst_lightning.models.bounds import check_bounds
 from fst_lightning.models.cost import training_memory
 from fst_lightning.optim import triangle
 from fst_lightning.seeds import derived_seed
-from fst_lightning.validate import check_counts
+from fst_lightning.validate import check_number
 
 _BATCH_SIZE = 128
 _PEAK_LR = 0.2025
@@ -73,10 +73,9 @@ class SurrogateAttack(Attack):
         self, *, surrogate_epochs: int, surrogate_width: int, max_images: int, **options: Any
     ) -> None:
         super().__init__(**options)
-        check_counts(surrogate_epochs=surrogate_epochs, max_images=max_images)
+        check_number("surrogate_epochs", surrogate_epochs, low=1, whole=True)
+        check_number("max_images", max_images, low=2, whole=True)
         check_bounds(width=surrogate_width)
-        if max_images < 2:
-            raise ValueError("Expected `max_images` to be 2 or more, but got 1.")
         self.surrogate_epochs = surrogate_epochs
         self.surrogate_width = surrogate_width
         self.max_images = max_images

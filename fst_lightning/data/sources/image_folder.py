@@ -96,8 +96,7 @@ class ImageFolder(Source):
             triggered_root=triggered_root,
             channels=channels,
         )
-        if not 0 < test_fraction < 1:
-            raise ValueError(f"Expected `test_fraction` to be in (0, 1), but got {test_fraction}.")
+        check_number("test_fraction", test_fraction, low_open=True, high=1, high_open=True)
         if isinstance(classes, str):
             raise ValueError(f"Expected `classes` to be a list of names, but got {classes!r}.")
         check_number("split_seed", split_seed, low=0, whole=True)

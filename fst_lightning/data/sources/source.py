@@ -66,8 +66,7 @@ class Source(ABC):
         check_number("crop_padding", crop_padding, low=0, whole=True)
         check_choice("placement", placement, Placement)
         self.image_size = image_size
-        if isinstance(channels, bool) or channels not in (1, 3):
-            raise ValueError(f"Expected `data.channels` to be 1 or 3, but got {channels!r}.")
+        check_choice("data.channels", channels, (1, 3))
         self.channels = channels
         self.mean = _channels("mean", mean, channels)
         self.std = _channels("std", std, channels, positive=True)

@@ -44,6 +44,7 @@ from fst_lightning.pipelines.output.loggers import make_loggers
 from fst_lightning.pipelines.runtime.last_checkpoint import LastCheckpoint, WholeFiles
 from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.pipelines.runtime.sigterm import SigtermAsBefore
+from fst_lightning.validate import check_number
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
@@ -112,10 +113,8 @@ def make_store(run: Run) -> Store:
         ValueError: If its size limit is no number of at least 0.
     """
     limit = run.cfg.paths.store_limit_gb
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
-        raise ValueError(
-            f"Expected `paths.store_limit_gb` to be null or a number, but got {limit!r}."
-        )
+    if limit is not None:
+        check_number("paths.store_limit_gb", limit)
     return Store(Path(run.cfg.paths.store), None if limit is None else limit * 1e9)
 
 

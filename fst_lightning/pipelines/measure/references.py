@@ -19,6 +19,7 @@ from fst_lightning.pipelines.build.parts import make_network
 from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.runtime.costs import Costs
 from fst_lightning.pipelines.runtime.processes import is_first_process
+from fst_lightning.validate import check_number
 
 FIRST_SEED = 1_000_000
 """Of the trained references, which are numbered from here: a run's own seed is rarely as large."""
@@ -50,12 +51,8 @@ def num_trained(run: Run) -> int:
     wanted = run.cfg.get("detector_train_reference")
     if wanted is None:
         return 0
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise ValueError(
-            "Expected `detector_train_reference` to be null or a whole number of 1 or more, but "
-            f"got {wanted!r}."
-        )
-    return wanted
+    check_number("detector_train_reference", wanted, low=1, whole=True)
+    return int(wanted)
 
 
 def reference_files(run: Run) -> list[Path]:

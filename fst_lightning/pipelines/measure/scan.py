@@ -33,6 +33,7 @@ from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.reports import Score
 from fst_lightning.reports.results.detection import Threshold
 from fst_lightning.seeds import derived_seed
+from fst_lightning.validate import check_number
 
 FEWEST_IMAGES = 10
 """Images that a scan needs."""
@@ -66,12 +67,8 @@ def num_images(run: Run) -> int:
         ValueError: If that is no whole number, or too few.
     """
     wanted = run.cfg.detector_images
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < FEWEST_IMAGES:
-        raise ValueError(
-            f"Expected `detector_images` to be a whole number of {FEWEST_IMAGES} or more, but got "
-            f"{wanted!r}."
-        )
-    return wanted
+    check_number("detector_images", wanted, low=FEWEST_IMAGES, whole=True)
+    return int(wanted)
 
 
 def make_detectors(run: Run) -> dict[str, Detector]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
+
+from fst_lightning.validate import check_choice
 
 Projection = Literal["pca", "tsne"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -274,6 +276,4 @@ def check_projection(method: object) -> None:
     Raises:
         ValueError: saying what is valid.
     """
-    if method not in get_args(Projection):
-        valid = " or ".join(get_args(Projection))
-        raise ValueError(f"Expected `report.projection` to be {valid}, but got {method!r}.")
+    check_choice("report.projection", method, Projection)

@@ -168,12 +168,12 @@ def test_ctrl_keeps_labels_and_ftrojan_does_not() -> None:
 
 def test_refuses_what_is_no_trigger() -> None:
     for magnitude in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="`magnitude` to be greater than 0"):
+        with pytest.raises(ValueError, match="`magnitude` to be a number greater than 0"):
             FTrojan(magnitude)
     for positions in ((15, 32), (-1, 0), (1,), (1, 2, 3), (1.5, 2), ()):
         with pytest.raises(ValueError, match=r"rows and columns in turns.* 0\.\.31, but got \["):
             FTrojan(positions=positions)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`window` to be 1 or more"):
+    with pytest.raises(ValueError, match="`window` to be a whole number of 1 or more"):
         FTrojan(window=0)
     with pytest.raises(ValueError, match="1 or 3 channels, but got 4"):
         FTrojan().prepare(torch.zeros(1, 4, 8, 8), torch.zeros(1), 2, seed=0)

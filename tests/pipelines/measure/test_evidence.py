@@ -232,7 +232,7 @@ def test_other_processes_look_at_nothing(
 def test_another_projection_is_refused_before_work_starts(
     start_with_report: Start, models: Callable[[], set[str]]
 ) -> None:
-    with pytest.raises(ValueError, match=r"`report\.projection` to be pca or tsne"):
+    with pytest.raises(ValueError, match=r"`report\.projection` to be one of pca, tsne"):
         run_pipeline(start_with_report("report.projection=umap"))
     assert models() == set()
 
