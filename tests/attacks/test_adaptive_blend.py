@@ -106,8 +106,8 @@ def test_refuses() -> None:
             AdaptiveBlend(**invalid)
     with pytest.raises(ValueError, match="`cells` to be a whole number of 1 or more, but got 0"):
         AdaptiveBlend(cells=0)
-    for invalid in ({"mask_rate": 1.0}, {"cells": 1, "mask_rate": 0.6}):
-        with pytest.raises(ValueError, match=r"`mask_rate` to leave at least one of . x . cells"):
-            AdaptiveBlend(**invalid)
+    for cells, mask_rate in ((8, 1.0), (1, 0.6)):
+        with pytest.raises(ValueError, match=f"`mask_rate` to leave at least one of {cells} x"):
+            AdaptiveBlend(cells=cells, mask_rate=mask_rate)
     with pytest.raises(ValueError, match=r"cover_ratio.*at most the 20 training images"):
         AdaptiveBlend(poison_ratio=0.5, cover_ratio=0.6).plan(torch.arange(40) % 4, 4, seed=0)
