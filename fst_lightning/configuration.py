@@ -16,8 +16,9 @@ AUTOMATIC = (LEARNING_RATE, ALPHA)
 RENAMED = {
     "attack.save_examples": "report.examples",
     "model.compile": "training.compile",
+    "report.inversion": "detector=[nc]",
 }
-"""Keys of earlier versions, and those that took their place."""
+"""Keys of earlier versions, and what took their place."""
 
 _NOT_CHOSEN = ("hydra", "recipe")
 

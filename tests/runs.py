@@ -53,9 +53,7 @@ def option_config(group: str, option: str) -> DictConfig:
 def tiny(task: str, overrides: Sequence[str] = ()) -> list[str]:
     """What makes a run tiny, without what the overrides choose themselves."""
     given = {line.lstrip("+~").split("=")[0] for line in overrides}
-    lines = [*TINY, *(TINY_TUNING if task == "purify" else ())]
-    if task != "detect":  # a scan has no page
-        lines.append(NO_REPORT)
+    lines = [*TINY, NO_REPORT, *(TINY_TUNING if task == "purify" else ())]
     # Another network has no width, other data no number of images: a choice drops its group.
     return [
         line

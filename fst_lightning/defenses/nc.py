@@ -149,7 +149,6 @@ class NeuralCleanse(Defense):
         self.stop_after = stop_after
         self.classes_at_once = classes_at_once
         self.restarts = restarts
-        self._known: Triggers | None = None
         for name in ("masks", "patterns", "rates"):
             self.register_buffer(name, torch.empty(0))
         self.pixel_range = PixelRange()
@@ -185,18 +184,9 @@ class NeuralCleanse(Defense):
             restarts=self.restarts,
         )
 
-    def reuse(self, triggers: Triggers) -> None:
-        """Use these triggers in the next :meth:`study` instead of searching again.
-
-        Args:
-            triggers: What :meth:`search` found in the network to purify.
-        """
-        self._known = triggers
-
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Recover the triggers."""
-        found = self._known or self.search(net, clean, generator)
-        self._known = None
+        found = self.search(net, clean, generator)
         self.masks, self.patterns, self.rates = found.masks, found.patterns, found.rates
         self.pixel_range.fit(clean)
 

@@ -11,9 +11,9 @@ from fst_lightning.detectors.head_weights import HeadWeights
 from fst_lightning.detectors.mm_bd import MaximumMargin
 from fst_lightning.detectors.nc import SmallestPatch
 from fst_lightning.detectors.noise_response import NoiseResponse
-from fst_lightning.detectors.outlier import outlier_p_value
+from fst_lightning.detectors.outlier import ALARM, outlier_p_value, outlier_threshold
 from fst_lightning.detectors.universal import UniversalShift
-from fst_lightning.detectors.verdict import ALARM, FEWEST_REFERENCES, Verdict, combined
+from fst_lightning.detectors.verdict import FEWEST_REFERENCES, Verdict, combined
 
 __all__ = [
     "ALARM",
@@ -31,4 +31,5 @@ __all__ = [
     "check_num_classes",
     "combined",
     "outlier_p_value",
+    "outlier_threshold",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
-from fst_lightning.detectors.outlier import Null, outlier_p_value
+from fst_lightning.detectors.outlier import ALARM, Null, outlier_p_value, outlier_threshold
 
 FEWEST_CLASSES = 4
 """With fewer classes, the others say too little about what is usual."""
@@ -48,12 +48,15 @@ class Scan:
         p_value: The probability of so large an outlier on a network without a backdoor, by the
             detector's own null distribution; None if it has none.
         suspected_class: The class with the largest statistic.
+        threshold: The statistic from which the p-value is an alarm; None without a null
+            distribution.
     """
 
     evidence: Evidence
     score: float
     p_value: float | None
     suspected_class: int
+    threshold: float | None = None
 
 
 class Detector(ABC):
@@ -113,9 +116,11 @@ class Detector(ABC):
                 f"class, but got {statistics.tolist()}."
             )
         suspected = int(statistics.argmax())
-        p_value = None if self.null is None else outlier_p_value(statistics, self.null)
-        score = float(statistics[suspected]) if p_value is None else surprise(p_value)
-        return Scan(evidence, score, p_value, suspected)
+        if self.null is None:
+            return Scan(evidence, float(statistics[suspected]), None, suspected)
+        p_value = outlier_p_value(statistics, self.null)
+        threshold = outlier_threshold(statistics, self.null, ALARM)
+        return Scan(evidence, surprise(p_value), p_value, suspected, threshold)
 
 
 def evenly_spread(images: LabelledImages, count: int) -> LabelledImages:

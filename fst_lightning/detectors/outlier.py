@@ -8,9 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+ALARM = 0.05
+"""A p-value of this or less is an alarm; the false alarm rate, if the null holds."""
+
 Null = Literal["gamma", "student", "log_student"]
 """The distribution of the statistics of a network without a backdoor."""
 
+_LARGEST_EXPONENT = 700.0  # of what a float can hold
 _LEAST_SPREAD = 1e-3  # of the mean: numbers that are all but equal make no outlier of rounding
 
 
@@ -50,23 +54,60 @@ def outlier_p_value(statistics: Tensor, null: Null) -> float:
     """
     from scipy import stats  # takes a moment to import
 
+    numbers = _checked(statistics, null)
+    top, mean, variance, count = _fitted(numbers, null)
+    if null == "gamma":
+        tail = float(stats.gamma.sf(top, mean**2 / variance, scale=variance / mean))
+    else:
+        spread = math.sqrt(variance * (1 + 1 / (count - 1)))
+        tail = float(stats.t.sf((top - mean) / spread, count - 2))
+    # 1 - (1 - tail) ** count, exact also for a small tail
+    return -math.expm1(count * math.log1p(-min(tail, 1 - 1e-16)))
+
+
+def outlier_threshold(statistics: Tensor, null: Null, p_value: float) -> float:
+    r"""The largest number at which :func:`outlier_p_value` is a given p-value.
+
+    .. math:: H_0^{-1}\big((1 - p)^{1/K}\big)
+
+    Args:
+        statistics: ``(K,)``, as for :func:`outlier_p_value`; the largest one does not count.
+        null: The family of the null distribution.
+        p_value: In (0, 1).
+
+    Example:
+        >>> numbers = torch.tensor([1.0, 1.1, 0.9, 1.05, 0.95, 9.0])
+        >>> numbers[-1] = outlier_threshold(numbers, "student", 0.05)
+        >>> round(outlier_p_value(numbers, "student"), 4)
+        0.05
+    """
+    from scipy import stats  # takes a moment to import
+
+    numbers = _checked(statistics, null)
+    _, mean, variance, count = _fitted(numbers, null)
+    tail = -math.expm1(math.log1p(-p_value) / count)
+    if null == "gamma":
+        return float(stats.gamma.isf(tail, mean**2 / variance, scale=variance / mean))
+    spread = math.sqrt(variance * (1 + 1 / (count - 1)))
+    found = mean + spread * float(stats.t.isf(tail, count - 2))
+    return math.exp(min(found, _LARGEST_EXPONENT)) if null == "log_student" else found
+
+
+def _checked(statistics: Tensor, null: Null) -> Tensor:
+    """The statistics in float64; their logarithms for ``log_student``."""
     count = len(statistics)
     if count < 3:
         raise ValueError(f"Expected 3 statistics or more, but got {count}.")
     numbers = statistics.detach().double().cpu()
     if null != "student" and not bool((numbers > 0).all()):
         raise ValueError(f"Expected positive statistics for a {null} null, but got {numbers}.")
-    if null == "log_student":
-        numbers = numbers.log()
+    return numbers.log() if null == "log_student" else numbers
+
+
+def _fitted(numbers: Tensor, null: Null) -> tuple[float, float, float, int]:
+    """The largest number, mean and variance of the others, and how many there are in all."""
     largest = int(numbers.argmax())
     rest = torch.cat([numbers[:largest], numbers[largest + 1 :]])
     top, mean = float(numbers[largest]), float(rest.mean())
     least = (_LEAST_SPREAD * (1.0 if null == "log_student" else abs(mean))) ** 2 + 1e-24
-    variance = max(float(rest.var()), least)
-    if null == "gamma":
-        tail = float(stats.gamma.sf(top, mean**2 / variance, scale=variance / mean))
-    else:
-        spread = math.sqrt(variance * (1 + 1 / len(rest)))
-        tail = float(stats.t.sf((top - mean) / spread, len(rest) - 1))
-    # 1 - (1 - tail) ** count, exact also for a small tail
-    return -math.expm1(count * math.log1p(-min(tail, 1 - 1e-16)))
+    return top, mean, max(float(rest.var()), least), len(numbers)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fst_lightning.detectors.detector import Scan, surprise
-
-ALARM = 0.05
-"""A p-value of this or less is an alarm; the false alarm rate, if the null holds."""
+from fst_lightning.detectors.outlier import ALARM
 
 FEWEST_REFERENCES = 19
 """With m reference networks no p-value is below 1 / (m + 1)."""

@@ -9,6 +9,7 @@ from fst_lightning.pipelines.assemble import assemble, describe_parts, load_back
 from fst_lightning.pipelines.backdoored import adopt_checkpoint
 from fst_lightning.pipelines.build.parts import make_attack, make_source
 from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.evidence import EvidenceCollector
 from fst_lightning.pipelines.measure.scan import (
     FEWEST_IMAGES,
     Scanner,
@@ -52,6 +53,8 @@ def run_detect(run: Run) -> dict[str, Any]:
     with costs.of("evaluate"):
         before = score(trainer, module, data)
     scanner.look(parts.net, before, trainer.strategy.root_device)
+    collector = EvidenceCollector(parts.run, trainer, module, data, scanner)
+    collector.look()
     results = build_results(
         task="detect",
         before=before,
@@ -59,7 +62,7 @@ def run_detect(run: Run) -> dict[str, Any]:
         checkpoints={"backdoored": str(network.path)},
         **describe_parts(parts, trainer, costs, num_poisoned=None),
     )
-    finish(parts.run, results)
+    finish(parts.run, results, collector)
     return results
 
 

@@ -170,7 +170,7 @@ def purify_and_measure(job: Job, backdoored: Backdoored, costs: Costs) -> Outcom
     module = make_module(run, net, defense, data, job.parts.card.to_json(), clean)
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
     device = trainer.strategy.root_device
-    collector = EvidenceCollector(run, trainer, module, data)
+    collector = EvidenceCollector(run, trainer, module, data, job.scanner)
     came_in = copy.deepcopy(net) if job.checks else net
 
     with costs.of("evaluate"):

@@ -22,7 +22,9 @@ def test_both_reports_open_without_error_or_request(start: Start, tmp_path: Path
         run = start("attack=badnets", "attack.poison_ratio=0.3", f"defense={defense}", "logger=csv")
         run_pipeline(run)
         pages.append((run.folder / "report.html", 5))
-    unknown = start("attack=none", "report.inversion=true", "report.projection=tsne")
+    unknown = start(
+        "attack=none", "detector=[mm_bd,nc]", "data.num_classes=4", "report.projection=tsne"
+    )
     run_pipeline(unknown)
     pages.append((unknown.folder / "report.html", 5))
     pages.append((write_leaderboard(summarise_sweep(tmp_path), tmp_path), 4))

@@ -37,7 +37,7 @@ _SINGLE = (
     "checkpoint",
 )
 _OF_PURIFY_ALONE = ("defense", "tuning", "checkpoint")
-_SWITCHES = ("cuda_graphs", "debug", "retrain", "report.enabled", "report.inversion")
+_SWITCHES = ("cuda_graphs", "debug", "retrain", "report.enabled")
 _TEXTS = ("checkpoint", "export", "paths.data", "paths.store", "paths.outputs")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,30 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.data import BackdoorDataModule, ImageSet
-from fst_lightning.defenses.common.clean_data import LabelledImages
-from fst_lightning.defenses.common.patch_inversion import Triggers
-from fst_lightning.defenses.common.whole_set import seeded
-from fst_lightning.defenses.nc import NeuralCleanse
 from fst_lightning.models import Head, inputs_of, is_head, weight_matrix
 from fst_lightning.modules import ClassifierModule
-from fst_lightning.pipelines.build.parts import make_clean
 from fst_lightning.pipelines.build.run import Run
+from fst_lightning.pipelines.measure.scan import Scanner
 from fst_lightning.pipelines.measure.score import spread, untouched
 from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.reports.results.evidence import (
     Answers,
     Evidence,
     Example,
-    Inversion,
     Snapshot,
 )
-from fst_lightning.seeds import derived_seed
 
 MOST_IMAGES = 1000
 """So many clean and so many triggered test images are looked at, at most."""
 
 _BATCH = 250
-_STAMPED_IMAGES = 200  # for every recovered trigger
 _EXAMPLES = 6
 
 
@@ -51,21 +43,26 @@ class EvidenceCollector:
         trainer: Whose device and precision are used.
         module: The network and what comes before it.
         data: The test images.
+        scanner: Scans the same networks. None if nothing does.
     """
 
     def __init__(
-        self, run: Run, trainer: L.Trainer, module: ClassifierModule, data: BackdoorDataModule
+        self,
+        run: Run,
+        trainer: L.Trainer,
+        module: ClassifierModule,
+        data: BackdoorDataModule,
+        scanner: Scanner | None = None,
     ) -> None:
         self.run = run
         self.trainer = trainer
         self.module = module
         self.data = data
+        self.scanner = scanner
         self.trouble: str | None = None
         self._snapshots: dict[str, Snapshot] = {}
         self._weights: dict[str, Tensor] = {}
         self._layers: dict[str, float] = {}
-        self._inversions: dict[str, Inversion] = {}
-        self._triggers: Triggers | None = None  # of the network before
 
     @property
     def wanted(self) -> bool:
@@ -98,16 +95,11 @@ class EvidenceCollector:
             target=measured.target_label if aims else None,
             examples=self._examples(before, after),
             layers=self._layers,
-            inversions=self._inversions,
+            recovered={} if self.scanner is None else self.scanner.recovered,
             num_test=len(self.data.data.test),
             num_triggered=len(self.data.triggered_rows) if measured.has_trigger else 0,
             projection=self.run.cfg.report.projection,
         )
-
-    def inversion(self) -> dict[str, Any] | None:
-        """What a search for triggers found, for ``results.json``; None where there was none."""
-        classes = self.data.data.classes
-        return {w: found.to_json(classes) for w, found in self._inversions.items()} or None
 
     def _look(self, when: str) -> None:
         net, test = self.module.net, self.data.data.test
@@ -121,8 +113,6 @@ class EvidenceCollector:
         if when == "after":
             self._layers = relative_changes(self._weights, weights)
         self._weights = weights
-        if self.run.cfg.report.inversion:
-            self._search(when)
         self._snapshots[when] = Snapshot(clean, stamped, weight)
 
     def _answers(self, images: ImageSet, head: Head | None, triggered: bool) -> Answers:
@@ -180,71 +170,6 @@ class EvidenceCollector:
                 None if answers is None else int(answers.predictions[row]),
             )
             for i, row in enumerate(chosen)
-        )
-
-    def _search(self, when: str) -> None:
-        """Look for a trigger of every class, with the images that the defender holds.
-
-        This is the search of ``defense=nc``, in its settings, from the same random numbers. If that
-        defense is run, it takes over what is found here: the two can't disagree.
-        """
-        defense = getattr(self.module, "defense", None)
-        search = defense if isinstance(defense, NeuralCleanse) else NeuralCleanse()
-        device = self.trainer.strategy.root_device
-        floats = (p.dtype for p in self.module.net.parameters() if p.is_floating_point())
-        clean = make_clean(self.data).to(device, next(floats, torch.float32))
-        generator = torch.Generator().manual_seed(derived_seed(self.run.cfg.seed, "study"))
-        with (
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-            seeded(generator, device),
-        ):
-            found = search.search(self.module.net, clean, generator)
-        if search is defense and when == "before":
-            search.reuse(found)
-        shown = torch.lerp(torch.full_like(found.patterns, 0.5), found.patterns, found.masks)
-        images = _pixels((shown.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
-        self._inversions[when] = Inversion(
-            _array(found.index),
-            _array(found.norms),
-            _array(found.rates),
-            tuple(np.ascontiguousarray(images)),
-            self._hits(found),
-            threshold=search.threshold,
-        )
-        if when == "before":
-            self._triggers = found
-        elif self._triggers is not None:
-            self._inversions["before"] = dataclasses.replace(
-                self._inversions["before"], test_rates_after=self._hits(self._triggers)
-            )
-
-    def _hits(self, triggers: Triggers) -> np.ndarray[Any, np.dtype[Any]]:
-        """The share of test images of other classes that each trigger turns into its class."""
-        clean = self._labeled(self.data.data.test, _STAMPED_IMAGES)
-        images = clean.images.float() / 255
-        rates = []
-        for label, (mask, pattern) in enumerate(
-            zip(triggers.masks, triggers.patterns, strict=True)
-        ):
-            others = images[clean.labels != label]
-            stamped = torch.lerp(others, pattern.expand_as(others), mask.expand_as(others))
-            said = [
-                self.module.net(x).argmax(1) for x in torch.split(clean.normalise(stamped), _BATCH)
-            ]
-            rates.append((torch.cat(said) == label).float().mean() if said else torch.tensor(0.0))
-        return _array(torch.stack([rate.cpu() for rate in rates]))
-
-    def _labeled(self, images: ImageSet, most: int) -> LabelledImages:
-        """Up to so many of the images, on the device, and how they are normalized."""
-        rows = spread(len(images), most)
-        device = self.trainer.strategy.root_device
-        return LabelledImages(
-            images.images[rows].to(device),
-            images.labels[rows].to(device),
-            self.data.data.mean,
-            self.data.data.std,
-            torch.get_default_dtype(),
         )
 
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.detectors import Scan
 from fst_lightning.metrics import wilson_interval
+from fst_lightning.pipelines.measure.score import spread
+from fst_lightning.reports.results.evidence import Array, Recovered
 
 _BATCH = 250
+_SHOWN = 6  # images
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,28 @@ def trigger_block(before: Success | None, after: Success | None = None) -> dict[
     return block
 
 
+def recovered(found: Scan, images: LabelledImages) -> Recovered:
+    """What a detector found, as pictures for the report.
+
+    Args:
+        found: What it found.
+        images: Images to put the recovered trigger on.
+    """
+    by_class = found.evidence.pictures
+    shown = stamped(found, images, _SHOWN)
+    return Recovered(
+        () if by_class is None else _pixels(by_class),
+        *(() if shown is None else (_pixels(shown[0]), _pixels(shown[1]))),
+    )
+
+
+def _pixels(images: Tensor) -> tuple[Array, ...]:
+    """Images in [0, 1] as pictures have them; gray ones in three equal channels."""
+    levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    colored = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+    return tuple(colored)
+
+
 def stamped(found: Scan, images: LabelledImages, count: int) -> tuple[Tensor, Tensor] | None:
     """Some images without and with the recovered trigger, for the eye.
 
@@ -82,9 +107,10 @@ def stamped(found: Scan, images: LabelledImages, count: int) -> tuple[Tensor, Te
         Twice ``(n, C, H, W)`` in [0, 1], on the CPU; None if the detector recovers no trigger, or
         it is not known how to turn the network's input back into pixels.
     """
-    if found.evidence.trigger is None or images.mean is None:
+    others = images.subset(images.labels != found.suspected_class)
+    if found.evidence.trigger is None or images.mean is None or not len(others):
         return None
-    batch, _ = next(images.subset(images.labels != found.suspected_class).batches(count))
+    batch, _ = next(others.subset(spread(len(others), count)).batches(count))
     with torch.no_grad():
         changed = found.evidence.trigger(batch)
     clean, shown = (images.pixels(each).clamp(0, 1).float().cpu() for each in (batch, changed))

@@ -25,13 +25,19 @@ from fst_lightning.detectors import (
 from fst_lightning.metrics import wilson_interval
 from fst_lightning.pipelines.build.instantiate import make
 from fst_lightning.pipelines.build.run import Run
-from fst_lightning.pipelines.measure.recovered import Success, success, trigger_block
+from fst_lightning.pipelines.measure.recovered import (
+    Success,
+    recovered,
+    success,
+    trigger_block,
+)
 from fst_lightning.pipelines.measure.references import check_references, references
 from fst_lightning.pipelines.measure.score import spread
 from fst_lightning.pipelines.runtime.costs import Costs
 from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.reports import Score
 from fst_lightning.reports.results.detection import Threshold
+from fst_lightning.reports.results.evidence import Recovered
 from fst_lightning.seeds import derived_seed
 from fst_lightning.validate import check_number
 
@@ -104,6 +110,7 @@ class Scanner:
         if self.detectors:
             check_num_classes(data.data.num_classes)
         self.found: list[dict[str, Scan]] = []
+        self.recovered: dict[str, dict[str, Recovered]] = {}
         self._blocks: list[dict[str, Any]] = []
         self._references: list[dict[str, float]] | None = None
         self._success: dict[str, Success | None] = {}
@@ -142,6 +149,7 @@ class Scanner:
                         "p_value": p_values[name],
                         "suspected_class": each.suspected_class,
                         "score": each.score,
+                        "threshold": each.threshold,
                         "references": [scores[name] for scores in references],
                         "statistics": each.evidence.statistics.tolist(),
                         "seconds": round(seconds[name], 3),
@@ -152,7 +160,10 @@ class Scanner:
             }
         )
         self.found.append(scans)
-        self._try_triggers(net, self._images(self.data.data.test, _MOST_TEST_IMAGES, device))
+        test = self._images(self.data.data.test, _MOST_TEST_IMAGES, device)
+        self._try_triggers(net, test)
+        when = "after" if self.recovered else "before"
+        self.recovered[when] = {name: recovered(each, test) for name, each in scans.items()}
 
     def block(self) -> dict[str, Any] | None:
         """The block ``detection`` of ``results.json``; None if no network was scanned."""

@@ -53,9 +53,6 @@ def finish(run: Run, results: dict[str, Any], collector: EvidenceCollector | Non
     """
     if not is_first_process():
         return
-    found = None if collector is None else collector.inversion()
-    if found is not None:
-        results["inversion"] = found
     write_json(run.folder / "results.json", results)
     console = Console()
     page, trouble = None, None

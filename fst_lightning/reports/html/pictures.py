@@ -1,4 +1,4 @@
-"""The sections on what two networks do: features, errors, movement, recovered triggers."""
+"""The sections on what two networks do: features, errors and movement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from fst_lightning.reports.results.evidence import (
     Answers,
     Array,
     Evidence,
-    Inversion,
     Snapshot,
     calibration,
     confusion,
@@ -40,15 +39,13 @@ def pictures(evidence: Evidence) -> Iterator[Section]:
     """Yield the sections in their order. Those without content are empty."""
     unknown = evidence.before.triggered is None
     if unknown:
-        yield from (_inversion(evidence), _classes(evidence))
+        yield _classes(evidence)
     else:
         yield _examples(evidence)
     yield from (_features(evidence), _errors(evidence))
     if not unknown:
         yield _classes(evidence)
     yield _movement(evidence)
-    if not unknown:
-        yield _inversion(evidence)
     yield _calibration(evidence)
 
 
@@ -314,59 +311,6 @@ def _extremes(values: Array) -> list[int]:
     """All rows, or those with the greatest values, in order."""
     order = np.argsort(-values, kind="stable")[:_MOST_BARS]
     return sorted(int(i) for i in order)
-
-
-def _inversion(evidence: Evidence) -> Section:
-    """Triggers that were recovered from the network alone."""
-    title, found = "Looking for a trigger", evidence.inversions
-    if not found:
-        return Section(title)
-    largest = np.max([inversion.index for inversion in found.values()], axis=0)
-    labels = _extremes(largest)
-    series = [
-        Series(
-            when if len(found) > 1 else "",
-            inversion.index[labels].tolist(),
-            style=_BEFORE if when == "before" and len(found) > 1 else _AFTER,
-            labels=[minus(f"{value:.2f}") for value in inversion.index[labels]],
-        )
-        for when, inversion in found.items()
-    ]
-    chart = dot_chart(
-        [_name(evidence, label) for label in labels],
-        series,
-        title="anomaly index by class",
-        x_label="anomaly index (right of the dashed line: suspicious)",
-        limit=2.0,
-    )
-    figures = [Figure("Anomaly index, class by class", chart)]
-    words = []
-    for when, inversion in found.items():
-        also = when if len(found) > 1 else ""
-        worst = np.argsort(-inversion.index, kind="stable")[:4]
-        table = Table([[_pattern(evidence, inversion, int(i)) for i in worst]], kind="images")
-        heading = f"{_titled('Recovered patterns', also)}: the four most suspicious"
-        figures.append(Figure(heading, table=table))
-        names = ", ".join(_name(evidence, label) for label in inversion.suspicious[:5]) or "none"
-        words.append(f"{f'suspicious {also}'.strip()}: {names}")
-    note = (
-        "For every class the smallest patch that turns all images into it (Neural Cleanse), gray "
-        "where it leaves the image as it is. A class that needs a much smaller one than the others "
-        f"is suspicious: index above 2, and it works on 90 % or more. Classes that are "
-        f"{'; '.join(words)}."
-    )
-    return Section(title, figures, note, explained="looking-for-a-trigger")
-
-
-def _pattern(evidence: Evidence, found: Inversion, label: int) -> Picture:
-    """A recovered trigger and what it does."""
-    name = _name(evidence, label)
-    works = found.rates if found.test_rates is None else found.test_rates
-    lines = [f"class {name}", f"{found.norms[label]:.1f} pixels"]
-    lines.append(f"works on {rate_text(float(works[label]))} %")
-    if found.test_rates_after is not None:
-        lines.append(f"purified: {rate_text(float(found.test_rates_after[label]))} %")
-    return Picture(found.patterns[label], f"pattern of {name}", lines)
 
 
 def _calibration(evidence: Evidence) -> Section:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fst_lightning.reports.charts.chart import Chart
 from fst_lightning.reports.charts.plots import Point, Series, line_chart
+from fst_lightning.reports.html.detection import detection_section
 from fst_lightning.reports.html.page import Figure, Page, Section, Table
 from fst_lightning.reports.html.pictures import pictures
 from fst_lightning.reports.html.robustness import robustness_section
@@ -45,6 +46,8 @@ def run_page(
         command: What was typed.
     """
     found = verdict(results)
+    # If the trigger is unknown, what a scan found is all that can be said of a backdoor.
+    unknown = results["before"]["asr"] is None
     return Page(
         title=f"{results['task']}: {_title(results)}",
         kicker=_title(results),
@@ -56,8 +59,10 @@ def run_page(
         sections=[
             _outcome(results),
             _setting(results),
+            *([detection_section(results, evidence)] if unknown else []),
             *_curves(curves or {}, results),
             *(() if evidence is None else pictures(evidence)),
+            *([] if unknown else [detection_section(results, evidence)]),
             robustness_section(results),
             _findings(results),
             _cost(results),

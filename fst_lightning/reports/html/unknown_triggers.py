@@ -20,8 +20,8 @@ _COLUMNS = (
 )
 _NOTE = (
     "No trigger is known, so nobody can measure the success of an attack. Defenses are ranked by "
-    "how often the trigger that a search recovered still works (report.inversion=true, or a "
-    "detector such as detector=[nc]), then by the p-value of a scan after the defense, then by the "
+    "how often the trigger that a scan recovered still works (detector=[nc]), then by the p-value "
+    "of a scan after the defense, then by the "
     "change of clean accuracy on the same test images. A defense that leaves head and features as "
     "they are (cosine 1) has changed little, and a backdoor that no search found can remain."
 )
@@ -55,7 +55,7 @@ def unknown_headline(cells: Cells) -> tuple[str, str]:
         )
     return (
         f"{best} costs least clean accuracy: {change} points.",
-        "Whether a backdoor is gone was not measured: add report.inversion=true.",
+        "Whether a backdoor is gone was not measured: add detector=[mm_bd,nc].",
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fst_lightning.reports.numbers import rate_text
+
 _PATTERN = re.compile(r"\s*p\s*<\s*(0?\.\d+|1(?:\.0*)?)\s*")
 
 
@@ -56,12 +58,55 @@ def detection_lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"{title:<8} {where}{sentence(scan)}"
         for name, each in scan["detectors"].items():
             p_value = (
-                "no p-value without references" if each["p_value"] is None else _p(each["p_value"])
+                "no p-value without references"
+                if each["p_value"] is None
+                else p_text(each["p_value"])
             )
             yield (
                 f"         {name}: {p_value}, largest for class {each['suspected_class']}, "
                 f"{each['seconds']:.1f} s"
             )
+            if each.get("trigger"):
+                yield f"         {trigger_sentence(each)}"
+
+
+def recovered_trigger(scan: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The detector that recovered a trigger: the one with the strongest sign, if it did.
+
+    Args:
+        scan: The block ``detection.before`` of a results.json.
+
+    Returns:
+        Its block; None if no detector recovered one.
+    """
+    detectors = scan.get("detectors", {})
+    every = [detectors.get(scan.get("strongest")), *detectors.values()]
+    return next((each for each in every if each and each.get("trigger")), None)
+
+
+def trigger_sentence(detector: Mapping[str, Any]) -> str:
+    """How often the recovered trigger of a detector works, before and after a purification.
+
+    Args:
+        detector: Its block in a results.json, with a ``trigger``.
+    """
+    trigger = detector["trigger"]
+    text = (
+        f"The recovered trigger sends {_rate(trigger, '')} of {trigger['images']:,} test images "
+        f"of other classes to class {detector['suspected_class']}"
+    )
+    if trigger["success_after"] is None:
+        return f"{text}."
+    return f"{text}; in the purified network, {_rate(trigger, '_after')}."
+
+
+def _rate(trigger: Mapping[str, Any], when: str) -> str:
+    """A share with its interval, and what the network does without the trigger."""
+    low, high = (rate_text(end) for end in trigger[f"ci95{when}"])
+    return (
+        f"{rate_text(trigger[f'success{when}'])} % ({low} to {high}; without it "
+        f"{rate_text(trigger[f'control{when}'])})"
+    )
 
 
 def sentence(scan: Mapping[str, Any]) -> str:
@@ -79,11 +124,17 @@ def sentence(scan: Mapping[str, Any]) -> str:
     )
     if scan["verdict"] == "backdoored":
         return (
-            f"backdoor found (class {scan['suspected_class']}), {_p(scan['p_value'])}, {source}; "
-            f"the strongest sign is that of {scan['strongest']}"
+            f"backdoor found (class {scan['suspected_class']}), {p_text(scan['p_value'])}, "
+            f"{source}; the strongest sign is that of {scan['strongest']}"
         )
-    return f"no sign of a backdoor, {_p(scan['p_value'])}, {source}"
+    return f"no sign of a backdoor, {p_text(scan['p_value'])}, {source}"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value as text.
+
+    Example:
+        >>> p_text(0.00004), p_text(0.0321)
+        ('p < 0.0001', 'p = 0.0321')
+    """
     return f"p = {value:.4f}" if value >= 1e-4 else "p < 0.0001"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,58 +72,18 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
-class Inversion:
-    """A trigger for every class, recovered from the network alone.
+class Recovered:
+    """What a detector found in a network, as pictures of ``(H, W, 3)`` uint8.
 
     Args:
-        index: ``(C,)`` anomaly index, in deviations from the median.
-        norms: ``(C,)`` size of the recovered mask, in pixels.
-        rates: ``(C,)`` share of the images that the trigger turns into its class, in [0, 1].
-        patterns: per class ``(H, W, 3)`` uint8, the pattern where the mask is, else grey.
-        test_rates: ``(C,)`` share of test images of other classes that the trigger turns into its
-            class; None where that was not measured.
-        test_rates_after: the same trigger in the purified network; None likewise.
-        threshold: the anomaly index from which a class is suspected.
+        by_class: One per class: a recovered trigger, or the image that the class is most sure of.
+        clean: Test images of other classes than the suspected one.
+        triggered: The same with the recovered trigger of the suspected class.
     """
 
-    index: Array
-    norms: Array
-    rates: Array
-    patterns: tuple[Array, ...] = ()
-    test_rates: Array | None = None
-    test_rates_after: Array | None = None
-    threshold: float = 2.0
-
-    @property
-    def suspicious(self) -> list[int]:
-        """The classes that stand out, the most suspicious first.
-
-        Their index is above the threshold, and their trigger works on 90 % of the images: a small
-        mask that does nothing is no trigger.
-        """
-        found = np.flatnonzero((self.index > self.threshold) & (self.rates >= 0.9))
-        return sorted((int(label) for label in found), key=lambda label: -self.index[label])
-
-    def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
-        """As results.json holds it.
-
-        Args:
-            classes: the names of the classes.
-        """
-        working = np.where(self.rates >= 0.9, self.index, -np.inf)
-        closest = int(working.argmax()) if np.isfinite(working).any() else None
-        rates = {"test_rate": self.test_rates, "test_rate_after": self.test_rates_after}
-        return {
-            "suspicious": self.suspicious,
-            "names": [classes[label] for label in self.suspicious],
-            "threshold": self.threshold,
-            "closest": None if closest is None else classes[closest],
-            "closest_index": None if closest is None else float(self.index[closest]),
-            "index": self.index.tolist(),
-            "pixels": self.norms.tolist(),
-            "rate": np.minimum(self.rates, 1.0).tolist(),  # a mean in float32 may be 1.0000001
-            **{name: None if each is None else each.tolist() for name, each in rates.items()},
-        }
+    by_class: tuple[Array, ...] = ()
+    clean: tuple[Array, ...] = ()
+    triggered: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +97,7 @@ class Evidence:
         target: the attacker's label, where there is a single one.
         examples: images for the eye.
         layers: by layer, how far its weight moved: ``||W - W0|| / ||W0||``.
-        inversions: recovered triggers, by "before" and "after".
+        recovered: what detectors found, by "before" and "after" and by detector.
         num_test: how many clean test images there are in all.
         num_triggered: how many triggered ones there are in all.
         projection: how features are put into the plane: ``pca`` or ``tsne``.
@@ -149,7 +109,7 @@ class Evidence:
     target: int | None = None
     examples: tuple[Example, ...] = ()
     layers: Mapping[str, float] = field(default_factory=dict)
-    inversions: Mapping[str, Inversion] = field(default_factory=dict)
+    recovered: Mapping[str, Mapping[str, Recovered]] = field(default_factory=dict)
     num_test: int = 0
     num_triggered: int = 0
     projection: Projection = "pca"

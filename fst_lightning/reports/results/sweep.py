@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from fst_lightning.reports.results.detection import recovered_trigger
 from fst_lightning.reports.results.files import read_json, read_results
 from fst_lightning.reports.results.notes import shortfalls
 from fst_lightning.reports.results.settings import Setting, settings_of
@@ -252,19 +253,10 @@ def _change(results: Mapping[str, Any]) -> dict[str, float]:
 def _recovered(results: Mapping[str, Any]) -> Mapping[str, float | None]:
     """How often a recovered trigger works on test images, in the network before and after.
 
-    It is the one of the most suspicious class of ``report.inversion``, else the one of the
-    strongest detector that recovers one.
+    It is that of the strongest detector that recovers one.
     """
-    search = (results.get("inversion") or {}).get("before")
-    if search and search["index"]:
-        index = search["index"]
-        suspects = search["suspicious"] or [index.index(max(index))]
-        rates = {"before": search.get("test_rate"), "after": search.get("test_rate_after")}
-        return {when: each[suspects[0]] for when, each in rates.items() if each}
     scan = (results.get("detection") or {}).get("before") or {}
-    found = {name: each.get("trigger") for name, each in scan.get("detectors", {}).items()}
-    triggers = [found.get(scan.get("strongest")), *found.values()]
-    trigger: Mapping[str, float] = next(filter(None, triggers), {})
+    trigger = (recovered_trigger(scan) or {}).get("trigger") or {}
     return {"before": trigger.get("success"), "after": trigger.get("success_after")}
 
 

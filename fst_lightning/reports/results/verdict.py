@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any, Literal
 
 from fst_lightning.reports.numbers import rate_text, significant
+from fst_lightning.reports.results.detection import recovered_trigger, sentence, trigger_sentence
 from fst_lightning.reports.results.notes import THERE_FROM, at_chance, shortfalls
 
 _NO_COST = "it cost no clean accuracy"
 
 GONE_BELOW = 0.05
 """The attack success rate up to which a backdoor counts as gone."""
-
-STRONG_BELOW = 0.25
-"""The share of the median patch below which a suspicious one is more than a weak sign."""
 
 Tone = Literal["good", "bad", ""]
 
@@ -61,6 +58,8 @@ def _judged(results: Mapping[str, Any]) -> Verdict:
     before, after = results["before"], results["after"]
     classes = results["data"]["num_classes"]
     attacked = before["asr"] is not None
+    if results["task"] == "detect":
+        return _detected(results)
     if results["task"] == "train" or after is None:
         return _trained(results, attacked)
     cost = _cost(before["ca"], after["ca"])
@@ -98,85 +97,70 @@ def _judged(results: Mapping[str, Any]) -> Verdict:
     return Verdict(headline, "bad", lead, _OF_THE_TRIGGER)
 
 
+def _detected(results: Mapping[str, Any]) -> Verdict:
+    """A network that was scanned."""
+    scan = results["detection"]["before"]
+    found = recovered_trigger(scan)
+    lead = "" if found is None else f"{trigger_sentence(found)} "
+    lead += f"Clean accuracy: {_rate(results['before']['ca'])}."
+    return Verdict(_scanned(scan), _tone(scan), lead, _SCANNED)
+
+
 def _unknown(results: Mapping[str, Any], cost: str) -> Verdict:
-    """A network of which nobody has told the trigger."""
+    """A network whose trigger is unknown."""
     before, after = results["before"]["ca"], results["after"]["ca"]
     touched = _defense(results) != "none"
     lead = f"Clean accuracy: {_rate(before)}"
     lead += f" before, {_rate(after)} after." if touched else "."
-    search = results.get("inversion")
-    if not search:
+    scans = results.get("detection") or {}
+    first, last = scans.get("before"), scans.get("after")
+    if first is None:
         done = f"The network was changed; {cost}" if touched else "The network was only measured"
         if shortfalls(results):
             done = f"{cost[0].upper()}{cost[1:]}"
         headline = f"{done}. Whether it has a backdoor is not known."
         lead += " No trigger was given, so no attack success rate could be measured."
         return Verdict(headline, "", lead, _UNKNOWN)
-    first = search["before"]
-    last = search.get("after", first)
-    lead = f"{_found(first)} {lead}"
-    if not touched:
-        headline = f"{_sign(first)} was found; nothing was done (defense=none)."
-        if not first["suspicious"]:
-            headline = "A search found nothing that looks like a trigger."
-        return Verdict(headline, "bad" if strong(first) else "", lead, _SEARCHED)
-    if first["suspicious"] and last["suspicious"]:
-        again = set(first["suspicious"]) & set(last["suspicious"])
-        where = "is found after it, too" if again else "is followed by one in another class"
-        headline = f"{_sign(first, 'looked')} before the defense {where}; {cost}."
-        return Verdict(headline, "bad" if strong(last) else "", lead, _SEARCHED)
-    if first["suspicious"]:
-        headline = f"{_sign(first, 'looked')} is no longer found; {cost}."
-        return Verdict(headline, "good" if strong(first) else "", lead, _SEARCHED)
-    if last["suspicious"]:
-        headline = f"{_sign(last)} is found only after the defense; {cost}."
-        return Verdict(headline, "bad" if strong(last) else "", lead, _SEARCHED)
-    headline = f"A search found nothing that looks like a trigger, before or after; {cost}."
-    return Verdict(headline, "", lead, _SEARCHED)
+    found = recovered_trigger(first)
+    if found is not None:
+        lead = f"{trigger_sentence(found)} {lead}"
+    if last is None:
+        return Verdict(_scanned(first), _tone(first), lead, _SCANNED)
+    lead = f"Before: {sentence(first)}. After: {sentence(last)}. {lead}"
+    signs = {each: scan["verdict"] == "backdoored" for each, scan in scans.items() if scan}
+    if "cannot_tell" in (first["verdict"], last["verdict"]):
+        headline = f"The scans cannot tell whether a backdoor is gone; {cost}."
+        return Verdict(headline, "bad" if signs["after"] else "", lead, _SCANNED)
+    if signs["before"] and signs["after"]:
+        headline = f"The sign of a backdoor is found after the defense, too; {cost}."
+        return Verdict(headline, "bad", lead, _SCANNED)
+    if signs["after"]:
+        headline = f"A sign of a backdoor is found only after the defense; {cost}."
+        return Verdict(headline, "bad", lead, _SCANNED)
+    trigger = {} if found is None else found["trigger"]
+    left = trigger.get("success_after")
+    if signs["before"] and left is not None and left >= THERE_FROM:
+        headline = (
+            f"The scan finds no sign of a backdoor anymore, but the trigger that it recovered "
+            f"before still works on {_rate(left)}; {cost}."
+        )
+        return Verdict(headline, "bad", lead, _SCANNED)
+    if signs["before"]:
+        headline = f"The sign of a backdoor is no longer found; {cost}."
+        stopped = left is not None and left <= GONE_BELOW and trigger["success"] >= THERE_FROM
+        return Verdict(headline, "good" if stopped else "", lead, _SCANNED)
+    headline = f"No sign of a backdoor was found, before or after the defense; {cost}."
+    return Verdict(headline, "", lead, _SCANNED)
 
 
-def strong(search: Mapping[str, Any]) -> bool:
-    """Whether a search for triggers found one that chance hardly gives.
-
-    Args:
-        search: ``inversion.before`` or ``.after`` of a results.json.
-    """
-    share = _share(search)
-    return share is not None and share < STRONG_BELOW
+def _scanned(scan: Mapping[str, Any]) -> str:
+    """The verdict of a scan as a headline."""
+    text = sentence(scan)
+    return f"{text[0].upper()}{text[1:]}."
 
 
-def _sign(search: Mapping[str, Any], verb: str = "looks") -> str:
-    return f"What {verb} like a trigger" if strong(search) else "A weak sign of a trigger"
-
-
-def _share(search: Mapping[str, Any]) -> float | None:
-    """The patch of the most suspicious class as a share of the median one."""
-    usual = median(search["pixels"]) if search["suspicious"] else 0.0
-    return float(search["pixels"][search["suspicious"][0]] / usual) if usual else None
-
-
-def _found(search: Mapping[str, Any]) -> str:
-    """The most suspicious class in words."""
-    pixels = sorted(search["pixels"])
-    usual = f"the median class needs {median(pixels):.1f}" if pixels else ""
-    if not search["suspicious"]:
-        return f"No class stands out: {usual} pixels, the least needs {pixels[0]:.1f}."
-    label, name = search["suspicious"][0], search["names"][0]
-    works = search.get("test_rate") or search["rate"]
-    text = (
-        f"A patch of {search['pixels'][label]:.1f} pixels turns {_rate(works[label])} of the test "
-        f"images of other classes into class {name}; {usual} (anomaly index "
-        f"{search['index'][label]:.1f}). "
-    )
-    text += (
-        "So small a patch is hardly chance."
-        if strong(search)
-        else "Patches that much smaller than the usual are found in clean networks, too."
-    )
-    later = search.get("test_rate_after")
-    if later:
-        text += f" In the purified network the same patch turns {_rate(later[label])}."
-    return text
+def _tone(scan: Mapping[str, Any]) -> Tone:
+    return "bad" if scan["verdict"] == "backdoored" else ""
 
 
 def _defense(results: Mapping[str, Any]) -> str | None:
@@ -226,14 +210,11 @@ _OF_THE_TRIGGER = (
 _UNKNOWN = (
     "What this proves: how well the network sorts clean images, and how far its weights and "
     "features moved. What it does not prove: that there was a backdoor, or that there is none "
-    "now. A defense changes a clean network as much as a backdoored one. To learn more, look for a "
-    "trigger in the network itself (report.inversion=true); see docs/own_checkpoint.md."
+    "now. A defense changes a clean network as much as a backdoored one. To learn more, scan the "
+    "network (detector=[mm_bd,nc]); see docs/own_checkpoint.md."
 )
-_SEARCHED = (
-    "What this proves: how well the network sorts clean images, and how small a patch moves them "
-    "into each class. What it does not prove: that a class which stands out holds a backdoor (a "
-    "mark that truly belongs to a class looks the same, and of ten classes of a clean network one "
-    "passes the line by chance up to one time in three), nor that there is none where nothing "
-    "stands out: triggers that cover the whole image, are spread thinly, or depend on the image "
-    "are often missed. See docs/figures.md#looking-for-a-trigger."
+_SCANNED = (
+    "A scan sees only what its detectors look for. No sign of a backdoor does not mean that there "
+    "is none, and a defense may hide a backdoor from a detector without removing it. See "
+    "docs/figures.md#scans-for-a-backdoor."
 )

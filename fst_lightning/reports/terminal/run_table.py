@@ -11,7 +11,7 @@ from fst_lightning.reports.results.build import RATES, network_files
 from fst_lightning.reports.results.choices import choices
 from fst_lightning.reports.results.detection import detection_lines
 from fst_lightning.reports.results.notes import notes, shortfalls
-from fst_lightning.reports.results.verdict import strong, verdict
+from fst_lightning.reports.results.verdict import verdict
 from fst_lightning.reports.terminal.layout import new_table, print_line, print_table
 
 
@@ -77,8 +77,6 @@ def render_run(
         print_line(console, line)
     for note in notes(results):
         print_line(console, f"warning  {note}", style="yellow")
-    for when, search in (results.get("inversion") or {}).items():
-        print_line(console, f"search   {when}: {_suspects(search)}")
     for name, file in network_files(results):
         print_line(console, f"{name:<18} {file}")
     for path in (*written, *([] if folder is None else [folder])):
@@ -100,24 +98,6 @@ def _heading(results: Mapping[str, Any]) -> str:
             words.append(f"{block}={choice['name']}" + (f" ({details})" if details else ""))
     words += [f"data={results['data']['name']}", f"model={results['model']['name']}"]
     return "  ".join([*words, f"seed={results['seed']}"])
-
-
-def _suspects(search: Mapping[str, Any]) -> str:
-    """What a search for triggers found, in a line."""
-    found = [
-        f"class {name} (anomaly index {search['index'][label]:.1f}, a patch of "
-        f"{search['pixels'][label]:.1f} pixels)"
-        for label, name in zip(search["suspicious"], search["names"], strict=True)
-    ]
-    sign = "looks like a trigger" if strong(search) else "stands out: a weak sign of a trigger"
-    if found:
-        return f"{', '.join(found)} {sign}"
-    if search.get("closest") is None:
-        return "no class stands out"
-    return (
-        f"no class stands out: class {search['closest']} comes closest (anomaly index "
-        f"{search['closest_index']:.2f}, threshold {search['threshold']:g})"
-    )
 
 
 def _labels(results: Mapping[str, Any]) -> list[tuple[str, str]]:

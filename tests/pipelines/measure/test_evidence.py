@@ -1,6 +1,5 @@
 """What the report of a run is made of, and that making it does no harm."""
 
-import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fst_lightning.defenses import NeuralCleanse, Triggers
 from fst_lightning.metrics import paired_drop_interval
 from fst_lightning.pipelines import run_pipeline
+from fst_lightning.pipelines.build.parts import make_source
 from fst_lightning.pipelines.measure.evidence import EvidenceCollector, relative_changes
 from fst_lightning.pipelines.output import run_folder as finish
 from fst_lightning.reports import read_results, run_page
@@ -237,97 +236,47 @@ def test_another_projection_is_refused_before_work_starts(
     assert models() == set()
 
 
-def test_triggers_are_looked_for_where_that_is_wanted(
-    start_with_report: Start, seen: list[Evidence | None], monkeypatch: pytest.MonkeyPatch
+def test_what_detectors_find_is_shown(
+    start_with_report: Start, seen: list[Evidence | None]
 ) -> None:
-    quick = functools.partialmethod(NeuralCleanse.__init__, rounds=1, steps=1, restarts=1)
-    monkeypatch.setattr(NeuralCleanse, "__init__", quick)
-    run = start_with_report("attack=none", "report.inversion=true")
-    run_pipeline(run)
+    quick = ["detector.nc.rounds=1", "detector.nc.steps=1", "detector.mm_bd.steps=1"]
+    run = start_with_report("attack=none", "detector=[mm_bd,nc]", "data.num_classes=4", *quick)
+    results = run_pipeline(run)
     (found,) = seen
     assert found is not None
-    assert set(found.inversions) == {"before", "after"}
-    inversion = found.inversions["after"]
-    assert inversion.index.shape == inversion.norms.shape == (3,)
-    assert [pattern.shape for pattern in inversion.patterns] == [(8, 8, 3)] * 3
-    assert "Looking for a trigger" in (run.folder / "report.html").read_text("utf-8")
+    assert set(found.recovered) == {"before", "after"}
+    for when, by_detector in found.recovered.items():
+        assert set(by_detector) == {"mm_bd", "nc"}
+        for shown in by_detector.values():
+            assert [picture.shape for picture in shown.by_class] == [(8, 8, 3)] * 4
+        assert by_detector["mm_bd"].triggered == ()
+        patch = by_detector["nc"]
+        assert len(patch.clean) == len(patch.triggered) > 0
+        # The images that are shown are test images of other classes.
+        test = make_source(run).load().test
+        suspected = results["detection"][when]["detectors"]["nc"]["suspected_class"]
+        others = test.images[test.labels != suspected].permute(0, 2, 3, 1).numpy()
+        for image in patch.clean:
+            assert any(np.abs(image.astype(int) - other).max() <= 1 for other in others)
+    text = (run.folder / "report.html").read_text("utf-8")
+    assert "Is it backdoored?" in text
+    assert "nc, the recovered trigger, before" in text
 
 
-def test_the_report_and_nc_search_alike(
-    start_with_report: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_nc_that_suspects_no_class_says_so(
+    start_with_report: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same figures in the report of another run, in that of nc, and without a report."""
-    few = ("rounds", "steps", "restarts")
-    quick = dict.fromkeys(few, 2)
-    mixed = "trainer.precision=bf16-mixed"
-    nc = ["defense=nc", "defense.threshold=50", mixed, *(f"defense.{name}=2" for name in few)]
-    searches: list[int] = []
-    search = NeuralCleanse.search
-
-    def counted(self: NeuralCleanse, *given: Any) -> Triggers:
-        searches.append(1)
-        return search(self, *given)
-
-    monkeypatch.setattr(NeuralCleanse, "search", counted)
-    alone = run_pipeline(start_with_report(*nc))["defense"]["findings"]
-    assert len(searches) == 1
-    results = run_pipeline(start_with_report(*nc, "report.inversion=true"))
-    assert len(searches) == 3  # before and after; the defense takes over the one before
-    both = results["defense"]["findings"]
-    assert both["anomaly_index"] == pytest.approx(results["inversion"]["before"]["index"], abs=1e-4)
-    assert results["inversion"]["before"]["suspicious"] == both["flagged"] == []
-    assert results["inversion"]["before"]["threshold"] == 50
-    assert both["anomaly_index"] == alone["anomaly_index"]
-    assert both["norms"] == alone["norms"]
-
-    made = functools.partialmethod(NeuralCleanse.__init__, **quick)
-    monkeypatch.setattr(NeuralCleanse, "__init__", made)
-    other = run_pipeline(start_with_report("defense=ft", "report.inversion=true", mixed))[
-        "inversion"
-    ]["before"]
-    assert other["index"] == pytest.approx(alone["anomaly_index"], abs=1e-4)
-
+    quick = [f"defense.{name}=2" for name in ("rounds", "steps", "restarts")]
+    results = run_pipeline(start_with_report("defense=nc", "defense.threshold=50", *quick))
+    findings = results["defense"]["findings"]
+    assert findings["flagged"] == []
     shown = capsys.readouterr().out
     assert "no success: No class was suspected" in shown
-    assert (
-        f"Class {int(np.argmax(other['index']))} came closest" in shown or "No recovered" in shown
-    )
-    assert both["shortfalls"] == [{"what": "No class was suspected", "why": both["summary"]}]
+    index = findings["anomaly_index"]
+    assert f"Class {int(np.argmax(index))} came closest" in shown or "No recovered" in shown
+    missed = [{"what": "No class was suspected", "why": findings["summary"]}]
+    assert findings["shortfalls"] == missed
     assert results["after"] == results["before"]
-
-
-@pytest.mark.parametrize("covers", [0.0, 1.0])
-def test_recovered_triggers_are_tried_on_test_images_of_other_classes(
-    start_with_report: Start,
-    seen: list[Evidence | None],
-    monkeypatch: pytest.MonkeyPatch,
-    covers: float,
-) -> None:
-    """A mask of zeros changes no answer; under one of ones all images are the pattern."""
-    masks, patterns = torch.full((3, 1, 8, 8), covers), torch.rand(3, 3, 8, 8)
-    known = Triggers(masks, patterns, torch.ones(3))
-    monkeypatch.setattr(NeuralCleanse, "search", lambda *_: known)
-    run = start_with_report("attack=none", "report.inversion=true")
-    results = run_pipeline(run)
-    written, error = read_results(run.folder / "results.json")
-    assert error is None
-    assert written is not None
-    assert written["inversion"] == results["inversion"]
-    (found,) = seen
-    assert found is not None
-    assert found.after is not None
-    for snapshot, key in ((found.before, "test_rate"), (found.after, "test_rate_after")):
-        rates = results["inversion"]["before"][key]
-        if covers:
-            assert set(rates) <= {0.0, 1.0}
-            continue
-        counts = confusion(snapshot.clean, 3)
-        others = counts.sum() - counts.sum(axis=1)
-        assert rates == pytest.approx((counts.sum(axis=0) - counts.diagonal()) / others)
-    shown = found.inversions["before"].patterns[0] / 255
-    expected = patterns[0].permute(1, 2, 0).numpy() if covers else np.full((8, 8, 3), 0.5)
-    assert shown == pytest.approx(expected, abs=0.003)
-    assert results["inversion"]["after"]["test_rate_after"] is None
 
 
 def test_curves_are_those_of_the_logger(start_with_report: Start) -> None:

@@ -87,7 +87,7 @@ def test_the_patch_that_a_scan_recovers_is_put_on_images_by_hand() -> None:
     shown = stamped(scan, data, 5)
     assert shown is not None
     clean, changed = shown
-    others = data.images[data.labels != scan.suspected_class][:5].float() / 255
+    others = data.images[data.labels != scan.suspected_class][[0, 11, 22, 33, 44]].float() / 255
     torch.testing.assert_close(clean, others, atol=1e-5, rtol=0)
     # The picture of the class is gray where the mask leaves the image as it is.
     assert scan.evidence.pictures is not None

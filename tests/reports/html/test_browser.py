@@ -77,7 +77,7 @@ def many_classes() -> str:
     names = tuple(f"class number {i}" for i in range(43))
     layers = {f"stages.{i}.blocks.{i}.attention.qkv": 0.01 * i for i in range(60)}
     both: dict[str, Any] = {"before": snapshot(43), "after": snapshot(43)}
-    seen = evidence(classes=names, layers=layers, inversions={}, **both)
+    seen = evidence(classes=names, layers=layers, recovered={}, **both)
     return render_page(example(), seen, {"purify": long_curves()})
 
 

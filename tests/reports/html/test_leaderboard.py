@@ -2,7 +2,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +14,6 @@ from fst_lightning.reports import (
     write_sweep,
 )
 from fst_lightning.reports.html.leaderboard import pareto
-from fst_lightning.reports.results.evidence import Inversion
 from tests.reports.example import example, score
 from tests.reports.html.pages import read
 
@@ -164,10 +162,9 @@ def scan(p_value: float, trigger: dict[str, float] | None) -> dict[str, Any]:
 
 def test_without_a_trigger_what_can_be_measured_decides(tmp_path: Path) -> None:
     """First how often the recovered trigger works, then the p-value, then the clean accuracy."""
-    index, ones, rates = np.array([0.1, 3.0]), np.ones(2), np.array([0.2, 0.99])
     for job, ca, rate in (("ft", 917, 0.9), ("fst", 900, 0.031)):
-        found = Inversion(index, ones, ones, (), rates, np.array([0.5, rate]))
-        unknown(tmp_path, job, ca, inversion={"before": found.to_json(("cat", "dog"))})
+        found = {"before": scan(0.001, {"success": 0.99, "success_after": rate}), "after": None}
+        unknown(tmp_path, job, ca, detection=found)
     trigger = {"success": 0.97, "success_after": 0.02}
     scans = {"before": scan(0.001, trigger), "after": scan(0.4, None)}
     unknown(tmp_path, "nad", 910, detection=scans)

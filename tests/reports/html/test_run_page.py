@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from fst_lightning.defenses import Triggers
 from fst_lightning.reports import Curves, read_curves, render_page, run_page, validate, verdict
 from fst_lightning.reports.numbers import rate_text
 from fst_lightning.reports.results.curves import steps_per_epoch, without_penalty
-from fst_lightning.reports.results.evidence import Answers, Evidence, Example, Inversion, Snapshot
+from fst_lightning.reports.results.evidence import Answers, Evidence, Example, Recovered, Snapshot
 from fst_lightning.reports.results.notes import notes
 from tests.reports.example import example, score
 from tests.reports.html.pages import read
@@ -43,7 +41,7 @@ def snapshot(classes: int = 3, triggered: bool = True) -> Snapshot:
 
 def evidence(**changes: Any) -> Evidence:
     image = np.zeros((4, 4, 3), dtype=np.uint8)
-    inversion = Inversion(np.array([3.0, 0.1, -0.5]), np.ones(3), np.ones(3), (image,) * 3)
+    found = Recovered((image,) * 3, (image,), (image + 9,))
     values: dict[str, Any] = {
         "classes": ("cat", "dog", EVIL),
         "before": snapshot(),
@@ -51,7 +49,7 @@ def evidence(**changes: Any) -> Evidence:
         "target": 0,
         "examples": (Example(image, image + 9, 2, 0, 2),),
         "layers": {"conv": 0.5, EVIL: 0.25},
-        "inversions": {"before": inversion},
+        "recovered": {"before": {"nc": found}},
         "num_test": 12,
         "num_triggered": 12,
     }
@@ -86,8 +84,9 @@ def test_every_section_is_explained() -> None:
 
 
 def test_shows_every_part() -> None:
-    page = read(_page(example()))
-    headings = re.findall(r"<h2>(.*?)</h2>", _page(example()))
+    text = _page(example() | {"detection": {"before": scan(0.01), "after": scan(0.4)}})
+    page = read(text)
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
     assert headings == [
         "Outcome",
         "What was done",
@@ -98,14 +97,15 @@ def test_shows_every_part() -> None:
         "Confusion matrices",
         "Clean accuracy by class",
         "What the defense changed",
-        "Looking for a trigger",
         "Calibration on clean images",
+        "Is it backdoored?",
         "Time and memory",
         "Where this comes from",
     ]
     assert "a 'b c'" in page.text
-    assert len(page.named("img")) == 3 + 3  # three of an example, three recovered patterns
-    assert "Classes that are suspicious: cat." in page.text
+    # Three of an example; three recovered patterns, and one of them on an image.
+    assert len(page.named("img")) == 3 + 3 + 2
+    assert "Backdoor found (class 1), p = 0.0100" in page.text
 
 
 def test_costs_are_shown_by_stage() -> None:
@@ -148,7 +148,7 @@ def test_a_page_can_do_without_evidence_and_curves() -> None:
         {"after": None},
         {"examples": ()},
         {"before": snapshot(triggered=False), "after": snapshot(triggered=False), "examples": ()},
-        {"layers": {}, "inversions": {}},
+        {"layers": {}, "recovered": {}},
         {"projection": "tsne"},
         {"layers": {f"layer{i}": i / 100 for i in range(200)}},
         {
@@ -228,7 +228,7 @@ def test_a_shortfall_is_never_praised() -> None:
         "known."
     )
     assert notes(unknown_attack) == ["No class was suspected. Because."]
-    found = unknown(True, False)
+    found = unknown(scan(0.01, (0.99, 0.01)), scan(0.4))
     assert verdict(found).tone == "good"
     found["defense"] = missed("No class was suspected")
     assert verdict(found).tone == ""
@@ -244,62 +244,118 @@ def test_an_unknown_model_is_told_what_is_not_known() -> None:
     assert "Attack success" not in page.text
 
 
-def search(suspicious: bool, after: float | None = None) -> dict[str, Any]:
-    """What a search found among three classes, of which the second may stand out."""
-    index = np.array([0.0, 4.25 if suspicious else 1.0, -0.5])
-    norms = np.array([50.0, 2.5, 60.0])
-    later = None if after is None else np.array([0.0, after, 0.0])
-    found = Inversion(index, norms, np.ones(3), (), np.array([0.9, 0.99, 0.9]), later)
-    return found.to_json(("cat", "dog", "hen"))
+def scan(p_value: float, trigger: tuple[float, float | None] | None = None) -> dict[str, Any]:
+    """What ``nc`` found; perhaps how often its trigger works, before and after."""
+    first, second = trigger or (0.0, None)
+    block = {
+        "images": 1000,
+        "success": first,
+        "ci95": [max(0.0, first - 0.01), min(1.0, first + 0.01)],
+        "control": 0.002,
+        "success_after": second,
+        "ci95_after": None if second is None else [second / 2, min(1.0, 2 * second)],
+        "control_after": None if second is None else 0.003,
+    }
+    alarm = p_value <= 0.05
+    detector = {
+        "p_value": p_value,
+        "suspected_class": 1,
+        "score": 1.0,
+        "threshold": 0.5,
+        "references": [],
+        "statistics": [0.1, 0.9, 0.2],
+        "seconds": 1.5,
+        "trigger": block if trigger else None,
+    }
+    return {
+        "verdict": "backdoored" if alarm else "no_sign",
+        "reason": None,
+        "p_value": p_value,
+        "suspected_class": 1 if alarm else None,
+        "calibration": "parametric",
+        "num_references": 0,
+        "strongest": "nc",
+        "detectors": {"nc": detector},
+    }
 
 
-def unknown(before: bool, after: bool | None, defense: str = "fst") -> dict[str, Any]:
+def unknown(before: dict[str, Any], after: dict[str, Any] | None, defense: str = "fst") -> Any:
     values: dict[str, Any] = {"attack": {"name": "none"}, "defense": {"name": defense}}
     results = example(**values, before=score(918), after=score(900))
-    results["inversion"] = {"before": search(before, None if after is None else 0.031)}
-    if after is not None:
-        results["inversion"]["after"] = search(after)
+    results["detection"] = {"before": before, "after": after}
     validate(results)
     return results
 
 
-def test_the_headline_on_an_unknown_model_says_what_a_search_found() -> None:
-    found = verdict(unknown(True, False))
+def test_the_headline_on_an_unknown_model_says_what_a_scan_found() -> None:
+    found = verdict(unknown(scan(0.004, (0.99, 0.031)), scan(0.4)))
     assert found.headline == (
-        "What looked like a trigger is no longer found; it cost 1.80 points of clean accuracy."
+        "The sign of a backdoor is no longer found; it cost 1.80 points of clean accuracy."
     )
     assert found.tone == "good"
     assert found.lead == (
-        "A patch of 2.5 pixels turns 99.0 % of the test images of other classes into class dog; "
-        "the median class needs 50.0 (anomaly index 4.2). So small a patch is hardly chance. "
-        "In the purified network the same patch turns 3.10 %. "
+        "Before: backdoor found (class 1), p = 0.0040, by the detectors' own null distributions; "
+        "the strongest sign is that of nc. After: no sign of a backdoor, p = 0.4000, by the "
+        "detectors' own null distributions. "
+        "The recovered trigger sends 99.0 % (98.0 to 100; without it 0.20) of 1,000 test images "
+        "of other classes to class 1; in the purified network, 3.10 % (1.55 to 6.20; without it "
+        "0.30). "
         "Clean accuracy: 91.8 % before, 90.0 % after."
     )
-    assert "does not prove" in found.caution
-    heads = {
-        (True, True): (
-            "What looked like a trigger before the defense is found after it, too",
-            "bad",
-        ),
-        (False, True): ("What looks like a trigger is found only after the defense", "bad"),
-        (False, False): ("A search found nothing that looks like a trigger, before or", ""),
-    }
-    for (before, after), (head, tone) in heads.items():
-        found = verdict(unknown(before, after))
-        assert found.headline.startswith(head)
-        assert found.tone == tone
-    assert verdict(unknown(False, False)).lead.startswith(
-        "No class stands out: the median class needs 50.0 pixels, the least needs 2.5."
-    )
-    assert "nothing was done" in verdict(unknown(True, None, "none")).headline
-    weak = unknown(True, False)
-    weak["inversion"]["before"]["pixels"] = [50.0, 13.0, 60.0]
-    assert verdict(weak).headline.startswith("A weak sign of a trigger is no longer found;")
-    assert verdict(weak).tone == ""
-    assert "found in clean networks, too" in verdict(weak).lead
-    weak["inversion"]["before"]["pixels"][1] = 12.0  # a quarter of the median is 12.5
-    assert verdict(weak).tone == "good"
-    assert verdict(unknown(False, None, "none")).tone == ""
+    assert "hide a backdoor" in found.caution
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "head", "tone"),
+    [
+        (0.01, 0.02, "The sign of a backdoor is found after the defense, too;", "bad"),
+        (0.3, 0.02, "A sign of a backdoor is found only after the defense;", "bad"),
+        (0.3, 0.4, "No sign of a backdoor was found, before or after the defense;", ""),
+        (0.01, 0.4, "The sign of a backdoor is no longer found;", ""),
+    ],
+)
+def test_the_headline_follows_both_scans(before: float, after: float, head: str, tone: str) -> None:
+    found = verdict(unknown(scan(before), scan(after)))
+    assert found.headline.startswith(head)
+    assert found.tone == tone
+
+
+def test_a_trigger_that_still_works_is_no_good_news() -> None:
+    """The detector is silent, and the trigger that it found before works: that is what counts."""
+    found = verdict(unknown(scan(0.01, (0.99, 0.8)), scan(0.6)))
+    assert "still works on 80.0 %" in found.headline
+    assert found.tone == "bad"
+
+
+def test_a_scan_that_cannot_tell_is_no_good_news() -> None:
+    unsure = scan(0.6) | {"verdict": "cannot_tell", "reason": "it guesses"}
+    found = verdict(unknown(scan(0.01, (0.99, 0.01)), unsure))
+    assert found.headline.startswith("The scans cannot tell whether a backdoor is gone;")
+    assert found.tone == ""
+    assert "cannot tell, because it guesses" in found.lead
+
+
+def test_a_network_that_was_only_scanned() -> None:
+    found = verdict(unknown(scan(0.01), None, "none"))
+    assert found.headline.startswith("Backdoor found (class 1), p = 0.0100")
+    assert found.tone == "bad"
+    values: dict[str, Any] = {"task": "detect", "attack": {"name": "none"}, "before": score(918)}
+    results = example(**values, after=None, defense=None)
+    results["detection"] = {"before": scan(0.3, (0.2, None)), "after": None}
+    found = verdict(results)
+    assert found.headline.startswith("No sign of a backdoor, p = 0.3000")
+    assert found.lead.startswith("The recovered trigger sends 20.0 % (19.0 to 21.0;")
+    page = read(render_page(results, evidence(target=None, after=None)))
+    assert "nc, class by class" in page.text
+
+
+def test_the_calibration_among_clean_networks_is_drawn() -> None:
+    ranked = scan(0.05) | {"calibration": "reference", "num_references": 19}
+    ranked["detectors"]["nc"]["references"] = [i / 20 for i in range(19)]
+    charts = run_page(unknown(ranked, None, "none")).charts()
+    assert "is-it-backdoored-nc-among-clean-networks" in charts
+    page = render_page(unknown(ranked, None, "none"))
+    assert "0 of 19 clean networks score as high or higher: p = (0 + 1) / (19 + 1)." in page
 
 
 def test_a_network_that_was_only_measured_was_not_changed() -> None:
@@ -309,23 +365,16 @@ def test_a_network_that_was_only_measured_was_not_changed() -> None:
     assert verdict(results).headline.startswith("The network was only measured.")
 
 
-def test_the_search_stands_first_where_nothing_else_is_known() -> None:
+def test_the_scan_stands_first_where_nothing_else_is_known() -> None:
+    scans = {"detection": {"before": scan(0.01), "after": scan(0.4)}}
+    known, nameless = example() | scans, unknown(scan(0.01), scan(0.4))
     clean = {"before": snapshot(triggered=False), "after": snapshot(triggered=False)}
-    unknown_model = evidence(target=None, examples=(), **clean)
-    for known, place in ((evidence(), 5), (unknown_model, 0)):
-        headings = re.findall(r"<h2>(.*?)</h2>", render_page(example(), known))[2:]
-        assert headings[place] == "Looking for a trigger"
-
-
-def test_suspicious_is_what_the_search_itself_flags() -> None:
-    random = torch.Generator().manual_seed(0)
-    sizes = 1 + 0.2 * torch.rand(40, generator=random)
-    sizes[:4] = 0.2
-    found = Triggers(sizes[:, None, None, None], torch.zeros(40, 3, 1, 1), torch.ones(40))
-    found.rates[2] = 0.89
-    inversion = Inversion(found.index.numpy(), found.norms.numpy(), found.rates.numpy())
-    assert sorted(inversion.suspicious) == found.flagged().tolist()
-    assert inversion.suspicious
+    for results, seen, place in (
+        (known, evidence(), 6),
+        (nameless, evidence(target=None, examples=(), **clean), 0),
+    ):
+        headings = re.findall(r"<h2>(.*?)</h2>", render_page(results, seen))[2:]
+        assert headings[place] == "Is it backdoored?"
 
 
 def test_warnings_stand_at_the_top() -> None:

@@ -7,7 +7,6 @@ from sklearn.metrics import confusion_matrix
 
 from fst_lightning.reports.results.evidence import (
     Answers,
-    Inversion,
     Snapshot,
     calibration,
     confusion,
@@ -126,8 +125,3 @@ def test_counts_features_that_went_over() -> None:
     )
     assert nearer_target(snapshot) == pytest.approx(2 / 3)
     assert nearer_target(Snapshot(snapshot.clean)) is None
-
-
-def test_a_rate_that_rounding_lifted_above_one_is_one() -> None:
-    found = Inversion(np.zeros(2), np.ones(2), np.array([1.0000001, 0.5])).to_json(("cat", "dog"))
-    assert found["rate"] == [1.0, 0.5]

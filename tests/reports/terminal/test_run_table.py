@@ -166,16 +166,38 @@ def test_names_cannot_format_or_break_the_output() -> None:
     assert "\x1b" not in text
 
 
-def test_a_search_for_triggers_is_a_line_a_network() -> None:
+def test_a_recovered_trigger_is_a_line_of_its_scan() -> None:
     results = example(attack={"name": "none"}, before=score(918), after=score(900))
-    stands_out = {"suspicious": [1], "names": ["dog"], "index": [0, 3.44], "pixels": [50, 2.1]}
-    nothing = {"suspicious": [], "names": [], "index": [0, 1], "pixels": [50, 40]}
-    rate = {"rate": [1, 1]}
-    results["inversion"] = {"before": stands_out | rate, "after": nothing | rate}
+    trigger = {
+        "images": 900,
+        "success": 0.99,
+        "ci95": [0.98, 0.995],
+        "control": 0.01,
+        "success_after": 0.031,
+        "ci95_after": [0.02, 0.05],
+        "control_after": 0.02,
+    }
+    detector = {
+        "p_value": 0.01,
+        "suspected_class": 1,
+        "statistics": [0.1, 0.9],
+        "seconds": 2.0,
+        "trigger": trigger,
+    }
+    scan = {
+        "verdict": "backdoored",
+        "p_value": 0.01,
+        "suspected_class": 1,
+        "calibration": "parametric",
+        "strongest": "nc",
+        "detectors": {"nc": detector},
+    }
+    results["detection"] = {"before": scan, "after": None}
     lines = rendered(results).splitlines()
+    assert any(line.startswith("scan     before: backdoor found (class 1)") for line in lines)
     assert (
-        "search   before: class dog (anomaly index 3.4, a patch of 2.1 pixels) looks like a trigger"
-        in lines
+        "         The recovered trigger sends 99.0 % (98.0 to 99.5; without it 1.00) of 900 test "
+        "images of other classes to class 1; in the purified network, 3.10 % (2.00 to 5.00; "
+        "without it 2.00)." in lines
     )
-    assert "search   after: no class stands out" in lines
     assert "incoming network   store/a.ckpt" in lines
