@@ -8,7 +8,7 @@ from fst_lightning.attacks.blind import Blind
 from fst_lightning.attacks.bpp import Bpp
 from fst_lightning.attacks.bypass import Bypass
 from fst_lightning.attacks.common.attack import Attack, LabelMap, RateOf, full_precision
-from fst_lightning.attacks.common.plan import PoisonPlan, draw_rows
+from fst_lightning.attacks.common.plan import PoisonPlan, draw_balanced_rows, draw_rows
 from fst_lightning.attacks.common.trained_attack import TrainedAttack
 from fst_lightning.attacks.ctrl import CTRL
 from fst_lightning.attacks.ftrojan import FTrojan
@@ -52,6 +52,7 @@ __all__ = [
     "TrojanNN",
     "WaNet",
     "check_pixels",
+    "draw_balanced_rows",
     "draw_rows",
     "full_precision",
 ]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fst_lightning.attacks import draw_rows
+from fst_lightning.attacks import draw_balanced_rows, draw_rows
 from fst_lightning.data.images import ImageSet
 from fst_lightning.data.sources.source import Source
 from fst_lightning.seeds import derived_seed
@@ -63,17 +63,7 @@ def clean_rows(
         everything = torch.ones(len(labels), dtype=torch.bool)
         return draw_rows(everything, count, derived_seed(seed, "clean"))
     generator = torch.Generator().manual_seed(derived_seed(seed, "clean"))
-    order = torch.randperm(len(labels), generator=generator)
-    # The first image of each class, then the second of each class, and so on: the first rows of
-    # this order are a balanced draw for classes of any sizes.
-    turn = torch.empty_like(order)
-    shuffled = labels[order]
-    for label in range(int(labels.max()) + 1):
-        of_class = (shuffled == label).nonzero()[:, 0]
-        turn[of_class] = torch.arange(len(of_class))
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    held[order[turn.argsort(stable=True)[:count]]] = True
-    return held
+    return draw_balanced_rows(labels, count, generator)
 
 
 def with_training_images(source: Source, images: ImageSet, changed: Tensor | None = None) -> Source:

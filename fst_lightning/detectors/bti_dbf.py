@@ -13,7 +13,7 @@ from torch import nn
 
 from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
 from fst_lightning.defenses.common.trigger_generator import InvertingDefense
-from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
+from fst_lightning.detectors.detector import Detector, Evidence, balanced_subset
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.models import find_head
 from fst_lightning.validate import check_number
@@ -91,7 +91,7 @@ class InvertedGenerator(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Invert, and count where the images go."""
-        some = evenly_spread(images, self.images)
+        some = balanced_subset(images, self.images, generator)
         clean = CleanData(some.images, some.labels, mean=some.mean, std=some.std)
         head, _ = find_head(net, self.head, num_classes)
         inversion = InvertingDefense(generator_epochs=self.epochs, head=head)

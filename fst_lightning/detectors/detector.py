@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fst_lightning.attacks import draw_balanced_rows
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.detectors.outlier import ALARM, Null, outlier_p_value, outlier_threshold
@@ -123,16 +124,24 @@ class Detector(ABC):
         return Scan(evidence, surprise(p_value), p_value, suspected, threshold)
 
 
-def evenly_spread(images: LabelledImages, count: int) -> LabelledImages:
-    """At most ``count`` of the images, evenly spread: images of a folder come class by class.
+def balanced_subset(
+    images: LabelledImages, count: int, generator: torch.Generator
+) -> LabelledImages:
+    """At most ``count`` of the images, drawn at random, equally many of each class, up to one.
+
+    Args:
+        images: Clean images, in any order.
+        count: How many to draw, 1 or more.
+        generator: A CPU generator; not used if there are no more images than that.
 
     Example:
         >>> images = LabelledImages(torch.zeros(6, 3, 2, 2), torch.tensor([0, 0, 1, 1, 2, 2]))
-        >>> evenly_spread(images, 3).labels
+        >>> balanced_subset(images, 3, torch.Generator().manual_seed(0)).labels
         tensor([0, 1, 2])
     """
-    rows = torch.arange(min(count, len(images))) * len(images)
-    return images.subset(rows // max(1, min(count, len(images))))
+    if count >= len(images):
+        return images
+    return images.subset(draw_balanced_rows(images.labels.cpu(), count, generator))
 
 
 def surprise(p_value: float) -> float:

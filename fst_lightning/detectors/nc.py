@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.patch_inversion import invert_triggers
 from fst_lightning.defenses.common.pixel_range import PixelRange
-from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
+from fst_lightning.detectors.detector import Detector, Evidence, balanced_subset
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.validate import check_number
 
@@ -112,7 +112,7 @@ class SmallestPatch(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Search the smallest patch of every class."""
-        some = evenly_spread(images, self.images)
+        some = balanced_subset(images, self.images, generator)
         found = invert_triggers(
             net,
             some,

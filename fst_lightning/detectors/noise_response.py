@@ -15,7 +15,7 @@ from torch.nn import functional
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.triggers.random import random_triggers
-from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
+from fst_lightning.detectors.detector import Detector, Evidence, balanced_subset
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.validate import check_number
 
@@ -94,7 +94,7 @@ class NoiseResponse(Detector):
         generator: torch.Generator,
     ) -> Evidence:
         """Count where the images go."""
-        some = evenly_spread(images, self.images)
+        some = balanced_subset(images, self.images, generator)
         pixel_range = PixelRange.of(some)
         moved: list[torch.Tensor] = []
         start: list[torch.Tensor] = []

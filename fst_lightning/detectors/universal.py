@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fst_lightning.defenses.common.clean_data import LabelledImages
 from fst_lightning.defenses.common.features import all_features
-from fst_lightning.detectors.detector import Detector, Evidence, evenly_spread
+from fst_lightning.detectors.detector import Detector, Evidence, balanced_subset
 from fst_lightning.detectors.outlier import Null
 from fst_lightning.models import find_head, weight_matrix
 from fst_lightning.validate import check_number
@@ -90,7 +90,7 @@ class UniversalShift(Detector):
     ) -> Evidence:
         """Solve the program for every class."""
         _, linear = find_head(net, self.head, num_classes)
-        some = evenly_spread(images, self.images)
+        some = balanced_subset(images, self.images, generator)
         features = all_features(net, linear, some).double().cpu()
         weight = weight_matrix(linear).detach().double().cpu()
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach()

@@ -22,7 +22,7 @@ from fst_lightning.detectors import (
     SmallestPatch,
     UniversalShift,
 )
-from fst_lightning.detectors.detector import evenly_spread
+from fst_lightning.detectors.detector import balanced_subset
 from fst_lightning.detectors.universal import shortest_shift
 
 TARGET, NUM_CLASSES, SIZE = 3, 6, 8
@@ -215,8 +215,44 @@ def test_generator_statistics_are_shares() -> None:
     assert functional.one_hot(found.statistics.argmax(), NUM_CLASSES).sum() == 1
 
 
-def test_images_that_lie_class_by_class_are_drawn_from_all_classes() -> None:
-    labels = torch.arange(10).repeat_interleave(30)
-    images = LabelledImages(torch.zeros(300, 3, 2, 2), labels)
-    assert evenly_spread(images, 50).labels.bincount().tolist() == [5] * 10
-    assert evenly_spread(images, 999).labels.tolist() == labels.tolist()
+@pytest.mark.parametrize(
+    "labels",
+    [torch.arange(10).repeat_interleave(30), torch.arange(10).repeat(30)],
+    ids=["class by class", "in turn"],
+)
+def test_a_subset_is_balanced_whatever_the_order_of_the_images(labels: Tensor) -> None:
+    """Sorted labels hide classes from the first rows, labels in turn from every tenth row."""
+    images = LabelledImages(torch.arange(300.0)[:, None, None, None], labels)
+    drawn = [balanced_subset(images, 50, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    for each in drawn:
+        assert each.labels.bincount().tolist() == [5] * 10
+        assert torch.equal(labels[each.images.flatten().long()], each.labels)
+    assert torch.equal(drawn[0].images, drawn[1].images)
+    assert not torch.equal(drawn[0].images, drawn[2].images)
+    assert balanced_subset(images, 300, torch.Generator()) is images
+
+
+class Watched(nn.Module):
+    """Records the images that it is given, by their first pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.head = nn.Linear(3 * SIZE**2, NUM_CLASSES)
+        self.seen: set[int] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen |= set(images[:, 0, 0, 0].round().long().tolist())
+        logits: Tensor = self.head(self.flatten(images))
+        return logits
+
+
+def test_a_detector_with_few_images_sees_all_classes_of_a_folder() -> None:
+    """The first pixel of every image is its class; the images come class by class."""
+    labels = torch.arange(NUM_CLASSES).repeat_interleave(50)
+    images = torch.zeros(len(labels), 3, SIZE, SIZE)
+    images[:, 0, 0, 0] = labels.float()
+    net = Watched().eval()
+    generator = torch.Generator().manual_seed(0)
+    UniversalShift(images=12).measure(net, LabelledImages(images, labels), NUM_CLASSES, generator)
+    assert net.seen == set(range(NUM_CLASSES))

@@ -64,3 +64,36 @@ def draw_rows(candidates: Tensor, count: int, seed: int) -> Tensor:
     drawn = torch.zeros_like(candidates)
     drawn[rows[order[:count]]] = True
     return drawn
+
+
+def draw_balanced_rows(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw rows without replacement, equally many of each class, up to one.
+
+    A class that is too small gives all of its rows, and the others make up for it. The order of the
+    rows does not matter: images of a folder come class by class.
+
+    Args:
+        labels: ``(N,)`` int64.
+        count: Number of rows; N or more draws all of them.
+        generator: A CPU generator.
+
+    Returns:
+        ``(N,)`` bool.
+
+    Example:
+        >>> labels = torch.tensor([0] * 90 + [1] * 10)
+        >>> rows = draw_balanced_rows(labels, 10, torch.Generator().manual_seed(0))
+        >>> labels[rows].bincount().tolist()
+        [5, 5]
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    # The first image of each class, then the second of each class, and so on: the first rows of
+    # this order are a balanced draw for classes of any sizes.
+    turn = torch.empty_like(order)
+    shuffled = labels[order]
+    for label in range(int(labels.max()) + 1):
+        of_class = (shuffled == label).nonzero()[:, 0]
+        turn[of_class] = torch.arange(len(of_class))
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    drawn[order[turn.argsort(stable=True)[:count]]] = True
+    return drawn
