@@ -60,7 +60,7 @@ def evaluate(setting: Setting) -> float:
             if triggered:
                 batch = prepare.stamp(batch)
             with _autocast(setting):
-                logits = net(prepare.normalise(batch))
+                logits = net(prepare.normalize(batch))
             hits += (logits.argmax(1) == labels[start : start + size]).sum()
         hits.item()
     return (len(clean) + len(others)) / (now(setting.device) - started)
@@ -90,7 +90,7 @@ def _fit(setting: Setting, alpha: float | None) -> float:
             batch = torch.where(stamped[:, None, None, None], prepare.stamp(batch), batch)
             targets = torch.where(stamped, TARGET, targets)
         with _autocast(setting):
-            logits = net(prepare.normalise(prepare.augment(batch)))
+            logits = net(prepare.normalize(prepare.augment(batch)))
             loss = functional.cross_entropy(logits, targets)
         if alpha is not None:
             loss = loss + alpha * (head.weight * original).sum()
@@ -139,7 +139,7 @@ class _Inputs:
     def stamp(self, images: Tensor) -> Tensor:
         return torch.lerp(images, self.pattern, OPACITY).mul_(255).round_().div_(255)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         images = (images - self.mean) * self.inverse
         return images.contiguous(memory_format=torch.channels_last)
 

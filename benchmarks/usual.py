@@ -40,7 +40,7 @@ _Item = tuple[Tensor, int]
 
 
 class PilImages(Dataset[_Item]):
-    """Images that are stamped, transformed and normalised one at a time.
+    """Images that are stamped, transformed and normalized one at a time.
 
     Args:
         images: stored images and labels.

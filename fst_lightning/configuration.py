@@ -15,6 +15,7 @@ AUTOMATIC = (LEARNING_RATE, ALPHA)
 
 RENAMED = {
     "attack.save_examples": "report.examples",
+    "defense.unlabelled_weight": "defense.unlabeled_weight",
     "model.compile": "training.compile",
     "report.inversion": "detector=[nc]",
 }

@@ -114,14 +114,14 @@ class DefenseCallback(L.Callback):
                     "line search reads the loss, which lacks the penalty here. Use SGD or Adam, or "
                     "PurificationModule."
                 )
-        penalised = self._penalized()
+        penalized = self._penalized()
         trained = {id(p) for optimizer in trainer.optimizers for p in _parameters(optimizer)}
-        if penalised and not any(id(parameter) in trained for parameter in penalised):
+        if penalized and not any(id(parameter) in trained for parameter in penalized):
             raise MisconfigurationException(
                 "Expected one of the optimizers to train the weights that the defense penalizes, "
                 "but none does; was the optimizer made from another part of the module?"
             )
-        targets: list[Any] = penalised or self._projected() or list(pl_module.parameters())
+        targets: list[Any] = penalized or self._projected() or list(pl_module.parameters())
         owned = {id(parameter) for parameter in targets}
         for optimizer in trainer.optimizers:
             if any(id(parameter) in owned for parameter in _parameters(optimizer)):

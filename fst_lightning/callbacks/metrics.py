@@ -132,7 +132,7 @@ class BackdoorMetricsCallback(L.Callback):
     def _check(self, images: Tensor, num_classes: int) -> None:
         self.attack.check_ready()
         self.attack.check_target(num_classes)
-        if not self.inputs.normalises:
+        if not self.inputs.normalizes:
             if images.dtype != torch.uint8:
                 check_pixels(images, _NORMALIZED)
             return
@@ -154,7 +154,7 @@ class BackdoorMetricsCallback(L.Callback):
     def _pixels(self, images: Tensor) -> Tensor:
         # Low precision would round k/255 to another value.
         precise = images.to(torch.promote_types(images.dtype, torch.float32))
-        return self.inputs.denormalised(precise)
+        return self.inputs.denormalized(precise)
 
     def _stamped(self, images: Tensor) -> Tensor:
         """Add the trigger to images of the loader, in the loader's normalization."""

@@ -76,7 +76,7 @@ def checked_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
             or tensor.dtype not in _DTYPES
         ):
             raise Refusal(
-                f"holds the sparse, quantised or otherwise special tensor {shown(name)}",
+                f"holds the sparse, quantized or otherwise special tensor {shown(name)}",
                 "Save ordinary dense tensors",
             )
         tensors[name] = tensor.detach()

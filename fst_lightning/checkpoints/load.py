@@ -199,7 +199,7 @@ def _converted(name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
     if _kind(tensor) != _kind(wanted):
         raise Refusal(
             f"{shown(name)} holds {tensor.dtype} numbers where the network has {wanted.dtype}",
-            "Ask for an unquantised file",
+            "Ask for an unquantized file",
         )
     converted = tensor.to(wanted.dtype)
     if converted.is_floating_point() and not bool(converted.float().isfinite().all()):

@@ -67,7 +67,7 @@ class SweepTable(Callback):
             sys.exit(f"error: {problem}" if is_main_process() else 1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Summarise the folder of the sweep."""
+        """Summarize the folder of the sweep."""
         if not is_main_process():
             return
         from rich.console import Console
@@ -75,14 +75,14 @@ class SweepTable(Callback):
         from fst_lightning.reports import (
             print_line,
             render_sweep,
-            summarise_sweep,
+            summarize_sweep,
             write_leaderboard,
             write_paper_table,
             write_sweep,
         )
 
         folder = Path(config.hydra.sweep.dir).absolute()
-        summary = summarise_sweep(folder)
+        summary = summarize_sweep(folder)
         write_sweep(summary, folder)
         write_paper_table(summary, folder)
         console = Console()

@@ -21,7 +21,7 @@ from torch import Tensor
 from fst_lightning.image_files import decoding_memory, open_image, opening_memory
 from fst_lightning.printable import printable
 
-_GREY_16_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_GRAY_16_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _CHUNK = 64
 # More threads would wait for the interpreter lock.
 _MAX_THREADS = 16
@@ -158,7 +158,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("1", "LA"):
         return image.convert("L")
-    if image.mode in _GREY_16_BIT:
+    if image.mode in _GRAY_16_BIT:
         return _scaled(np.asarray(image))
     if image.mode == "F":
         raise ValueError("it holds floating-point numbers; save it with 8 or 16 bits")
@@ -171,7 +171,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 def _scaled(values: npt.NDArray[np.generic]) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(
-            f"its grey values go from {values.min()} to {values.max()}, and 0 to 65535 can be read"
+            f"its gray values go from {values.min()} to {values.max()}, and 0 to 65535 can be read"
         )
     levels = np.empty(values.shape, dtype=np.uint8)
     source, target = values.reshape(-1), levels.reshape(-1)

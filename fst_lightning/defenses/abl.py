@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.clean_data import LabelledImages, PoisonedData
+from fst_lightning.defenses.common.clean_data import LabeledImages, PoisonedData
 from fst_lightning.defenses.common.dataset_defense import DatasetDefense, Fit
 from fst_lightning.defenses.common.whole_set import accuracy, fresh_copy, keep_modes, tune
 from fst_lightning.validate import check_number
@@ -212,7 +212,7 @@ class AntiBackdoorLearning(DatasetDefense):
 
 
 @torch.no_grad()
-def losses_of(net: nn.Module, images: LabelledImages, batch_size: int = 500) -> Tensor:
+def losses_of(net: nn.Module, images: LabeledImages, batch_size: int = 500) -> Tensor:
     """The cross-entropy of each image, ``(N,)``, with the network in its current mode."""
     return torch.cat(
         [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.clean_data import LabelledImages, PoisonedData
+from fst_lightning.defenses.common.clean_data import LabeledImages, PoisonedData
 from fst_lightning.defenses.common.dataset_defense import DatasetDefense, Fit
 from fst_lightning.defenses.common.features import all_features, features_of
 from fst_lightning.defenses.common.snapshot import restore, snapshot
@@ -60,7 +60,7 @@ class DecouplingDefense(DatasetDefense):
         batch_size: Trusted and unlabeled images per step, each; 2 or more.
         lr: Learning rate of Adam in the last two steps, greater than 0; the first step uses half of
             it.
-        unlabelled_weight: Final weight of the unlabeled images, 0 or more; it grows linearly.
+        unlabeled_weight: Final weight of the unlabeled images, 0 or more; it grows linearly.
         horizontal_flip: Whether views are mirrored; False for signs, digits and text.
         head: Dotted name of the linear head; None finds it.
 
@@ -124,7 +124,7 @@ class DecouplingDefense(DatasetDefense):
         semi_epochs: int = 20,
         batch_size: int = 64,
         lr: float = 2e-3,
-        unlabelled_weight: float = 15.0,
+        unlabeled_weight: float = 15.0,
         horizontal_flip: bool = False,
         head: str | None = None,
     ) -> None:
@@ -137,7 +137,7 @@ class DecouplingDefense(DatasetDefense):
         check_number("semi_epochs", semi_epochs, low=1, whole=True)
         check_number("batch_size", batch_size, low=2, whole=True)
         check_number("lr", lr, low_open=True)
-        check_number("unlabelled_weight", unlabelled_weight)
+        check_number("unlabeled_weight", unlabeled_weight)
         self.pretrain_epochs = pretrain_epochs
         self.pretrain_batch_size = pretrain_batch_size
         self.temperature = temperature
@@ -146,7 +146,7 @@ class DecouplingDefense(DatasetDefense):
         self.semi_epochs = semi_epochs
         self.batch_size = batch_size
         self.lr = lr
-        self.unlabelled_weight = unlabelled_weight
+        self.unlabeled_weight = unlabeled_weight
         self.horizontal_flip = horizontal_flip
         self.head = head
         self.register_buffer("pretrained", torch.empty(0))
@@ -173,12 +173,12 @@ class DecouplingDefense(DatasetDefense):
         found[self.losses.argsort(stable=True)[:believed]] = False
         return found
 
-    def _views(self, data: LabelledImages, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _views(self, data: LabeledImages, images: Tensor, generator: torch.Generator) -> Tensor:
         """Strong views, for the first step."""
         views = random_views(
             data.pixels(images), generator, least_area=0.2, flip=self.horizontal_flip, color=0.4
         )
-        return data.normalise(views)
+        return data.normalize(views)
 
     def _pretrain(
         self, net: nn.Module, head: Head, data: PoisonedData, generator: torch.Generator
@@ -251,13 +251,13 @@ class DecouplingDefense(DatasetDefense):
         net.requires_grad_(True)
         optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
         steps = self.semi_epochs * math.ceil(len(believed) / self.batch_size)
-        unlabelled = _endless(others, self.batch_size, generator)
-        labelled = _endless(believed, self.batch_size, generator)
+        unlabeled = _endless(others, self.batch_size, generator)
+        labeled = _endless(believed, self.batch_size, generator)
         mixing = torch.distributions.Beta(_MIXING, _MIXING)
         net.train()
         for step in range(steps):
-            images, labels = next(labelled)
-            unknown, _ = next(unlabelled)
+            images, labels = next(labeled)
+            unknown, _ = next(unlabeled)
             first = self._crops(believed, images, generator)
             guesses = [self._crops(others, unknown, generator) for _ in range(_GUESSES)]
             with torch.no_grad():
@@ -275,17 +275,17 @@ class DecouplingDefense(DatasetDefense):
             logits = net(inputs)
             loss = functional.cross_entropy(logits[: len(first)], targets[: len(first)])
             distance = (logits[len(first) :].softmax(1) - targets[len(first) :]).square().mean()
-            loss = loss + self.unlabelled_weight * (step + 1) / steps * distance
+            loss = loss + self.unlabeled_weight * (step + 1) / steps * distance
             torch.autograd.backward(loss)
             optimizer.step()
         optimizer.zero_grad()
 
-    def _crops(self, data: LabelledImages, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _crops(self, data: LabeledImages, images: Tensor, generator: torch.Generator) -> Tensor:
         """Weak views, for the third step."""
         views = random_views(
             data.pixels(images), generator, least_area=0.75, flip=self.horizontal_flip
         )
-        return data.normalise(views)
+        return data.normalize(views)
 
     def findings(self) -> dict[str, Any]:
         """The number of rows whose label is trusted."""
@@ -355,7 +355,7 @@ def sharpen(chances: Tensor, temperature: float) -> Tensor:
 
 
 def _endless(
-    data: LabelledImages, batch_size: int, generator: torch.Generator
+    data: LabeledImages, batch_size: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         yield from data.batches(batch_size, generator)

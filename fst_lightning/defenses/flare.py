@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.defenses.common.channel_masks import watch_inputs
-from fst_lightning.defenses.common.clean_data import LabelledImages, PoisonedData
+from fst_lightning.defenses.common.clean_data import LabeledImages, PoisonedData
 from fst_lightning.defenses.common.dataset_defense import DatasetDefense
 from fst_lightning.defenses.common.whole_set import require_batchnorm
 from fst_lightning.validate import check_number
@@ -185,7 +185,7 @@ def require_packages() -> None:
         )
 
 
-def batchnorm_scores(net: nn.Module, images: LabelledImages, batch_size: int = 500) -> Tensor:
+def batchnorm_scores(net: nn.Module, images: LabeledImages, batch_size: int = 500) -> Tensor:
     """The smallest log-likelihood of each image in each BatchNorm layer of a network.
 
     Args:

@@ -138,7 +138,7 @@ class ImplicitUnlearning(Defense):
         batches = chain.from_iterable(
             clean.batches(self.search_batch_size, generator) for _ in repeat(None)
         )
-        delta = torch.zeros_like(clean.normalise(clean.images[:1]))
+        delta = torch.zeros_like(clean.normalize(clean.images[:1]))
         with keep_modes(net):
             net.eval()
             for _ in range(self.search_steps):

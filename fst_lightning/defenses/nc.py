@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
+from fst_lightning.defenses.common.clean_data import CleanData, LabeledImages
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.patch_inversion import Triggers, invert_triggers
 from fst_lightning.defenses.common.pixel_range import PixelRange
@@ -159,7 +159,7 @@ class NeuralCleanse(Defense):
             setattr(self, name, torch.empty(0))
         self.pixel_range = PixelRange()
 
-    def search(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> Triggers:
+    def search(self, net: nn.Module, clean: LabeledImages, generator: torch.Generator) -> Triggers:
         """Recover a trigger for each class; change neither the network nor the defense.
 
         Args:

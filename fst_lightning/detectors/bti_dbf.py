@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
+from fst_lightning.defenses.common.clean_data import CleanData, LabeledImages
 from fst_lightning.defenses.common.trigger_generator import InvertingDefense
 from fst_lightning.detectors.detector import Detector, Evidence, balanced_subset
 from fst_lightning.detectors.outlier import Null
@@ -59,7 +59,7 @@ class InvertedGenerator(Detector):
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 5))
-        >>> images = LabelledImages(torch.rand(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64))
+        >>> images = LabeledImages(torch.rand(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64))
         >>> scan = InvertedGenerator(epochs=1).scan(net, images, torch.Generator())
         >>> scan.p_value is None, len(scan.evidence.statistics)
         (True, 5)
@@ -86,7 +86,7 @@ class InvertedGenerator(Detector):
     def measure(
         self,
         net: nn.Module,
-        images: LabelledImages,
+        images: LabeledImages,
         num_classes: int,
         generator: torch.Generator,
     ) -> Evidence:

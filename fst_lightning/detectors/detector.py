@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.attacks import draw_balanced_rows
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.detectors.outlier import ALARM, Null, outlier_p_value, outlier_threshold
 
@@ -81,7 +81,7 @@ class Detector(ABC):
     def measure(
         self,
         net: nn.Module,
-        images: LabelledImages,
+        images: LabeledImages,
         num_classes: int,
         generator: torch.Generator,
     ) -> Evidence:
@@ -94,7 +94,7 @@ class Detector(ABC):
             generator: A CPU generator, the only source of random numbers.
         """
 
-    def scan(self, net: nn.Module, images: LabelledImages, generator: torch.Generator) -> Scan:
+    def scan(self, net: nn.Module, images: LabeledImages, generator: torch.Generator) -> Scan:
         """Measure, and compare the largest statistic with the others.
 
         Args:
@@ -124,9 +124,7 @@ class Detector(ABC):
         return Scan(evidence, surprise(p_value), p_value, suspected, threshold)
 
 
-def balanced_subset(
-    images: LabelledImages, count: int, generator: torch.Generator
-) -> LabelledImages:
+def balanced_subset(images: LabeledImages, count: int, generator: torch.Generator) -> LabeledImages:
     """At most ``count`` of the images, drawn at random, equally many of each class, up to one.
 
     Args:
@@ -135,7 +133,7 @@ def balanced_subset(
         generator: A CPU generator; not used if there are no more images than that.
 
     Example:
-        >>> images = LabelledImages(torch.zeros(6, 3, 2, 2), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> images = LabeledImages(torch.zeros(6, 3, 2, 2), torch.tensor([0, 0, 1, 1, 2, 2]))
         >>> balanced_subset(images, 3, torch.Generator().manual_seed(0)).labels
         tensor([0, 1, 2])
     """
@@ -155,7 +153,7 @@ def surprise(p_value: float) -> float:
 
 
 @torch.no_grad()
-def check_network(net: nn.Module, images: LabelledImages) -> int:
+def check_network(net: nn.Module, images: LabeledImages) -> int:
     """Refuse a network that cannot be scanned.
 
     Returns:

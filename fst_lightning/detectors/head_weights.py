@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.detectors.detector import Detector, Evidence
 from fst_lightning.models import find_head, weight_matrix
 
@@ -53,7 +53,7 @@ class HeadWeights(Detector):
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-        >>> images = LabelledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
+        >>> images = LabeledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
         >>> with torch.no_grad(): _ = net[1].weight[3].add_(2)
         >>> scan = HeadWeights().scan(net, images, torch.Generator().manual_seed(0))
         >>> scan.suspected_class, scan.p_value < 0.01
@@ -76,7 +76,7 @@ class HeadWeights(Detector):
     def measure(
         self,
         net: nn.Module,
-        images: LabelledImages,
+        images: LabeledImages,
         num_classes: int,
         generator: torch.Generator,
     ) -> Evidence:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.detectors.detector import Detector, Evidence
 from fst_lightning.validate import check_number
@@ -61,7 +61,7 @@ class MaximumMargin(Detector):
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-        >>> images = LabelledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
+        >>> images = LabeledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
         >>> with torch.no_grad(): _ = net[1].weight[3].add_(9)
         >>> scan = MaximumMargin().scan(net, images, torch.Generator().manual_seed(0))
         >>> scan.suspected_class, scan.p_value < 0.01
@@ -91,7 +91,7 @@ class MaximumMargin(Detector):
     def measure(
         self,
         net: nn.Module,
-        images: LabelledImages,
+        images: LabeledImages,
         num_classes: int,
         generator: torch.Generator,
     ) -> Evidence:

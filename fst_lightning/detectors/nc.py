@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.patch_inversion import invert_triggers
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.detectors.detector import Detector, Evidence, balanced_subset
@@ -65,7 +65,7 @@ class SmallestPatch(Detector):
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-        >>> images = LabelledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
+        >>> images = LabeledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
         >>> scan = SmallestPatch(rounds=2, steps=2).scan(net, images, torch.Generator())
         >>> sorted(scan.evidence.details)
         ['anomaly_index', 'norms', 'success']
@@ -107,7 +107,7 @@ class SmallestPatch(Detector):
     def measure(
         self,
         net: nn.Module,
-        images: LabelledImages,
+        images: LabeledImages,
         num_classes: int,
         generator: torch.Generator,
     ) -> Evidence:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.triggers.random import random_triggers
 from fst_lightning.detectors.detector import Detector, Evidence, balanced_subset
@@ -61,7 +61,7 @@ class NoiseResponse(Detector):
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-        >>> images = LabelledImages(torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64))
+        >>> images = LabeledImages(torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64))
         >>> len(NoiseResponse(repeats=2).scan(net, images, torch.Generator()).evidence.statistics)
         5
 
@@ -89,7 +89,7 @@ class NoiseResponse(Detector):
     def measure(
         self,
         net: nn.Module,
-        images: LabelledImages,
+        images: LabeledImages,
         num_classes: int,
         generator: torch.Generator,
     ) -> Evidence:

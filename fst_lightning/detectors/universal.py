@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.features import all_features
 from fst_lightning.detectors.detector import Detector, Evidence, balanced_subset
 from fst_lightning.detectors.outlier import Null
@@ -60,7 +60,7 @@ class UniversalShift(Detector):
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-        >>> images = LabelledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
+        >>> images = LabeledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
         >>> scan = UniversalShift().scan(net, images, torch.Generator())
         >>> len(scan.evidence.details["norms"])
         5
@@ -84,7 +84,7 @@ class UniversalShift(Detector):
     def measure(
         self,
         net: nn.Module,
-        images: LabelledImages,
+        images: LabeledImages,
         num_classes: int,
         generator: torch.Generator,
     ) -> Evidence:

@@ -40,11 +40,11 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     # The lower tail: 0.5 + confidence / 2 rounds to 1, where there is no quantile.
     z = -NormalDist().inv_cdf((1.0 - confidence) / 2.0)
     rate, share = successes / total, z * z / total
-    centre = (rate + share / 2.0) / (1.0 + share)
+    center = (rate + share / 2.0) / (1.0 + share)
     reach = math.sqrt(share * rate * (1.0 - rate) + share * share / 4.0) / (1.0 + share)
     # Rounding loses the exact ends if no row, or each row, was counted.
-    low = 0.0 if successes == 0 else max(0.0, min(centre - reach, rate))
-    high = 1.0 if successes == total else min(1.0, max(centre + reach, rate))
+    low = 0.0 if successes == 0 else max(0.0, min(center - reach, rate))
+    high = 1.0 if successes == total else min(1.0, max(center + reach, rate))
     return low, high
 
 

@@ -68,7 +68,7 @@ class InputPipeline(nn.Module):
         check_number("crop_padding", crop_padding, whole=True)
         check_choice("crop_fill", crop_fill, CropFill)
         self.attack = attack
-        self.normalises = mean is not None
+        self.normalizes = mean is not None
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
         self.crop_fill: CropFill = crop_fill
@@ -95,7 +95,7 @@ class InputPipeline(nn.Module):
         """
         stamps = self.attack is not None and triggered is not False
         # Floats that are normalized already stay as they are.
-        pixels = self.pixels(images) if stamps or self.normalises else _scaled(images)
+        pixels = self.pixels(images) if stamps or self.normalizes else _scaled(images)
         if self.attack is not None and triggered is not False:
             with full_precision(pixels):
                 stamped = self.attack(pixels)
@@ -125,9 +125,9 @@ class InputPipeline(nn.Module):
         """Check the next batch of floats again, because it comes from another loader."""
         self._checked = False
 
-    def denormalised(self, images: Tensor) -> Tensor:
+    def denormalized(self, images: Tensor) -> Tensor:
         """Undo the normalization: network inputs to images in [0, 1]."""
-        if not self.normalises:
+        if not self.normalizes:
             return images
         self._check_channels(images)
         return images * self.std + self.mean
@@ -135,7 +135,7 @@ class InputPipeline(nn.Module):
     def _check_channels(self, images: Tensor) -> None:
         channels = self.mean.shape[1]
         # Broadcasting would add channels to the images.
-        if self.normalises and channels not in (1, images.shape[1]):
+        if self.normalizes and channels not in (1, images.shape[1]):
             raise ValueError(
                 f"Expected images with {channels} channels, as many as `mean` and `std` have "
                 f"entries, but got {images.shape[1]}."
@@ -145,7 +145,7 @@ class InputPipeline(nn.Module):
         """Augment and normalize images in [0, 1], after the trigger."""
         if augment:
             pixels = self._augment(pixels)
-        if self.normalises:
+        if self.normalizes:
             pixels = (pixels - self.mean) / self.std
         return pixels
 

@@ -269,7 +269,7 @@ class PurificationModule(ClassifierModule):
         The result has the type that the network takes, as stored images are scaled to it.
         """
         dtype = images.dtype if images.is_floating_point() else torch.get_default_dtype()
-        if self.inputs.normalises:
+        if self.inputs.normalizes:
             pixels = self.inputs.pixels(images)
             return put_triggers(self.triggers, pixels, labels, self._classify).to(dtype)
         if not self._pixel_range:
@@ -336,7 +336,7 @@ class PurificationModule(ClassifierModule):
             )
         with seeded(torch.Generator().manual_seed(self._defense_seed), torch.device("cpu")):
             clean = CleanData.gather(bounded(loader, self.num_classes))
-        if self.inputs.normalises:
+        if self.inputs.normalizes:
             self.inputs.pixels(clean.images)
             return CleanData(clean.images, clean.labels, mean=self.inputs.mean, std=self.inputs.std)
         return CleanData(self.inputs(clean.images.to(self.device)), clean.labels)

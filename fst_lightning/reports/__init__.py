@@ -23,7 +23,7 @@ from fst_lightning.reports.results.sweep import (
     Run,
     Spread,
     SweepSummary,
-    summarise_sweep,
+    summarize_sweep,
 )
 from fst_lightning.reports.results.verdict import Verdict, verdict
 from fst_lightning.reports.tables.paper_table import write_paper_table
@@ -58,7 +58,7 @@ __all__ = [
     "render_sweep",
     "results_schema",
     "run_page",
-    "summarise_sweep",
+    "summarize_sweep",
     "validate",
     "verdict",
     "write_json",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.whole_set import keep_modes
 
 _BATCH = 500
@@ -50,11 +50,11 @@ class Subject:
 
     backdoored: nn.Module
     purified: nn.Module
-    train: LabelledImages
-    poisoned: LabelledImages
+    train: LabeledImages
+    poisoned: LabeledImages
     stamp: Callable[[Tensor], Tensor]
-    test: LabelledImages
-    triggered: LabelledImages
+    test: LabeledImages
+    triggered: LabeledImages
     wanted: Callable[[Tensor, Tensor], Tensor]
     make_clean: Callable[[], nn.Module]
 
@@ -101,7 +101,7 @@ def rates_of(
             hits["ca"] += int((net(images).argmax(1) == labels).sum())
         for images, labels in subject.triggered.batches(_BATCH):
             if shift is not None:
-                images = subject.triggered.normalise(shift(subject.triggered.pixels(images)))
+                images = subject.triggered.normalize(shift(subject.triggered.pixels(images)))
             logits = net(images).float()
             hits["ra"] += int((logits.argmax(1) == labels).sum())
             hits["asr"] += int((logits.argmax(1) == subject.wanted(logits, labels)).sum())

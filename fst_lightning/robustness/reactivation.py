@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.robustness.check import RobustnessCheck, Subject, rates_of
 from fst_lightning.robustness.retuning import RetuningAttack
@@ -112,7 +112,7 @@ class ReactivationAttack(RobustnessCheck):
                 for images, labels in data.batches(self.batch_size, generator):
                     with torch.no_grad():
                         wished = retuned(images).float().log_softmax(1)
-                    shifted = data.normalise(mapping(data.pixels(images)))
+                    shifted = data.normalize(mapping(data.pixels(images)))
                     answers = subject.purified(shifted).float().log_softmax(1)
                     loss = functional.cross_entropy(clean(shifted).float(), labels)
                     apart = functional.kl_div(
@@ -127,15 +127,15 @@ class ReactivationAttack(RobustnessCheck):
                     optimizer.step()
         return mapping.requires_grad_(False)
 
-    def attackers_images(self, subject: Subject, generator: torch.Generator) -> LabelledImages:
+    def attackers_images(self, subject: Subject, generator: torch.Generator) -> LabeledImages:
         """Clean training images and triggered ones of others, with true labels."""
         order = torch.randperm(len(subject.train), generator=generator)
         clean = subject.train.subset(order[: self.images])
         triggered = subject.train.subset(order.flip(0)[: self.images])
         parts = clean.images, subject.stamp(triggered.images)
-        pixels = torch.cat([clean.pixels(clean.normalise(part)) for part in parts])
+        pixels = torch.cat([clean.pixels(clean.normalize(part)) for part in parts])
         labels = torch.cat([clean.labels, triggered.labels])
-        return LabelledImages(pixels, labels, clean.mean, clean.std, clean.dtype)
+        return LabeledImages(pixels, labels, clean.mean, clean.std, clean.dtype)
 
 
 class Perturbation(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.whole_set import tune
 from fst_lightning.robustness.check import RobustnessCheck, Subject, rates_of
 from fst_lightning.validate import check_number
@@ -105,7 +105,7 @@ class RetuningAttack(RobustnessCheck):
         )
         return net.eval()
 
-    def mixture(self, subject: Subject, generator: torch.Generator) -> LabelledImages:
+    def mixture(self, subject: Subject, generator: torch.Generator) -> LabeledImages:
         """Clean training images, the first of which are replaced by poisoned ones."""
         train, poisoned = subject.train, subject.poisoned
         clean = train.subset(

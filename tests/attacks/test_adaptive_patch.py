@@ -44,9 +44,9 @@ def test_four_patches_in_four_corners() -> None:
             assert [int(touched.min()), int(touched.max())] == wanted
     assert int(masks.sum(dim=0).max()) == 1
     counts = masks.sum(dim=(1, 2)).tolist()
-    # The disc: pixels whose centre is within the circle of radius 3; the frame lacks its middle.
-    centres = np.arange(6) - 2.5
-    disc = int((np.add.outer(centres**2, centres**2) <= 9).sum())
+    # The disc: pixels whose center is within the circle of radius 3; the frame lacks its middle.
+    centers = np.arange(6) - 2.5
+    disc = int((np.add.outer(centers**2, centers**2) <= 9).sum())
     assert counts == [disc, 36, 36, 32]
 
 
@@ -85,30 +85,30 @@ def test_two_patches_at_full_opacity_at_test() -> None:
 
 def test_patches_differ_from_each_other_and_stay_in_range() -> None:
     for size in (2, 3, 6, 12):
-        colours = [colours for colours, _ in drawn_patches(3, size)]
-        assert all(patch.shape == (1, 3, size, size) for patch in colours)
-        assert 0 <= float(torch.cat(colours).min()) <= float(torch.cat(colours).max()) <= 1
-        distances = [float((a - b).abs().mean()) for a in colours for b in colours if a is not b]
+        colors = [colors for colors, _ in drawn_patches(3, size)]
+        assert all(patch.shape == (1, 3, size, size) for patch in colors)
+        assert 0 <= float(torch.cat(colors).min()) <= float(torch.cat(colors).max()) <= 1
+        distances = [float((a - b).abs().mean()) for a in colors for b in colors if a is not b]
         assert min(distances) > 0.1
         assert all(bool(mask.any()) for _, mask in drawn_patches(3, size))
 
 
 def test_pictures_of_the_user(tmp_path: Path) -> None:
-    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (90, 90, 90)]
-    for number, colour in enumerate(colours):
-        picture = Image.new("RGBA", (6, 6), (*colour, 255))
-        picture.putpixel((0, 0), (*colour, 0))
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (90, 90, 90)]
+    for number, color in enumerate(colors):
+        picture = Image.new("RGBA", (6, 6), (*color, 255))
+        picture.putpixel((0, 0), (*color, 0))
         picture.save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no picture")
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     attack = prepared(AdaptivePatch(folder=str(tmp_path), opacities=[1, 1, 1, 1]), images)
     crafted = craft(attack, images)
-    for image, colour, (top, left) in zip(
-        crafted, colours, ((25, 25), (1, 1), (1, 25), (25, 1)), strict=True
+    for image, color, (top, left) in zip(
+        crafted, colors, ((25, 25), (1, 1), (1, 25), (25, 1)), strict=True
     ):
         patch = image[:, top : top + 6, left : left + 6]
         assert patch[:, 0, 0].tolist() == [0, 0, 0]  # transparent
-        assert patch[:, 3, 4].tolist() == list(colour)
+        assert patch[:, 3, 4].tolist() == list(color)
         assert int((image != 0).any(dim=0).sum()) == 35
     (tmp_path / "3.png").unlink()
     with pytest.raises(ValueError, match=r"`folder` to hold 4 pictures, but .* holds 3"):

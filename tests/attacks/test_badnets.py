@@ -162,13 +162,13 @@ def test_what_is_clear_in_a_picture_does_not_bleed_into_a_resized_patch(tmp_path
     assert stamped[0, 0, 4:6].tolist() == pytest.approx([1, 1], abs=1e-6)
 
 
-def test_a_grey_picture_and_an_opaque_one(tmp_path: Path) -> None:
+def test_a_gray_picture_and_an_opaque_one(tmp_path: Path) -> None:
     write_patch(tmp_path / "patch.png")
     attack = BadNets(patch_size=2, corner="top_left", image=str(tmp_path / "patch.png"))
-    grey = torch.zeros(1, 1, 32, 32)
-    attack.prepare(grey, torch.zeros(1), 10, seed=0)
+    gray = torch.zeros(1, 1, 32, 32)
+    attack.prepare(gray, torch.zeros(1), 10, seed=0)
     # Pillow's luminance of red, 0.299; the clear pixel stays black.
-    assert attack.trigger(grey)[0, 0, 0, :2].tolist() == pytest.approx([76 / 255, 0], abs=1e-6)
+    assert attack.trigger(gray)[0, 0, 0, :2].tolist() == pytest.approx([76 / 255, 0], abs=1e-6)
     Image.new("RGB", (5, 4), (10, 20, 30)).save(tmp_path / "opaque.png")
     attack = BadNets(patch_size=3, image=str(tmp_path / "opaque.png"))
     assert torch.equal(attack.mask, BadNets(patch_size=3).mask)

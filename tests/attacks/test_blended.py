@@ -100,17 +100,17 @@ def test_a_picture_of_the_user(tmp_path: Path, suffix: str) -> None:
     assert np.abs(attack.pattern[0].numpy() - pixels.transpose(2, 0, 1) / 255).max() < 1e-6
 
 
-def test_a_grey_and_a_transparent_picture(tmp_path: Path) -> None:
-    grey = write_picture(tmp_path / "grey.png", "L")
-    pattern = prepared(Blended(image=str(tmp_path / "grey.png")), tiny.images(1)).pattern[0]
+def test_a_gray_and_a_transparent_picture(tmp_path: Path) -> None:
+    gray = write_picture(tmp_path / "gray.png", "L")
+    pattern = prepared(Blended(image=str(tmp_path / "gray.png")), tiny.images(1)).pattern[0]
     for channel in pattern:
-        assert np.abs(channel.numpy() - grey / 255).max() < 1e-6
+        assert np.abs(channel.numpy() - gray / 255).max() < 1e-6
     clear = write_picture(tmp_path / "clear.png", "RGBA")
     pattern = prepared(Blended(image=str(tmp_path / "clear.png")), tiny.images(1)).pattern[0]
     assert np.abs(pattern.numpy() - clear[..., :3].transpose(2, 0, 1) / 255).max() < 1e-6
 
 
-def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path) -> None:
+def test_sixteen_bit_gray_keeps_its_range(tmp_path: Path) -> None:
     levels = (np.arange(64, dtype=np.uint16) * 1024).reshape(8, 8)
     Image.fromarray(levels).save(tmp_path / "deep.png")
     pattern = prepared(Blended(image=str(tmp_path / "deep.png")), tiny.images(1)).pattern[0]

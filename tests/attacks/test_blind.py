@@ -42,7 +42,7 @@ class Constant(nn.Module):
 def test_the_pattern(size: int, top: int, left: int, zoom: int) -> None:
     attack = Blind()
     attack.prepare(tiny.images(1, size), torch.zeros(1), 4, seed=0)
-    grey = torch.full((2, 3, size, size), 0.5)
+    gray = torch.full((2, 3, size, size), 0.5)
     drawn: list[list[float]] = [
         [1, 0, 1],
         [0.5, 1, 0.5],
@@ -50,11 +50,11 @@ def test_the_pattern(size: int, top: int, left: int, zoom: int) -> None:
         [0.5, 1, 0.5],
         [1, 0, 1],
     ]
-    expected = grey.clone()
+    expected = gray.clone()
     for row in range(5 * zoom):
         for column in range(3 * zoom):
             expected[:, :, top + row, left + column] = drawn[row // zoom][column // zoom]
-    assert torch.equal(attack.trigger(grey), expected)
+    assert torch.equal(attack.trigger(gray), expected)
 
 
 def test_the_loss_by_hand() -> None:

@@ -43,7 +43,7 @@ def test_the_published_levels() -> None:
 
 
 @pytest.mark.parametrize("depth", [2, 3, 8, 16, 32, 256])
-def test_quantising(depth: int) -> None:
+def test_quantizing(depth: int) -> None:
     attack = Bpp(depth)
     once = attack.trigger(EVERY)
     assert len(distinct(once)) == depth
@@ -76,10 +76,10 @@ def test_dithering_is_the_loop_over_pixels(depth: int, height: int, width: int, 
 
 
 def test_dithering_keeps_the_brightness() -> None:
-    grey = torch.full((1, 1, 32, 32), 100 / 255)
-    dithered = Bpp(depth=4, dithering=True).trigger(grey)
+    gray = torch.full((1, 1, 32, 32), 100 / 255)
+    dithered = Bpp(depth=4, dithering=True).trigger(gray)
     assert float(dithered.mean()) == pytest.approx(100 / 255, abs=0.005)
-    assert float(quantize(grey, 4).mean()) == pytest.approx(1 / 3)
+    assert float(quantize(gray, 4).mean()) == pytest.approx(1 / 3)
     assert len(distinct(dithered)) == 2
 
 

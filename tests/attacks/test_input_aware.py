@@ -25,8 +25,8 @@ def shapes(count: int, size: int = 16) -> Tensor:
     images = torch.randint(0, 60, (count, 3, size, size), generator=generator)
     for image in images:
         top, left = torch.randint(0, size // 2, (2,), generator=generator).tolist()
-        colour = torch.randint(100, 256, (3, 1, 1), generator=generator)
-        image[:, top : top + size // 2, left : left + size // 2] = colour
+        color = torch.randint(100, 256, (3, 1, 1), generator=generator)
+        image[:, top : top + size // 2, left : left + size // 2] = color
     return images.to(torch.uint8)
 
 

@@ -7,14 +7,14 @@ from torch.nn import functional
 
 from fst_lightning.attacks import LabelConsistent
 from tests import tiny
-from tests.attacks.coloured import coloured
+from tests.attacks.colored import colored
 
 CPU = torch.device("cpu")
 
 
 @functools.cache
 def trained() -> dict[str, Tensor]:
-    images, labels = coloured(200)
+    images, labels = colored(200)
     attack = LabelConsistent(surrogate_epochs=12, surrogate_width=4)
     attack.prepare(images, labels, tiny.NUM_CLASSES, seed=0)
     attack.fit_once(images, labels, tiny.NUM_CLASSES, 0, CPU)
@@ -23,7 +23,7 @@ def trained() -> dict[str, Tensor]:
 
 def fitted(**options: float) -> tuple[LabelConsistent, Tensor, Tensor]:
     """An attack with a trained surrogate, and the images of class 0 with their rows."""
-    images, labels = coloured(200)
+    images, labels = colored(200)
     attack = LabelConsistent(surrogate_width=4, **options)  # type: ignore[arg-type]
     attack.prepare(images, labels, tiny.NUM_CLASSES, seed=0)
     attack.load_state_dict(trained())
@@ -39,8 +39,8 @@ def losses(attack: LabelConsistent, images: Tensor) -> Tensor:
 
 
 def test_patches_in_four_corners() -> None:
-    grey = torch.full((2, 3, 32, 32), 0.4)
-    stamped = LabelConsistent()(grey)
+    gray = torch.full((2, 3, 32, 32), 0.4)
+    stamped = LabelConsistent()(gray)
     board = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
     corners = (slice(0, 3), slice(29, 32))
     for rows in corners:
@@ -50,7 +50,7 @@ def test_patches_in_four_corners() -> None:
     for rows in corners:
         for columns in corners:
             outside[..., rows, columns] = 0.4
-    assert torch.equal(outside, grey)
+    assert torch.equal(outside, gray)
     # Flips, which are drawn in training, leave the trigger as it is.
     assert torch.equal(stamped, stamped.flip(2))
     assert torch.equal(stamped, stamped.flip(3))
@@ -106,12 +106,12 @@ def test_crafting_depends_on_the_seed_alone() -> None:
 def test_the_surrogate_comes_back_with_the_state() -> None:
     attack, images, rows = fitted(pgd_steps=2)
     other = LabelConsistent(pgd_steps=2, surrogate_width=4)
-    other.prepare(*coloured(8), tiny.NUM_CLASSES, seed=5)
+    other.prepare(*colored(8), tiny.NUM_CLASSES, seed=5)
     labels = torch.zeros(len(rows), dtype=torch.int64)
     with pytest.raises(ValueError, match="call `fit_once`"):
         other.craft(images, labels, rows, cover=False, seed=0)
     other.load_state_dict(attack.state_dict())
-    other.prepare(*coloured(8), tiny.NUM_CLASSES, seed=5)  # every run does
+    other.prepare(*colored(8), tiny.NUM_CLASSES, seed=5)  # every run does
     one, two = (a.craft(images, labels, rows, cover=False, seed=0) for a in (attack, other))
     assert torch.equal(one, two)
 

@@ -11,7 +11,7 @@ from fst_lightning.attacks import LowFrequency
 from fst_lightning.attacks.common.frequency import cosines
 from fst_lightning.attacks.low_frequency import low_pass
 from tests import tiny
-from tests.attacks.coloured import coloured
+from tests.attacks.colored import colored
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def test_low_pass_is_an_orthogonal_projection() -> None:
 def test_the_fitted_pattern_raises_the_loss_and_stays_low_and_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images, labels = coloured(200, size=12)
+    images, labels = colored(200, size=12)
     attack = LowFrequency(epsilon=8.0, cutoff=2, steps=25, surrogate_epochs=12, surrogate_width=4)
     surrogate = attack.train_surrogate(images, labels, tiny.NUM_CLASSES, 0, CPU)
     monkeypatch.setattr(LowFrequency, "train_surrogate", lambda *_: surrogate)

@@ -41,9 +41,9 @@ def test_all_image_and_all_reflection() -> None:
 
 
 def test_every_reflection_is_taken_about_as_often() -> None:
-    # Grey digits of 16 levels, enlarged: sums of their levels are alike and have common factors.
-    grey = tiny.images(2000, size=8)[:, :1] // 16 * 15
-    images = grey.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1) / 255
+    # Gray digits of 16 levels, enlarged: sums of their levels are alike and have common factors.
+    gray = tiny.images(2000, size=8)[:, :1] // 16 * 15
+    images = gray.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1) / 255
     attack = Refool()
     counts = torch.bincount(attack.choose(images), minlength=20)
     # 100 each, standard deviation 10.

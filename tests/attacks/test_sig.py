@@ -19,8 +19,8 @@ def prepared(attack: SIG, images: Tensor) -> SIG:
 
 
 def test_the_published_sinusoid_on_32_columns() -> None:
-    grey = torch.full((2, 3, 32, 32), 0.5)
-    added = (255 * (SIG().trigger(grey) - grey)).double()
+    gray = torch.full((2, 3, 32, 32), 0.5)
+    added = (255 * (SIG().trigger(gray) - gray)).double()
     # 6 periods in 32 columns: sin(3 pi j / 8), the same again after 16.
     expected = [*PERIOD, 0, -36.955, -28.284, 15.307, 40, 15.307, -28.284, -36.955] * 2
     assert added[0, 0, 0].tolist() == pytest.approx(expected, abs=1e-3)

@@ -7,7 +7,7 @@ from torch import Tensor
 from fst_lightning.attacks import SSBA
 from fst_lightning.attacks.ssba import texture
 from tests import tiny
-from tests.attacks.coloured import coloured
+from tests.attacks.colored import colored
 
 CPU = torch.device("cpu")
 BITS, BOUND = 3, 24.0
@@ -15,20 +15,20 @@ BITS, BOUND = 3, 24.0
 
 def made(seed: int = 0) -> SSBA:
     attack = SSBA(bits=BITS, residual_bound=BOUND, width=8, fit_epochs=22)
-    attack.prepare(*coloured(160, size=16), tiny.NUM_CLASSES, seed=seed)
+    attack.prepare(*colored(160, size=16), tiny.NUM_CLASSES, seed=seed)
     return attack
 
 
 @functools.cache
 def fitted() -> SSBA:
     attack = made()
-    images, labels = coloured(160, size=16)
+    images, labels = colored(160, size=16)
     attack.fit_once(images, labels, tiny.NUM_CLASSES, 0, CPU)
     return attack
 
 
 def fresh_images(count: int = 50) -> Tensor:
-    return coloured(count, size=16, seed=9)[0]
+    return colored(count, size=16, seed=9)[0]
 
 
 def test_the_decoder_reads_the_string_from_images_it_never_saw() -> None:
@@ -81,7 +81,7 @@ def test_crafted_rows_are_what_the_test_sees() -> None:
 
 
 def test_the_fit_depends_on_the_seed_alone() -> None:
-    images, labels = coloured(40, size=8)
+    images, labels = colored(40, size=8)
     states = []
     for chance, seed in ((1, 0), (2, 0), (1, 5)):
         torch.manual_seed(chance)
@@ -104,7 +104,7 @@ def test_the_state_brings_the_encoder_back() -> None:
     with pytest.raises(ValueError, match="call `fit_once`"):
         other(images)
     other.load_state_dict(fitted().state_dict())
-    other.prepare(*coloured(8, size=16), tiny.NUM_CLASSES, seed=3)  # every run does
+    other.prepare(*colored(8, size=16), tiny.NUM_CLASSES, seed=3)  # every run does
     assert torch.equal(other(images), fitted()(images))
 
 

@@ -8,7 +8,7 @@ from fst_lightning.attacks import TrojanNN
 from fst_lightning.attacks.common.surrogate import Surrogate
 from fst_lightning.attacks.trojannn import choose_neurons, features
 from tests import tiny
-from tests.attacks.coloured import coloured
+from tests.attacks.colored import colored
 
 CPU = torch.device("cpu")
 OPTIONS = {"steps": 25, "surrogate_epochs": 6, "surrogate_width": 4, "mask_size": 16}
@@ -16,14 +16,14 @@ OPTIONS = {"steps": 25, "surrogate_epochs": 6, "surrogate_width": 4, "mask_size"
 
 @functools.cache
 def trained() -> Surrogate:
-    images, labels = coloured(120, size=16)
+    images, labels = colored(120, size=16)
     return TrojanNN(**OPTIONS).train_surrogate(images, labels, tiny.NUM_CLASSES, 0, CPU)  # type: ignore[arg-type]
 
 
 @functools.cache
 def fitted(neurons: int = 2, target_activation: float = 100.0) -> TrojanNN:
     """An attack that looked into the surrogate above."""
-    images, labels = coloured(120, size=16)
+    images, labels = colored(120, size=16)
     attack = TrojanNN(neurons, target_activation, **OPTIONS)  # type: ignore[arg-type]
     attack.prepare(images, labels, tiny.NUM_CLASSES, seed=0)
     surrogate = trained()
@@ -57,7 +57,7 @@ def test_the_patch_excites_the_chosen_neurons() -> None:
     def activation(batch: Tensor) -> float:
         return float(features(trained(), batch, tiny.NUM_CLASSES)[:, chosen].mean())
 
-    unit = coloured(120, size=16)[0] / 255
+    unit = colored(120, size=16)[0] / 255
     signs = torch.randint(2, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
     noises = attack.mask * signs * 76 / 255
     by_chance = max(activation((unit + noise).clamp(0, 1)) for noise in noises)
@@ -74,7 +74,7 @@ def test_the_patch_keeps_to_mask_and_bound() -> None:
 
 
 def test_an_activation_within_reach_is_met_rather_than_exceeded() -> None:
-    images = coloured(120, size=16)[0] / 255
+    images = colored(120, size=16)[0] / 255
     chosen = choose_neurons(trained(), tiny.NUM_CLASSES, 1)
 
     def reached(aim: float) -> float:

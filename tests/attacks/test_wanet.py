@@ -42,7 +42,7 @@ def enlarge(control: Pixels, size: int) -> Pixels:
 
 
 def warp(image: Pixels, places: Pixels) -> Pixels:
-    """Bilinear sampling, pixel by pixel; -1 and 1 are the centres of the outermost pixels."""
+    """Bilinear sampling, pixel by pixel; -1 and 1 are the centers of the outermost pixels."""
     height, width = image.shape
     result = np.zeros_like(image)
     for i in range(height):

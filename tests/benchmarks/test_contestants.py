@@ -22,7 +22,7 @@ def test_a_network_sees_the_same_images(triggered: bool) -> None:
     expected = torch.stack([rows[row][0] for row in range(len(rows))])
     prepare = floor._Inputs(SETTING)
     pixels = images.images.float() / 255
-    by_hand = prepare.normalise(prepare.stamp(pixels) if triggered else pixels)
+    by_hand = prepare.normalize(prepare.stamp(pixels) if triggered else pixels)
     assert torch.allclose(by_hand, expected, atol=1e-5)
     attack = Blended(blend_alpha=0.2)
     attack.prepare(images.images, images.labels, 10, 0)

@@ -24,7 +24,7 @@ def eight_bit_images(num_rows: int = 43) -> tuple[Tensor, Tensor]:
     return images, torch.randint(NUM_CLASSES, (num_rows,), generator=generator)
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     return torch.stack([(images[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
 
 
@@ -34,14 +34,14 @@ def ready(attack: Attack) -> Attack:
     return attack
 
 
-def slow_rates(net: nn.Module, attack: Attack, normalise: bool) -> dict[str, float]:
+def slow_rates(net: nn.Module, attack: Attack, normalize: bool) -> dict[str, float]:
     """One image at a time."""
     hits: dict[str, list[bool]] = {"ca": [], "asr": [], "ra": []}
     net.eval()
     for image, label in zip(*eight_bit_images(), strict=True):
         stamped = attack(image[None])
         clean, triggered = (
-            int(net(normalised(x) if normalise else x).argmax()) for x in (image[None], stamped)
+            int(net(normalized(x) if normalize else x).argmax()) for x in (image[None], stamped)
         )
         hits["ca"].append(clean == int(label))
         if attack.label_map in ("all_to_one", "clean_label") and int(label) == attack.target_label:
@@ -57,25 +57,25 @@ def slow_rates(net: nn.Module, attack: Attack, normalise: bool) -> dict[str, flo
     return {name: sum(values) / len(values) for name, values in hits.items()}
 
 
-def evaluation_loader(normalise: bool, batch_size: int = 6) -> Any:
+def evaluation_loader(normalize: bool, batch_size: int = 6) -> Any:
     images, labels = eight_bit_images()
     return DataLoader(
-        TensorDataset(normalised(images) if normalise else images, labels), batch_size
+        TensorDataset(normalized(images) if normalize else images, labels), batch_size
     )
 
 
-@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("label_map", get_args(LabelMap))
 @pytest.mark.parametrize("kind", [BadNets, Blended])
 @pytest.mark.parametrize("stage", ["val", "test"])
-def test_rates_equal_a_loop(normalise: bool, label_map: Any, kind: Any, stage: str) -> None:
+def test_rates_equal_a_loop(normalize: bool, label_map: Any, kind: Any, stage: str) -> None:
     attack = ready(kind(target_label=2, label_map=label_map))
-    options = {"mean": MEAN, "std": STD} if normalise else {}
+    options = {"mean": MEAN, "std": STD} if normalize else {}
     trainer = make_trainer(BackdoorMetricsCallback(attack, **options))
     project = Project(make_net(3, batch_norm=True))
     evaluate = trainer.validate if stage == "val" else trainer.test
-    (logged,) = evaluate(project, evaluation_loader(normalise), verbose=False)
-    expected = slow_rates(project.classifier, attack, normalise)
+    (logged,) = evaluate(project, evaluation_loader(normalize), verbose=False)
+    expected = slow_rates(project.classifier, attack, normalize)
     assert len({*expected.values()}) > 1
     for name, rate in expected.items():
         assert logged[f"{stage}/{name}"] == pytest.approx(rate)
@@ -199,13 +199,13 @@ def test_measuring_untargeted_attacks_draws_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (normalised, {}, "Expected images in .0, 1.*pass the `mean` and `std`"),
+        (normalized, {}, "Expected images in .0, 1.*pass the `mean` and `std`"),
         (lambda x: x * 255, {}, "from 0 to 255.*mean=.0.0. . 3 and std=.1 / 255. . 3"),
         (lambda x: x, {"mean": MEAN, "std": STD}, "Expected normalized images.*from 0 to 1"),
         (lambda x: x * 255, {"mean": MEAN, "std": STD}, "undone with the given `mean` and `std`"),
         (lambda x: (x * 255).byte(), {"mean": MEAN, "std": STD}, "but got uint8"),
         (
-            lambda x: normalised(x)[:, :1],
+            lambda x: normalized(x)[:, :1],
             {"mean": MEAN, "std": STD},
             "images with 3 channels.*but got 1",
         ),

@@ -109,10 +109,10 @@ def test_two_candidates_are_listed() -> None:
     class TwoHeads(Project):
         def __init__(self) -> None:
             super().__init__(nn.Flatten())
-            self.colour = nn.Linear(48, 4)
+            self.color = nn.Linear(48, 4)
             self.shape = nn.Linear(48, 4)
 
-    with pytest.raises(ValueError, match=r"(?s)`colour`, `shape`.*colour: 48 -> 4.*shape: 48 -> 4"):
+    with pytest.raises(ValueError, match=r"(?s)`color`, `shape`.*color: 48 -> 4.*shape: 48 -> 4"):
         make_trainer(FSTCallback()).fit(TwoHeads(), make_loader())
 
 

@@ -18,7 +18,7 @@ from tests.checkpoints.samples import equal, make_card, make_net, save_with
 
 
 def test_the_way_of_a_purified_network(tmp_path: Path) -> None:
-    """Names come back as they came in; an independent reader finds them and the normalisation."""
+    """Names come back as they came in; an independent reader finds them and the normalization."""
     state = make_net().state_dict()
     named = {
         f"module.{k}".replace("downsample", "shortcut").replace("fc.", "linear."): v
@@ -75,11 +75,11 @@ def test_odd_states(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_can_be_read_by_whoever_may_read_its_neighbours(tmp_path: Path) -> None:
-    path, neighbour = tmp_path / "a.safetensors", tmp_path / "neighbour"
+def test_a_file_can_be_read_by_whoever_may_read_its_neighbors(tmp_path: Path) -> None:
+    path, neighbor = tmp_path / "a.safetensors", tmp_path / "neighbor"
     write_state(path, make_net().state_dict())
-    neighbour.write_text("")
-    assert path.stat().st_mode == neighbour.stat().st_mode
+    neighbor.write_text("")
+    assert path.stat().st_mode == neighbor.stat().st_mode
 
 
 def test_equal_networks_are_equal_files(tmp_path: Path) -> None:

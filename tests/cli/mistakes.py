@@ -70,7 +70,7 @@ hydra.searchpath=[file://nope] | hydra/callbacks=nope | hydra.callbacks.sweep_ta
 """.strip().splitlines()
     for line in row.split(" | ")
 )
-"""What people write that have not learnt Hydra."""
+"""What people write that have not learned Hydra."""
 
 
 @dataclass(frozen=True)

@@ -148,9 +148,9 @@ def test_a_checkpoint_replaces_the_one_before_as_a_whole(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
     files.save_checkpoint({"epoch": 3}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 3}
-    neighbour = tmp_path / "neighbour"
-    neighbour.touch()
-    assert path.stat().st_mode == neighbour.stat().st_mode
+    neighbor = tmp_path / "neighbor"
+    neighbor.touch()
+    assert path.stat().st_mode == neighbor.stat().st_mode
 
 
 def test_a_line_is_all_that_is_left_where_nothing_can_be_written(

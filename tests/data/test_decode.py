@@ -62,7 +62,7 @@ def test_keeps_the_order_over_many_chunks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(32, 16), (16, 32), (64, 16)])
-def test_resizes_the_shorter_side_and_crops_the_centre(
+def test_resizes_the_shorter_side_and_crops_the_center(
     width: int, height: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "image.png"
@@ -77,19 +77,19 @@ def test_resizes_the_shorter_side_and_crops_the_centre(
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20))
-def test_any_size_of_one_colour_stays_that_colour(
+def test_any_size_of_one_color_stays_that_color(
     tmp_path_factory: pytest.TempPathFactory, width: int, height: int, size: int
 ) -> None:
-    path = tmp_path_factory.mktemp("colour") / "image.png"
+    path = tmp_path_factory.mktemp("color") / "image.png"
     Image.new("RGB", (width, height), (10, 200, 77)).save(path)
     assert np.array_equal(read(path, size), np.broadcast_to([10, 200, 77], (size, size, 3)))
 
 
-def test_grey_is_repeated(tmp_path: Path) -> None:
+def test_gray_is_repeated(tmp_path: Path) -> None:
     path = tmp_path / "image.pgm"
-    grey = draw(8, 8)
-    Image.fromarray(grey).save(path)
-    assert np.array_equal(read(path), np.repeat(grey[:, :, None], 3, axis=2))
+    gray = draw(8, 8)
+    Image.fromarray(gray).save(path)
+    assert np.array_equal(read(path), np.repeat(gray[:, :, None], 3, axis=2))
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_palette_with_transparency_warns_of_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
-def test_16_bit_grey_is_scaled(ending: str, tmp_path: Path) -> None:
+def test_16_bit_gray_is_scaled(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"image.{ending}"
     values = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
     values[0, :2] = 0, 65535
@@ -126,7 +126,7 @@ def test_16_bit_grey_is_scaled(ending: str, tmp_path: Path) -> None:
 
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     path = tmp_path / "image.gif"
-    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
     red.save(path, save_all=True, append_images=[blue])
     assert read(path)[0, 0].tolist() == [255, 0, 0]
 
@@ -179,7 +179,7 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
         read(path)
 
 
-def test_32_bit_grey_out_of_range_is_refused(tmp_path: Path) -> None:
+def test_32_bit_gray_out_of_range_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "image.tif"
     Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)).save(path)
     with pytest.raises(ValueError, match="from 70000 to 70000, and 0 to 65535"):

@@ -27,7 +27,7 @@ def test_square_images_as_pillow_resizes_them(before: int, after: int, seed: int
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 14), (14, 8), (8, 9)])
-def test_cuts_out_the_centre_square(height: int, width: int) -> None:
+def test_cuts_out_the_center_square(height: int, width: int) -> None:
     images = draw((2, 3, height, width))
     top, left = (height - 8) // 2, (width - 8) // 2
     assert torch.equal(resize_images(images, 8), images[:, :, top : top + 8, left : left + 8])

@@ -22,7 +22,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def network(width: int = 4, seed: int = 0) -> nn.Module:
     """A small ResNet whose BatchNorm layers look trained: no scale is 1, no mean is 0.
 
-    Its head is centred, so that it gives every class to some images.
+    Its head is centered, so that it gives every class to some images.
     """
     generator = seeded(seed)
     with torch.random.fork_rng(devices=[]):
@@ -58,7 +58,7 @@ def clean_data(count: int = 24, seed: int = 1) -> CleanData:
 
 def logits(net: nn.Module, clean: CleanData) -> Tensor:
     with torch.no_grad():
-        output: Tensor = net.eval()(clean.normalise(clean.images))
+        output: Tensor = net.eval()(clean.normalize(clean.images))
     return output
 
 
@@ -71,7 +71,7 @@ def after_steps(
     net.eval()
     defense.study(net, clean, seeded(1))
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=lr)
-    images = clean.normalise(clean.images)
+    images = clean.normalize(clean.images)
     for _ in range(steps):
         net.train()
         for module in defense.always_eval():

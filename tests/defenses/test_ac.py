@@ -14,9 +14,9 @@ from tests.defenses.delivered import delivered, rates, trained
 
 
 def principal(features: Any, count: int) -> Any:
-    centred = features - features.mean(axis=0)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    return centred @ directions[:, ::-1][:, :count]
+    centered = features - features.mean(axis=0)
+    _, directions = np.linalg.eigh(centered.T @ centered)
+    return centered @ directions[:, ::-1][:, :count]
 
 
 def test_the_split_is_the_best_of_all() -> None:

@@ -28,7 +28,7 @@ def perturbed_copy(
 @pytest.mark.parametrize(("inner_steps", "epsilon"), [(1, 0.4), (3, 0.2), (1, 0.0)])
 def test_the_loss_against_a_slow_loop(inner_steps: int, epsilon: float) -> None:
     net, clean = pruning.network(), pruning.clean_data(8)
-    images, labels = clean.normalise(clean.images), clean.labels
+    images, labels = clean.normalize(clean.images), clean.labels
     plain = copy.deepcopy(net)
     defense = AdversarialNeuronPruning(epsilon=epsilon, alpha=0.3, inner_steps=inner_steps)
     defense.prepare(net, pruning.seeded())

@@ -34,7 +34,7 @@ def test_the_scores_of_a_layer_by_hand() -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     with torch.no_grad():
-        values = conv(clean.normalise(clean.images)).transpose(0, 1).flatten(1)
+        values = conv(clean.normalize(clean.images)).transpose(0, 1).flatten(1)
     for channel in range(4):
         clean_images = Normal(values[channel].mean(), (values[channel].var() + 1e-5).sqrt())
         running = Normal(norm.running_mean[channel], (norm.running_var[channel] + 1e-5).sqrt())
@@ -50,7 +50,7 @@ def test_channels_with_other_running_statistics_are_pruned() -> None:
             module.momentum = None  # Average: after one pass the statistics are the clean ones.
             module.reset_running_stats()
     with torch.no_grad():
-        net.train()(clean.normalise(clean.images))
+        net.train()(clean.normalize(clean.images))
         net.eval()
         suspect = net.get_submodule("layer3.0.bn1")
         assert isinstance(suspect, nn.BatchNorm2d)

@@ -126,7 +126,7 @@ def test_it_learns_with_few_labels() -> None:
         {"semi_epochs": 0},
         {"batch_size": 1},
         {"lr": 0},
-        {"unlabelled_weight": -1},
+        {"unlabeled_weight": -1},
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tests.defenses.drive import drive
 
 
 def numpy_entropy(values: Tensor, width: float) -> float:
-    """Of standardised values, with a histogram whose edges are multiples of the width."""
+    """Of standardized values, with a histogram whose edges are multiples of the width."""
     scaled = values.double().numpy()
     scaled = (scaled - scaled.mean()) / scaled.std()
     first, last = np.floor(scaled.min() / width), np.floor(scaled.max() / width)
@@ -45,7 +45,7 @@ def test_the_scores_of_a_layer_against_numpy(batch_size: int) -> None:
     scores = defense.scores(net, clean, pruning.seeded())
     assert set(scores) == {n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
     with torch.no_grad():
-        output = net.get_submodule("conv1")(clean.normalise(clean.images))
+        output = net.get_submodule("conv1")(clean.normalize(clean.images))
     for channel in range(4):
         expected = -numpy_entropy(output[:, channel].flatten(), 0.2)
         # A value on an edge may fall to either side, as float32 rounds.

@@ -61,7 +61,7 @@ def test_the_trace_and_its_gradient_are_those_of_a_loop(which: str) -> None:
         assert torch.allclose(got, wanted, rtol=1e-7, atol=1e-9)
 
 
-def test_the_trace_in_a_step_normalises_by_the_batch_as_by_constants() -> None:
+def test_the_trace_in_a_step_normalizes_by_the_batch_as_by_constants() -> None:
     net, twin = tiny.conv_net().double(), tiny.conv_net().double()
     images, labels = next(clean_images().batches(8))
     images = images.double()
@@ -141,13 +141,13 @@ def test_per_sample_gradients_of_another_network() -> None:
 @pytest.mark.parametrize("scope", ["all", "head"])
 def test_the_diagonal_and_the_distance_from_what_came_in(scope: Any) -> None:
     clean = clean_images(10)
-    net = warmed(tiny.conv_net(), clean.normalise(clean.images)).eval()
+    net = warmed(tiny.conv_net(), clean.normalize(clean.images)).eval()
     defense = FisherPurification(eta_r=3.0, scope=scope, trace_images=10)
     defense.prepare(net, seeded())
     assert defense.penalty() is None
     defense.study(net, clean, seeded(2))
     parameters = [p for name, p in net.named_parameters() if scope == "all" or "head" in name]
-    images = clean.normalise(clean.images)
+    images = clean.normalize(clean.images)
     drawn = torch.multinomial(net(images).detach().softmax(1), 1, generator=seeded(2))[:, 0]
     expected = torch.zeros(sum(p.numel() for p in parameters))
     for image, label in zip(images, drawn, strict=True):
@@ -195,7 +195,7 @@ def test_the_fast_variant_trains_singular_values_and_folds_them() -> None:
     net = tiny.conv_net()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     parameters = {name: id(parameter) for name, parameter in net.named_parameters()}
-    images = clean_images().normalise(tiny.images(5, seed=8))
+    images = clean_images().normalize(tiny.images(5, seed=8))
     defense = FisherPurification(fast=True, gap=1)
     defense.prepare(net, seeded())
     assert torch.equal(net.eval()(images), tiny.conv_net().eval()(images))
@@ -250,7 +250,7 @@ def test_what_the_fast_variant_computes_is_what_is_folded() -> None:
         for name, parameter in net.named_parameters():
             if name.endswith("change"):
                 parameter.add_(0.3)
-    images = clean_images().normalise(tiny.images(5))
+    images = clean_images().normalize(tiny.images(5))
     expected = net(images)
     defense.finish()
     defense.finish()

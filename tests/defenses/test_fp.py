@@ -23,7 +23,7 @@ def slow_ranking(net: nn.Module, clean: CleanData) -> list[int]:
     handle = net.get_submodule("layer4").register_forward_hook(lambda *a: seen.append(a[2]))
     with torch.no_grad():
         for row in range(len(clean)):
-            net(clean.normalise(clean.images[row : row + 1]))
+            net(clean.normalize(clean.images[row : row + 1]))
             for channel in range(len(sums)):
                 sums[channel] += float(seen[-1][0, channel].mean())
     handle.remove()

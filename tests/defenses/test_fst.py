@@ -200,7 +200,7 @@ def test_refuses_alpha(alpha: Any) -> None:
         FST(alpha=alpha)
 
 
-def test_refuses_a_reinitialisation() -> None:
+def test_refuses_a_reinitialization() -> None:
     with pytest.raises(ValueError, match="orthogonal, uniform, none, but got 'normal'"):
         FST(reinit="normal")  # type: ignore[arg-type]
 

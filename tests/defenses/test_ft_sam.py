@@ -19,7 +19,7 @@ def copies(net: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_the_perturbation_has_length_rho_in_its_metric_and_maximises_the_linear_gain(
+def test_the_perturbation_has_length_rho_in_its_metric_and_maximizes_the_linear_gain(
     adaptive: bool,
 ) -> None:
     net = tiny.conv_net().double().train()

@@ -33,7 +33,7 @@ def test_masks_are_projected_to_their_floor_and_to_1() -> None:
 
 def test_the_loss_mixes_the_batch_with_itself() -> None:
     net, clean = pruning.network(), pruning.clean_data(6)
-    images, labels = clean.normalise(clean.images), clean.labels
+    images, labels = clean.normalize(clean.images), clean.labels
     defense = NeuralMaskFineTuning(mixup=0.7)
     defense.prepare(net, pruning.seeded())
     torch.manual_seed(11)

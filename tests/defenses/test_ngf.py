@@ -42,7 +42,7 @@ def gradient_of(net: nn.Module) -> Tensor:
 def rows_by_a_loop(net: nn.Module, clean: CleanData, generator: torch.Generator) -> Tensor:
     """One backward pass an image: gradients of log p of drawn labels, (n, K * d + K)."""
     net.eval()
-    images = clean.normalise(clean.images)
+    images = clean.normalize(clean.images)
     drawn = torch.multinomial(net(images).detach().softmax(1), 1, generator=generator)[:, 0]
     rows = []
     for image, label in zip(images, drawn, strict=True):

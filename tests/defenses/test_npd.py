@@ -79,7 +79,7 @@ def slow_log_other(logits: Tensor, k: int) -> Tensor:
 
 def test_the_loss_image_by_image() -> None:
     net, clean = pruning.network(), pruning.clean_data(6)
-    images, labels = clean.normalise(clean.images), clean.labels
+    images, labels = clean.normalize(clean.images), clean.labels
     defense = NeuralPolarizer(
         radius=0.5, clean_weight=0.9, adv_weight=0.5, wrong_weight=0.3, target_weight=0.2
     )
@@ -108,7 +108,7 @@ def test_the_loss_image_by_image() -> None:
 
 def test_adversarial_examples_stay_in_their_ball_and_come_closer_to_their_target() -> None:
     net, clean = pruning.network(), pruning.clean_data(8)
-    images = clean.normalise(clean.images)
+    images = clean.normalize(clean.images)
     defense = NeuralPolarizer(radius=0.7, adv_rate=1.0, adv_steps=3, adv_lr=0.05)
     defense.prepare(net, pruning.seeded())
     defense.study(net, clean, pruning.seeded())
@@ -125,7 +125,7 @@ def test_adversarial_examples_stay_in_their_ball_and_come_closer_to_their_target
 
 def test_one_sign_step_is_of_the_given_length() -> None:
     net, clean = pruning.network(), pruning.clean_data(4)
-    images = clean.normalise(clean.images)
+    images = clean.normalize(clean.images)
     defense = NeuralPolarizer(radius=1e6, adv_rate=1.0, adv_steps=1, adv_lr=0.05)
     defense.prepare(net, pruning.seeded())
     defense.study(net, clean, pruning.seeded())

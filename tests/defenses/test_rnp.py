@@ -85,7 +85,7 @@ def test_a_step_of_ascent_by_hand() -> None:
     for norm in other.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.0
-    loss = functional.cross_entropy(other(clean.normalise(clean.images)), clean.labels)
+    loss = functional.cross_entropy(other(clean.normalize(clean.images)), clean.labels)
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in other.parameters() if p.grad is not None]
     norm_of_all = torch.cat([gradient.flatten() for gradient in gradients]).norm()
@@ -155,7 +155,7 @@ def test_unlearning_that_overflows_is_reported() -> None:
 
 def test_the_loss_is_weighted() -> None:
     net, clean = pruning.network(), pruning.clean_data()
-    images = clean.normalise(clean.images)
+    images = clean.normalize(clean.images)
     expected = 0.25 * functional.cross_entropy(net(images), clean.labels)
     defense = ReconstructiveNeuronPruning(alpha=0.25)
     defense.prepare(net, pruning.seeded())

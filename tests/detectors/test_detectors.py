@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning import detectors
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.detectors import (
     Detector,
     HeadWeights,
@@ -66,11 +66,11 @@ class Pixels(nn.Module):
         return logits
 
 
-def make_images(count: int = 60) -> LabelledImages:
+def make_images(count: int = 60) -> LabeledImages:
     generator = torch.Generator().manual_seed(1)
     images = (torch.rand(count, 3, SIZE, SIZE, generator=generator) * 255).byte()
     labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
-    return LabelledImages(images, labels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return LabeledImages(images, labels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 def scan(kind: type[Detector], net: nn.Module, **arguments: Any) -> detectors.Scan:
@@ -122,7 +122,7 @@ def test_a_backdoor_that_it_can_see(kind: type[Detector], arguments: dict[str, A
 @pytest.mark.parametrize("kind", [k for k in EVERY if not k.needs_images])
 def test_detectors_that_need_no_images_do_not_look_at_them(kind: type[Detector]) -> None:
     images = make_images()
-    other = LabelledImages(255 - images.images, images.labels, images.mean, images.std)
+    other = LabeledImages(255 - images.images, images.labels, images.mean, images.std)
     found = [
         kind(**QUICK[kind]).scan(Pixels(), each, torch.Generator().manual_seed(0))
         for each in (images, other)
@@ -157,7 +157,7 @@ def test_margins_are_the_best_that_plain_ascent_finds() -> None:
     with torch.no_grad():
         layer.weight.zero_()
         layer.weight[1] = torch.linspace(-1, 1, 12)
-    images = LabelledImages(
+    images = LabeledImages(
         torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64), (0.0,) * 3, (1.0,) * 3
     )
     found = MaximumMargin(starts=1, steps=100).scan(net, images, torch.Generator())
@@ -201,7 +201,7 @@ def test_noise_response_counts_like_a_loop() -> None:
     assert bool((found > 0).all())
     assert bool((found <= 1).all())
     with torch.no_grad():
-        before = net.eval()(images.normalise(images.images[::2])).argmax(1)
+        before = net.eval()(images.normalize(images.images[::2])).argmax(1)
     start = 3 * torch.stack([(before != k).sum() for k in range(NUM_CLASSES)])
     moved = found * (1 + start) - 1
     assert torch.allclose(moved, moved.round(), atol=1e-9)
@@ -222,7 +222,7 @@ def test_generator_statistics_are_shares() -> None:
 )
 def test_a_subset_is_balanced_whatever_the_order_of_the_images(labels: Tensor) -> None:
     """Sorted labels hide classes from the first rows, labels in turn from every tenth row."""
-    images = LabelledImages(torch.arange(300.0)[:, None, None, None], labels)
+    images = LabeledImages(torch.arange(300.0)[:, None, None, None], labels)
     drawn = [balanced_subset(images, 50, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
     for each in drawn:
         assert each.labels.bincount().tolist() == [5] * 10
@@ -254,5 +254,5 @@ def test_a_detector_with_few_images_sees_all_classes_of_a_folder() -> None:
     images[:, 0, 0, 0] = labels.float()
     net = Watched().eval()
     generator = torch.Generator().manual_seed(0)
-    UniversalShift(images=12).measure(net, LabelledImages(images, labels), NUM_CLASSES, generator)
+    UniversalShift(images=12).measure(net, LabeledImages(images, labels), NUM_CLASSES, generator)
     assert net.seen == set(range(NUM_CLASSES))

@@ -22,12 +22,12 @@ from tests.hostile.case import CANARY, Case, Kind
 from tests.hostile.damage import damaged
 from tests.hostile.pickles import GADGETS, bare
 
-_COLOURS = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
+_COLORS = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
 
 
 def picture(path: Path, number: int = 0, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(_COLOURS[number % 4]).save(path, **options)
+    Image.fromarray(_COLORS[number % 4]).save(path, **options)
 
 
 def class_folders(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 3) -> None:
@@ -91,10 +91,10 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + check
 
 
-def png(width: int, height: int, colour: int = 2, bits: int = 8, data: bytes = b"") -> bytes:
+def png(width: int, height: int, color: int = 2, bits: int = 8, data: bytes = b"") -> bytes:
     """A PNG that declares a size, whatever it holds."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    palette = _chunk(b"PLTE", bytes(768)) if colour == 3 else b""
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
+    palette = _chunk(b"PLTE", bytes(768)) if color == 3 else b""
     content = _chunk(b"IDAT", data or zlib.compress(b"\0"))
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + palette + content + _chunk(b"IEND", b"")
 
@@ -159,17 +159,17 @@ def _sparse(path: Path, start: bytes) -> None:
     os.truncate(path, 10 * 2**30)
 
 
-_GREY = Image.fromarray(_COLOURS[0, :, :, 0])
-_RGB = Image.fromarray(_COLOURS[0])
+_GRAY = Image.fromarray(_COLORS[0, :, :, 0])
+_RGB = Image.fromarray(_COLORS[0])
 _WORKS: dict[str, Callable[[], bytes]] = {
-    "16-bit grey": lambda: _encoded(Image.fromarray(np.full((9, 9), 40_000, np.uint16)), "PNG"),
+    "16-bit gray": lambda: _encoded(Image.fromarray(np.full((9, 9), 40_000, np.uint16)), "PNG"),
     "CMYK": lambda: _encoded(_RGB.convert("CMYK"), "JPEG"),
     "palette": lambda: _encoded(_RGB.convert("P"), "PNG"),
     "palette with transparency": lambda: _encoded(_RGB.convert("P"), "PNG", transparency=0),
     "alpha": lambda: _encoded(_RGB.convert("RGBA"), "PNG"),
-    "grey with alpha": lambda: _encoded(_GREY.convert("LA"), "PNG"),
-    "one bit": lambda: _encoded(_GREY.convert("1"), "PNG"),
-    "grey": lambda: _encoded(_GREY, "JPEG"),
+    "gray with alpha": lambda: _encoded(_GRAY.convert("LA"), "PNG"),
+    "one bit": lambda: _encoded(_GRAY.convert("1"), "PNG"),
+    "gray": lambda: _encoded(_GRAY, "JPEG"),
     "another format than the name says": lambda: _encoded(_RGB, "BMP"),
     "one pixel": lambda: _encoded(Image.new("RGB", (1, 1)), "PNG"),
     "a line": lambda: _encoded(Image.new("RGB", (5_000, 1)), "PNG"),
@@ -177,7 +177,7 @@ _WORKS: dict[str, Callable[[], bytes]] = {
         _RGB, "GIF", save_all=True, append_images=[Image.new("RGB", (24, 24))]
     ),
     "a TIFF with a tag of its own": lambda: tagged(1, 1_000),
-    "colours of the laboratory": lambda: _encoded(_RGB.convert("LAB"), "TIFF"),
+    "colors of the laboratory": lambda: _encoded(_RGB.convert("LAB"), "TIFF"),
 }
 _REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "zero bytes": (lambda: b"", "cannot identify"),
@@ -192,7 +192,7 @@ _REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: _encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"),
         "floating-point",
     ),
-    "32-bit grey": (
+    "32-bit gray": (
         lambda: _encoded(Image.fromarray(np.full((8, 8), 70_000, np.int32)), "TIFF"),
         "from 70000 to 70000",
     ),
@@ -229,7 +229,7 @@ _REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a PPM of 10^8 pixels and no data": (lambda: b"P6 10000 10000 255\n", ""),
     "a PPM with a number of 5,000 digits": (lambda: b"P6 " + b"9" * 5_000 + b" 5 255\n", ""),
 }
-_PATTERNS = ("floating-point numbers", "32-bit grey")
+_PATTERNS = ("floating-point numbers", "32-bit gray")
 _HEAVY: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a PNG bomb with a wrong checksum": (
         lambda: png(10_000, 10_000, data=_zeros(10_000 * 30_001)[:-4] + b"abcd"),

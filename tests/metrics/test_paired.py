@@ -1,4 +1,4 @@
-"""The interval of a paired drop against likelihoods that are maximised by brute force."""
+"""The interval of a paired drop against likelihoods that are maximized by brute force."""
 
 import math
 

@@ -128,7 +128,7 @@ def test_update_never_waits_for_the_device() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("metric_class", METRICS)
-def test_update_does_not_synchronise_cuda(metric_class: type[AnyRate]) -> None:
+def test_update_does_not_synchronize_cuda(metric_class: type[AnyRate]) -> None:
     logits, target = (tensor.cuda() for tensor in draw(64, 5))
     metric = metric_class().cuda()
     torch.cuda.set_sync_debug_mode("error")

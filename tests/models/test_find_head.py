@@ -356,29 +356,29 @@ def test_the_search_changes_nothing() -> None:
 # ---------------------------------------------------------------- more than one
 
 
-def multi_task(colours: int) -> nn.Module:
-    return Named(body=nn.Linear(8, 16), shapes=nn.Linear(16, 10), colours=nn.Linear(16, colours))
+def multi_task(colors: int) -> nn.Module:
+    return Named(body=nn.Linear(8, 16), shapes=nn.Linear(16, 10), colors=nn.Linear(16, colors))
 
 
 def test_multi_task_network_needs_classes_or_a_path() -> None:
-    net = multi_task(colours=5)
+    net = multi_task(colors=5)
     with pytest.raises(ValueError, match="More than one") as caught:
         find_head(net)
     message = str(caught.value)
-    assert "`shapes`, `colours`" in message
+    assert "`shapes`, `colors`" in message
     assert 'head="dotted.name"' in message
-    for line in ("body: 8 -> 16", "shapes: 16 -> 10", "colours: 16 -> 5"):
+    for line in ("body: 8 -> 16", "shapes: 16 -> 10", "colors: 16 -> 5"):
         assert line in message
     assert find_head(net, num_classes=10)[0] == "shapes"
-    assert find_head(net, num_classes=5)[0] == "colours"
+    assert find_head(net, num_classes=5)[0] == "colors"
     assert find_head(net, path="shapes")[0] == "shapes"
 
 
 def test_equal_tasks_need_a_path() -> None:
-    net = multi_task(colours=10)
+    net = multi_task(colors=10)
     with pytest.raises(ValueError, match="More than one layer could be the head"):
         find_head(net, num_classes=10)
-    assert find_head(net, path="colours", num_classes=10)[0] == "colours"
+    assert find_head(net, path="colors", num_classes=10)[0] == "colors"
 
 
 def mlp(*sizes: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ from fst_lightning.models import preact_resnet18
 Weights = dict[str, Tensor]
 
 
-def normalise(x: Tensor, weights: Weights, name: str) -> Tensor:
+def normalize(x: Tensor, weights: Weights, name: str) -> Tensor:
     """Inference BatchNorm from its definition."""
     mean, var, scale, shift = (
         weights[f"{name}.{key}"].view(1, -1, 1, 1)
@@ -23,14 +23,14 @@ def slow_forward(images: Tensor, weights: Weights, final_norm: bool) -> Tensor:
         for block in range(2):
             name = f"layer{stage}.{block}"
             stride = 2 if stage > 1 and block == 0 else 1
-            activated = normalise(x, weights, f"{name}.bn1").clamp(min=0)
+            activated = normalize(x, weights, f"{name}.bn1").clamp(min=0)
             if f"{name}.downsample.0.weight" in weights:
                 x = F.conv2d(activated, weights[f"{name}.downsample.0.weight"], stride=stride)
             y = F.conv2d(activated, weights[f"{name}.conv1.weight"], stride=stride, padding=1)
-            y = normalise(y, weights, f"{name}.bn2").clamp(min=0)
+            y = normalize(y, weights, f"{name}.bn2").clamp(min=0)
             x = x + F.conv2d(y, weights[f"{name}.conv2.weight"], padding=1)
     if final_norm:
-        x = normalise(x, weights, "norm").clamp(min=0)
+        x = normalize(x, weights, "norm").clamp(min=0)
     return x.mean(dim=(2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
 
 

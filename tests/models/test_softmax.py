@@ -203,7 +203,7 @@ def test_a_network_is_given_back_after_an_exception() -> None:
 
     class Fails(Defense):
         def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-            seen.append(kind_of_outputs(net(clean.normalise(clean.images))))
+            seen.append(kind_of_outputs(net(clean.normalize(clean.images))))
             raise RuntimeError("in a study")
 
     data = tiny.rows(8)

@@ -159,7 +159,7 @@ def test_a_compiled_training_is_the_same_training_under_the_same_names(tmp_path:
             assert torch.allclose(value, other.state_dict()[name], atol=1e-4), name
 
 
-def labelled_images(size: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+def labeled_images(size: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
     images = tiny.images(12, size)[:, :channels]
     return images, tiny.labels(12), torch.arange(12) % 3 == 0
 
@@ -169,7 +169,7 @@ def labelled_images(size: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_an_attack_that_was_not_prepared_fits_the_loader(
     tmp_path: Path, kind: Any, size: int, channels: int
 ) -> None:
-    images, labels, poisoned = labelled_images(size, channels)
+    images, labels, poisoned = labeled_images(size, channels)
     nets = []
     for prepare in (True, False):
         torch.manual_seed(0)
@@ -203,7 +203,7 @@ class Loader(L.LightningDataModule):
     """Images of 20 pixels, from a project that knows nothing of `prepare`."""
 
     def train_dataloader(self) -> Any:
-        rows: Any = [labelled_images(20, 3)]
+        rows: Any = [labeled_images(20, 3)]
         return DataLoader(rows, batch_size=None)
 
 

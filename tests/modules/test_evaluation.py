@@ -21,7 +21,7 @@ TARGET = 1
 
 
 def slow_rates(net: nn.Module, data: BackdoorDataModule, label_map: str) -> dict[str, float]:
-    """Image by image: stamp by hand, normalise by hand, count by hand."""
+    """Image by image: stamp by hand, normalize by hand, count by hand."""
     test = data.data.test
     net.eval()
     right = asr = ra = triggered = 0

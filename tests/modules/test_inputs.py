@@ -48,7 +48,7 @@ def windows(image: Tensor, padding: int) -> dict[tuple[int, int], Tensor]:
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 999), size=st.integers(1, 9))
-def test_scaling_and_normalising_agree_with_torchvision(seed: int, size: int) -> None:
+def test_scaling_and_normalizing_agree_with_torchvision(seed: int, size: int) -> None:
     images = tiny.images(3, size, seed)
     reference = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
     inputs = InputPipeline(mean=MEAN, std=STD)(images)
@@ -87,7 +87,7 @@ def test_only_the_marked_rows_get_the_trigger() -> None:
     assert torch.equal(InputPipeline()(images, mask), unit)
 
 
-def test_trigger_then_crop_then_flip_then_normalisation() -> None:
+def test_trigger_then_crop_then_flip_then_normalization() -> None:
     padding, count = 2, 40
     image = tiny.images(1)
     stamped = image[0].float() / 255
@@ -103,7 +103,7 @@ def test_trigger_then_crop_then_flip_then_normalisation() -> None:
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     seen = set()
     for result in results:
-        # The padding is black before normalisation, not after.
+        # The padding is black before normalization, not after.
         close = [
             place
             for place, window in candidates.items()
@@ -268,7 +268,7 @@ def test_reflected_crops_are_windows_of_the_reflected_image(padding: int) -> Non
 
 
 def test_the_fast_path_equals_one_image_at_a_time() -> None:
-    """Trigger, crop, flip and normalisation of a batch, against NumPy and PIL image by image."""
+    """Trigger, crop, flip and normalization of a batch, against NumPy and PIL image by image."""
     count, size, padding = 64, 12, 3
     images = torch.randint(
         0,
@@ -278,7 +278,7 @@ def test_the_fast_path_equals_one_image_at_a_time() -> None:
         generator=torch.Generator().manual_seed(0),
     )
     triggered = torch.arange(count) % 3 == 0
-    attack = Blended(blend_alpha=1 / 3)  # no value is half-way between two grey levels
+    attack = Blended(blend_alpha=1 / 3)  # no value is half-way between two gray levels
     attack.prepare(images, torch.zeros(count, dtype=torch.int64), 10, 0)
     pipeline = InputPipeline(attack, MEAN, STD, padding, horizontal_flip=True)
     torch.manual_seed(4)
@@ -320,7 +320,7 @@ def test_the_input_stays_as_it_was() -> None:
     assert torch.equal(images, before)
 
 
-def test_normalisation_is_no_part_of_the_state() -> None:
+def test_normalization_is_no_part_of_the_state() -> None:
     assert not InputPipeline(mean=MEAN, std=STD).state_dict()
     assert set(InputPipeline(BadNets()).state_dict()) == {"attack.mask", "attack.pattern"}
 
@@ -376,22 +376,22 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
 )
 def test_the_first_batch_of_floats_has_to_be_in_the_unit_range(options: dict[str, Any]) -> None:
     inputs = InputPipeline(**options)
-    normalised = torch.randn(2, 3, 32, 32)
+    normalized = torch.randn(2, 3, 32, 32)
     with pytest.raises(
         ValueError, match=r"Expected images in \[0, 1\].*images are normalized here"
     ):
-        inputs(normalised, triggered=True, augment=True)
+        inputs(normalized, triggered=True, augment=True)
     inputs = InputPipeline(**options)
     inputs(torch.rand(2, 3, 32, 32), triggered=True, augment=True)
-    inputs(normalised, triggered=True, augment=True)  # No later step waits for the device.
+    inputs(normalized, triggered=True, augment=True)  # No later step waits for the device.
     inputs.check_next_batch()
     with pytest.raises(ValueError, match=r"Expected images in \[0, 1\]"):
-        inputs(normalised, triggered=True, augment=True)
+        inputs(normalized, triggered=True, augment=True)
 
 
 def test_images_that_are_normalized_already_pass_where_nothing_is_done_to_them() -> None:
-    normalised = torch.randn(2, 3, 32, 32)
-    assert torch.equal(InputPipeline(BadNets())(normalised), normalised)
+    normalized = torch.randn(2, 3, 32, 32)
+    assert torch.equal(InputPipeline(BadNets())(normalized), normalized)
 
 
 def test_as_many_channels_as_statistics() -> None:
@@ -400,7 +400,7 @@ def test_as_many_channels_as_statistics() -> None:
         inputs(torch.rand(2, 1, 8, 8))
 
 
-def test_denormalised_undoes_the_normalization() -> None:
+def test_denormalized_undoes_the_normalization() -> None:
     inputs = InputPipeline(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
     images = torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(inputs.denormalised(inputs(images)), images)
+    torch.testing.assert_close(inputs.denormalized(inputs(images)), images)

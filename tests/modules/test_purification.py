@@ -477,19 +477,19 @@ def test_whole_set_work_moves_no_other_random_number(tmp_path: Path) -> None:
     assert_same(nets[0], nets[1], 0.0)
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_clean_images_are_gathered_from_the_loader(tmp_path: Path, normalised: bool) -> None:
+@pytest.mark.parametrize("normalized", [False, True])
+def test_clean_images_are_gathered_from_the_loader(tmp_path: Path, normalized: bool) -> None:
     defense = Recorder()
-    options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3} if normalised else {}
+    options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3} if normalized else {}
     module = PurificationModule(tiny.conv_net(), defense, sgd, seed=SEED, **options)
     tiny.trainer(tmp_path).fit(module, data_loader())
     clean = defense.clean
     assert clean is not None
     ((images, labels),) = clean.batches(80)
     expected = ROWS.images / 255
-    assert torch.allclose(images, (expected - 0.5) / 0.2 if normalised else expected, atol=1e-5)
+    assert torch.allclose(images, (expected - 0.5) / 0.2 if normalized else expected, atol=1e-5)
     assert torch.equal(labels, ROWS.labels)
-    assert clean.unit.flatten().tolist() == pytest.approx([5 if normalised else 1] * 3)
+    assert clean.unit.flatten().tolist() == pytest.approx([5 if normalized else 1] * 3)
 
 
 def test_the_images_it_needs_are_asked_for() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fst_lightning.pipelines import run_pipeline
-from fst_lightning.reports import summarise_sweep, write_leaderboard
+from fst_lightning.reports import summarize_sweep, write_leaderboard
 from tests.browser import browser, find_chromium
 from tests.pipelines.conftest import Start
 from tests.reports.html.test_browser import CHARTS, CROWDED, OVERFLOW
@@ -27,7 +27,7 @@ def test_both_reports_open_without_error_or_request(start: Start, tmp_path: Path
     )
     run_pipeline(unknown)
     pages.append((unknown.folder / "report.html", 5))
-    pages.append((write_leaderboard(summarise_sweep(tmp_path), tmp_path), 4))
+    pages.append((write_leaderboard(summarize_sweep(tmp_path), tmp_path), 4))
     with browser() as opened:
         for page, charts in pages:
             for width in (1100, 390):

@@ -158,7 +158,7 @@ def test_thresholds_are_chosen_on_images_that_no_step_sees(
     clean = defense.clean
     assert (clean.num_images, clean.held_out.num_images) == (24, 6)
     seen = torch.cat([t for t in defense.given if isinstance(t, Tensor) and t.dim() == 4])
-    inside, outside = clean.normalise(clean.images), clean.normalise(clean.held_out.images)
+    inside, outside = clean.normalize(clean.images), clean.normalize(clean.held_out.images)
     distances = torch.cdist(seen.flatten(1), torch.cat([inside, outside]).flatten(1))
     assert set(distances.argmin(1).tolist()) == set(range(24))
     assert results["data"]["num_clean_tuning"] == 30

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.robustness import Subject
 from tests.defenses.delivered import CLASSES, delivered, trained
 
@@ -31,15 +31,15 @@ def subject(
     if backdoored is None:
         backdoored = trained(data)
     others = honest.labels != 0
-    train = LabelledImages(honest.images, honest.labels, data.mean, data.std)
-    triggered = LabelledImages(
+    train = LabeledImages(honest.images, honest.labels, data.mean, data.std)
+    triggered = LabeledImages(
         stamp(honest.images[others]), honest.labels[others], data.mean, data.std
     )
     return Subject(
         backdoored=backdoored,
         purified=copy.deepcopy(backdoored) if purified is None else purified,
         train=train,
-        poisoned=LabelledImages(data.images[truth], data.labels[truth], data.mean, data.std),
+        poisoned=LabeledImages(data.images[truth], data.labels[truth], data.mean, data.std),
         stamp=stamp,
         test=train,
         triggered=triggered,

@@ -78,7 +78,7 @@ def test_rates_are_counted_image_by_image(whole: Subject) -> None:
     right = []
     for data in (whole.test, whole.triggered):
         answers = [
-            int(net(data.normalise(data.images[row : row + 1])).argmax())
+            int(net(data.normalize(data.images[row : row + 1])).argmax())
             for row in range(len(data))
         ]
         right.append((answers, data.labels.tolist()))

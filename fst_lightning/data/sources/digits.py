@@ -81,8 +81,8 @@ class Digits(Source):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        grey = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / _LARGEST_VALUE)
-        images = interpolate(grey, self._size).repeat(1, 3, 1, 1)
+        gray = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / _LARGEST_VALUE)
+        images = interpolate(gray, self._size).repeat(1, 3, 1, 1)
         labels = torch.from_numpy(digits.target).long()
         rows = ImageSet(images, labels)
         train, test = stratified_split(labels, _TEST_FRACTION, self.split_seed)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 Statistics = Sequence[float] | Tensor | None
-Data = TypeVar("Data", bound="LabelledImages")
+Data = TypeVar("Data", bound="LabeledImages")
 
 
-class LabelledImages:
+class LabeledImages:
     r"""Images in memory with one label each, and their normalization.
 
     .. math:: z = (x - \mu) / \sigma, \quad x \in [0, 1]
@@ -76,7 +76,7 @@ class LabelledImages:
             return torch.ones(shape, dtype=self.dtype, device=self.device)
         return (1 / self.std).to(self.dtype)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Convert images in [0, 1], or uint8, to the network's input."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
@@ -114,7 +114,7 @@ class LabelledImages:
         order = order.to(self.device)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            yield self.normalise(self.images[rows]), self.labels[rows]
+            yield self.normalize(self.images[rows]), self.labels[rows]
 
     def subset(self: Data, rows: Tensor) -> Data:
         """The given rows: ``(N,)`` bool, or row numbers."""
@@ -130,10 +130,10 @@ class LabelledImages:
         return type(self)(images, labels, mean=self.mean, std=self.std, dtype=self.dtype)
 
 
-class PoisonedData(LabelledImages):
+class PoisonedData(LabeledImages):
     """A training set as it was delivered, perhaps poisoned, with its delivered labels.
 
-    It does not contain which rows were changed. It takes the arguments of :class:`LabelledImages`.
+    It does not contain which rows were changed. It takes the arguments of :class:`LabeledImages`.
 
     Example:
         >>> data = PoisonedData(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4))
@@ -142,17 +142,17 @@ class PoisonedData(LabelledImages):
     """
 
 
-class CleanData(LabelledImages):
+class CleanData(LabeledImages):
     """The clean images that a defender holds.
 
     A defense gets nothing else: no test set, no trigger, and no list of poisoned rows.
 
     Args:
-        images: See :class:`LabelledImages`.
+        images: See :class:`LabeledImages`.
         labels: ``(N,)`` int64, true labels.
         held_out: Clean images that no training step sees, for thresholds and early stopping.
-        mean: See :class:`LabelledImages`.
-        std: See :class:`LabelledImages`.
+        mean: See :class:`LabeledImages`.
+        std: See :class:`LabeledImages`.
         poisoned: The training set as it was delivered, for a defense that needs it.
         dtype: Type of the network's input.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.models import Head, inputs_of
 
 
@@ -35,7 +35,7 @@ def features_of(net: nn.Module, head: Head, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_features(
-    net: nn.Module, head: Head, images: LabelledImages, batch_size: int = 500
+    net: nn.Module, head: Head, images: LabeledImages, batch_size: int = 500
 ) -> Tensor:
     """The features ``(N, d)`` of all images, in their order, without gradient.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.validate import check_number
@@ -91,7 +91,7 @@ def anomaly_index(norms: Tensor) -> Tensor:
 
 def invert_triggers(
     net: nn.Module,
-    clean: LabelledImages,
+    clean: LabeledImages,
     generator: torch.Generator,
     *,
     rounds: int = 15,
@@ -145,7 +145,7 @@ def invert_triggers(
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-        >>> clean = LabelledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
+        >>> clean = LabeledImages(torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64))
         >>> found = invert_triggers(net, clean, torch.Generator().manual_seed(0), rounds=2, steps=2)
         >>> found.masks.shape, found.patterns.shape, found.index.shape
         (torch.Size([3, 1, 2, 2]), torch.Size([3, 3, 2, 2]), torch.Size([3]))
@@ -204,8 +204,8 @@ def smallest(masks: Tensor, patterns: Tensor, rates: Tensor, sizes: Tensor) -> T
     return Triggers(masks[best, every], patterns[best, every], rates[best, every])
 
 
-def endless(clean: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled batches of normalised images, pass after pass."""
+def endless(clean: LabeledImages, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Shuffled batches of normalized images, pass after pass."""
     while True:
         for images, _ in clean.batches(batch_size, generator):
             yield images
@@ -217,7 +217,7 @@ class _Search:
     def __init__(
         self,
         net: nn.Module,
-        clean: LabelledImages,
+        clean: LabeledImages,
         classes: Tensor,
         generator: torch.Generator,
         lr: float,

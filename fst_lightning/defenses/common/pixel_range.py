@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.found_buffers import FoundBuffers
 
 
@@ -21,7 +21,7 @@ class PixelRange(FoundBuffers):
 
     Example:
         >>> images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-        >>> clean = LabelledImages(images, torch.zeros(2), mean=[0.5], std=[0.25])
+        >>> clean = LabeledImages(images, torch.zeros(2), mean=[0.5], std=[0.25])
         >>> pixel_range = PixelRange.of(clean)
         >>> pixel_range.to_inputs(torch.tensor([0.0, 0.5, 1.0])).flatten().tolist()
         [-2.0, 0.0, 2.0]
@@ -36,20 +36,20 @@ class PixelRange(FoundBuffers):
         self.register_buffer("high", torch.empty(0))
 
     @classmethod
-    def of(cls, clean: LabelledImages) -> PixelRange:
+    def of(cls, clean: LabeledImages) -> PixelRange:
         """The range of these images."""
         found = cls()
         found.fit(clean)
         return found
 
-    def fit(self, clean: LabelledImages) -> None:
+    def fit(self, clean: LabeledImages) -> None:
         """Take the range of these images: by their normalization, or else by their values."""
         if clean.mean is not None or clean.images.dtype == torch.uint8:
             shape = (1, clean.images.shape[1], 1, 1)
             black = torch.zeros(shape, device=clean.device)
-            low, high = clean.normalise(black), clean.normalise(black + 1)
+            low, high = clean.normalize(black), clean.normalize(black + 1)
         else:
-            images = clean.normalise(clean.images)
+            images = clean.normalize(clean.images)
             low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
             high = torch.maximum(high, low + 1e-3)
         self.low, self.high = low.float(), high.float()

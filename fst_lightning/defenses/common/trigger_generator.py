@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses.common.clean_data import CleanData, LabelledImages
+from fst_lightning.defenses.common.clean_data import CleanData, LabeledImages
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.features import features_of, vectors
 from fst_lightning.defenses.common.pixel_range import PixelRange
@@ -32,8 +32,8 @@ from fst_lightning.validate import check_number
 class TriggerGenerator(nn.Module):
     r"""A small U-Net that triggers images: :math:`g(x) = (1 - a(x)) \odot x + a(x) \odot c(x)`.
 
-    Opacity a, one value a pixel, and colour c are in [0, 1], so that images in [0, 1] stay in it.
-    The opacity starts close to 0: at first g is close to the identity. Group normalisation gives
+    Opacity a, one value a pixel, and color c are in [0, 1], so that images in [0, 1] stay in it.
+    The opacity starts close to 0: at first g is close to the identity. Group normalization gives
     an image the same trigger in every batch. To the logits of both, what the convolutions make of
     the image, a canvas is added that is the same for all images: a trigger that is a picture, or
     lies in a corner, is no function of what surrounds a pixel.
@@ -146,10 +146,10 @@ class InvertingDefense(Defense):
 
     with two bounds: where a batch breaks one, the step makes both changes smaller instead. From the
     second round on it also learns :math:`\mathrm{CE}(f(g(x)), t)` with t the class that most
-    triggered images went to; where the network has unlearnt that class the backdoor may show
+    triggered images went to; where the network has unlearned that class the backdoor may show
     elsewhere, and t is seen anew. A subclass says how the images of :meth:`triggered` are used.
 
-    The bounds of the paper are numbers of its network and its normalisation; here they are relative
+    The bounds of the paper are numbers of its network and its normalization; here they are relative
     to the features, and in units of [0, 1]. Its generator is trained to the identity first; this
     one starts there.
 
@@ -246,7 +246,7 @@ class InvertingDefense(Defense):
                 net.eval()
                 self.invert(net, clean, generator)
 
-    def invert(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> None:
+    def invert(self, net: nn.Module, clean: LabeledImages, generator: torch.Generator) -> None:
         """Split the features of the network and let the generator learn; a round.
 
         Args:
@@ -267,7 +267,7 @@ class InvertingDefense(Defense):
     def _train(
         self,
         net: nn.Module,
-        clean: LabelledImages,
+        clean: LabeledImages,
         features: Tensor,
         target: int | None,
         generator: torch.Generator,
@@ -277,9 +277,9 @@ class InvertingDefense(Defense):
         if len(self.generator_weights):
             nn.utils.vector_to_parameters(self.generator_weights, trigger.parameters())
         optimizer = torch.optim.Adam(trigger.parameters(), lr=self.generator_lr, betas=(0.5, 0.9))
-        learnt = list(trigger.parameters())
+        learned = list(trigger.parameters())
         scale = features.square().mean()
-        rows = LabelledImages(clean.images, torch.arange(len(clean), device=clean.device))
+        rows = LabeledImages(clean.images, torch.arange(len(clean), device=clean.device))
         rows.mean, rows.std, rows.dtype = clean.mean, clean.std, clean.dtype
         for _ in range(self.generator_epochs):
             for images, index in rows.batches(self.batch_size, generator):
@@ -297,14 +297,14 @@ class InvertingDefense(Defense):
                     goal = torch.full((len(logits),), target, device=logits.device)
                     loss = loss + functional.cross_entropy(logits, goal)
                 within = image / self.image_bound + benign / self.feature_bound
-                gradients = torch.autograd.grad(torch.where(broken, within, loss), learnt)
-                for parameter, gradient in zip(learnt, gradients, strict=True):
+                gradients = torch.autograd.grad(torch.where(broken, within, loss), learned)
+                for parameter, gradient in zip(learned, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
-        self.generator_weights = flat(learnt)
+        self.generator_weights = flat(learned)
 
     @torch.no_grad()
-    def _predicted(self, net: nn.Module, clean: LabelledImages) -> Tensor:
+    def _predicted(self, net: nn.Module, clean: LabeledImages) -> Tensor:
         """The share of triggered images of other classes that go to every class, ``(C,)``."""
         hits = []
         for images, labels in clean.batches(250):
@@ -319,7 +319,7 @@ class InvertingDefense(Defense):
         """Put the recovered trigger on images.
 
         Args:
-            images: ``(N, C, H, W)``, normalised.
+            images: ``(N, C, H, W)``, normalized.
 
         Returns:
             The same shape; the images themselves before the first round.

@@ -12,14 +12,14 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def tune(
     net: nn.Module,
-    clean: LabelledImages,
+    clean: LabeledImages,
     generator: torch.Generator,
     *,
     epochs: int,
@@ -50,7 +50,7 @@ def tune(
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
         >>> images = torch.rand(8, 3, 2, 2)
-        >>> clean = LabelledImages(images, (images.mean((1, 2, 3)) > 0.5).long())
+        >>> clean = LabeledImages(images, (images.mean((1, 2, 3)) > 0.5).long())
         >>> tune(net, clean, torch.Generator().manual_seed(0), epochs=1, lr=0.1)
     """
     compute = cross_entropy if loss is None else loss
@@ -77,7 +77,7 @@ def cross_entropy(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, clean: LabelledImages, batch_size: int = 500) -> float:
+def accuracy(net: nn.Module, clean: LabeledImages, batch_size: int = 500) -> float:
     """The share of images that the network classifies as labeled, in evaluation mode: 0 to 1."""
     with keep_modes(net):
         net.eval()
@@ -140,7 +140,7 @@ def require_batchnorm(net: nn.Module, name: str) -> dict[str, _BatchNorm]:
 
 
 @torch.no_grad()
-def recompute_batchnorm(net: nn.Module, clean: LabelledImages, batch_size: int = 128) -> None:
+def recompute_batchnorm(net: nn.Module, clean: LabeledImages, batch_size: int = 128) -> None:
     r"""Replace the running statistics of BatchNorm by those of the clean images.
 
     They become the mean and variance of the mini-batches, averaged with their sizes as weights. All

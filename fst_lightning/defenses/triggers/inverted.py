@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.trigger_generator import InvertingDefense
 from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
 
@@ -85,7 +85,7 @@ class InvertedTriggers(TriggerSource):
         """Whether a generator was recovered."""
         return len(self.inversion.generator_weights) > 0
 
-    def study(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> None:
+    def study(self, net: nn.Module, clean: LabeledImages, generator: torch.Generator) -> None:
         """Recover the generator."""
         self.inversion.prepare(net, generator)
         try:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.nc import NeuralCleanse
 from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
 
@@ -79,7 +79,7 @@ class PatchTriggers(TriggerSource):
         """Whether the classes were searched."""
         return len(self.search.masks) > 0
 
-    def study(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> None:
+    def study(self, net: nn.Module, clean: LabeledImages, generator: torch.Generator) -> None:
         """Recover a patch for each class."""
         found = self.search.search(net, clean, generator)
         self.search.masks, self.search.patterns = found.masks, found.patterns

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.arguments import ShowsArguments
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.found_buffers import FoundBuffers
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.models import logits_taken
@@ -45,7 +45,7 @@ class TriggerSource(ShowsArguments, FoundBuffers):
         """Whether the source needs no (further) :meth:`study`; True unless overridden."""
         return True
 
-    def study(self, net: nn.Module, clean: LabelledImages, generator: torch.Generator) -> None:
+    def study(self, net: nn.Module, clean: LabeledImages, generator: torch.Generator) -> None:
         """Find triggers in the network that is to be purified.
 
         Args:
@@ -108,7 +108,7 @@ def put_triggers(
 
 
 def study_sources(
-    sources: Iterable[TriggerSource], net: nn.Module, clean: LabelledImages, seed: int
+    sources: Iterable[TriggerSource], net: nn.Module, clean: LabeledImages, seed: int
 ) -> None:
     """Let the sources that are not ready study a network; it stays as it is.
 

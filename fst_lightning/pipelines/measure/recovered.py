@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.detectors import Scan
 from fst_lightning.metrics import wilson_interval
 from fst_lightning.pipelines.measure.score import spread
@@ -33,7 +33,7 @@ class Success:
     images: int
 
 
-def success(net: nn.Module, found: Scan, images: LabelledImages) -> Success | None:
+def success(net: nn.Module, found: Scan, images: LabeledImages) -> Success | None:
     """Count the images of other classes that the recovered trigger sends to its class.
 
     Args:
@@ -78,7 +78,7 @@ def trigger_block(before: Success | None, after: Success | None = None) -> dict[
     return block
 
 
-def recovered(found: Scan, images: LabelledImages) -> Recovered:
+def recovered(found: Scan, images: LabeledImages) -> Recovered:
     """What a detector found, as pictures for the report.
 
     Args:
@@ -100,7 +100,7 @@ def _pixels(images: Tensor) -> tuple[Array, ...]:
     return tuple(colored)
 
 
-def stamped(found: Scan, images: LabelledImages, count: int) -> tuple[Tensor, Tensor] | None:
+def stamped(found: Scan, images: LabeledImages, count: int) -> tuple[Tensor, Tensor] | None:
     """Some images without and with the recovered trigger, for the eye.
 
     Returns:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fst_lightning.attacks import Attack, NoAttack, full_precision
 from fst_lightning.configuration import conf_folder
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.pipelines.backdoored import from_store, make_card
 from fst_lightning.pipelines.build.delivered import delivered_set
 from fst_lightning.pipelines.build.instantiate import make
@@ -119,7 +119,7 @@ def _some(rows: ImageSet) -> ImageSet:
 
 def _images(
     rows: ImageSet, data: BackdoorDataModule, trigger: Attack | None = None
-) -> LabelledImages:
+) -> LabeledImages:
     rows = rows.in_memory("robustness")
     images = rows.images if trigger is None else stamped(trigger.cpu(), rows.images)
-    return LabelledImages(images, rows.labels, data.data.mean, data.data.std)
+    return LabeledImages(images, rows.labels, data.data.mean, data.data.std)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fst_lightning.data import BackdoorDataModule, ImageSet, Source
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.whole_set import accuracy
 from fst_lightning.detectors import (
     ALARM,
@@ -172,12 +172,12 @@ class Scanner:
         before, *after = self._blocks
         return {"before": before, "after": after[0] if after else None}
 
-    def _images(self, rows: ImageSet, most: int, device: torch.device) -> LabelledImages:
+    def _images(self, rows: ImageSet, most: int, device: torch.device) -> LabeledImages:
         chosen = rows.subset(spread(len(rows), most)).in_memory("detector")
         data = self.data.data
-        return LabelledImages(chosen.images, chosen.labels, data.mean, data.std).to(device)
+        return LabeledImages(chosen.images, chosen.labels, data.mean, data.std).to(device)
 
-    def _compared(self, net: nn.Module, images: LabelledImages) -> list[dict[str, float]]:
+    def _compared(self, net: nn.Module, images: LabeledImages) -> list[dict[str, float]]:
         """The scores of the clean networks, by detector; the same for every scan of the run."""
         if self._references is None:
             self._references = []
@@ -187,7 +187,7 @@ class Scanner:
                 self._references.append(self._scores(name, reference, images))
         return self._references
 
-    def _scores(self, name: str, net: nn.Module, images: LabelledImages) -> dict[str, float]:
+    def _scores(self, name: str, net: nn.Module, images: LabeledImages) -> dict[str, float]:
         net = net.float().to(images.device).eval()
         try:
             with self.costs.of("detect"):
@@ -199,7 +199,7 @@ class Scanner:
             print(f"warning  {name}: as a network to compare with it is useless; {problem}")
         return {detector: each.score for detector, each in found.items()}
 
-    def _try_triggers(self, net: nn.Module, images: LabelledImages) -> None:
+    def _try_triggers(self, net: nn.Module, images: LabeledImages) -> None:
         """Count how often the recovered triggers work, those of the first network also later."""
         for name, each in self.found[-1].items():
             now = success(net, each, images)
@@ -228,7 +228,7 @@ def _undecided(verdict: Verdict, num_references: int) -> str | None:
 
 
 def scan(
-    run: Run, net: nn.Module, images: LabelledImages, detectors: Mapping[str, Detector]
+    run: Run, net: nn.Module, images: LabeledImages, detectors: Mapping[str, Detector]
 ) -> tuple[dict[str, Scan], dict[str, float]]:
     """Run every detector; each has its own random numbers, the same for every network.
 
@@ -244,7 +244,7 @@ def scan(
     return scans, seconds
 
 
-def guessing(measured: Score, net: nn.Module, images: LabelledImages) -> str | None:
+def guessing(measured: Score, net: nn.Module, images: LabeledImages) -> str | None:
     """Why nothing can be said about a network that is no better than guessing; None if it is.
 
     Args:

@@ -137,7 +137,7 @@ _TOLD = {
     "input": json.dumps(
         {"name": "images", "type": "float32", "shape": "N, C, H, W", "range": [0, 1]}
     ),
-    "normalisation": "inside",
+    "normalization": "inside",
     "output": json.dumps({"name": "logits", "type": "float32", "shape": "N, classes"}),
 }
 

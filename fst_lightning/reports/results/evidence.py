@@ -215,18 +215,18 @@ def project(features: Array, method: Projection = "pca") -> Array:
         ValueError: for another method.
     """
     check_projection(method)
-    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     if method == "pca":
-        _, _, directions = np.linalg.svd(centred, full_matrices=False)
+        _, _, directions = np.linalg.svd(centered, full_matrices=False)
         directions = directions[:2]
         largest = np.abs(directions).argmax(axis=1)
         directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
-        plane = centred @ directions.T
+        plane = centered @ directions.T
         return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
     from sklearn.manifold import TSNE  # dear to import
 
     near = min(30.0, max(1.0, (len(features) - 1) / 3))
-    plane = TSNE(perplexity=near, init="random", random_state=0).fit_transform(centred)
+    plane = TSNE(perplexity=near, init="random", random_state=0).fit_transform(centered)
     return np.asarray(plane)
 
 

@@ -42,7 +42,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{_guessing(before['ca'], classes)} "
             + (
-                "The network has learnt nothing: train longer, or with another learning rate."
+                "The network has learned nothing: train longer, or with another learning rate."
                 if results["task"] == "train"
                 else "Check the order of the classes (data.classes), data.mean and data.std, "
                 "data.image_size, and that the checkpoint belongs to this data. See "

@@ -182,7 +182,7 @@ class SweepSummary:
         return any(len(values) > 1 for values in seen.values())
 
 
-def summarise_sweep(folder: str | os.PathLike[str]) -> SweepSummary:
+def summarize_sweep(folder: str | os.PathLike[str]) -> SweepSummary:
     """Read every run below a folder; what is broken or missing is listed as failed.
 
     A run is a folder with a `results.json`, a `failure.json` (`{"error": text, "overrides":

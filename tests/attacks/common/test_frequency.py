@@ -153,7 +153,7 @@ def test_rows_and_columns_of_positions_and_images_that_are_not_square() -> None:
     assert (255 * pattern[2, 0, :8]).tolist() == pytest.approx([blue * w for w in wave], abs=1e-3)
 
 
-def test_a_grey_image_gets_it_in_its_only_plane() -> None:
+def test_a_gray_image_gets_it_in_its_only_plane() -> None:
     pattern = prepared(CTRL(), 32, channels=1).pattern
     assert pattern.shape == (1, 1, 32, 32)
     assert 255 * float(pattern.norm()) == pytest.approx(100 * math.sqrt(2), rel=1e-5)

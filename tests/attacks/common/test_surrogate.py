@@ -4,13 +4,13 @@ from torch.nn import functional
 
 from fst_lightning.attacks.common.surrogate import Surrogate, input_gradient, train_surrogate
 from tests import tiny
-from tests.attacks.coloured import coloured
+from tests.attacks.colored import colored
 
 CPU = torch.device("cpu")
 
 
 def train(seed: int = 0, max_images: int = 200, epochs: int = 12) -> Surrogate:
-    images, labels = coloured(200)
+    images, labels = colored(200)
     return train_surrogate(
         images, labels, 4, seed, CPU, epochs=epochs, width=4, max_images=max_images
     )
@@ -18,7 +18,7 @@ def train(seed: int = 0, max_images: int = 200, epochs: int = 12) -> Surrogate:
 
 def test_it_learns_and_comes_back_frozen() -> None:
     surrogate = train()
-    images, labels = coloured(100, seed=9)
+    images, labels = colored(100, seed=9)
     predicted = surrogate(images / 255).argmax(1)
     assert float((predicted == labels).float().mean()) > 0.9
     assert not surrogate.training
@@ -37,7 +37,7 @@ def test_same_seed_same_network_and_the_global_state_is_left_alone() -> None:
 
 
 def test_it_sees_no_more_images_than_it_may() -> None:
-    images, _ = coloured(200)
+    images, _ = colored(200)
     # The images that are drawn are those that the statistics are of.
     whole = train(max_images=10_000, epochs=1)
     assert torch.allclose(whole.mean.flatten(), (images / 255).mean(dim=(0, 2, 3)), atol=1e-6)
@@ -47,8 +47,8 @@ def test_it_sees_no_more_images_than_it_may() -> None:
     assert float((pairs - few.mean.flatten()).abs().amax(2).min()) < 1e-6
 
 
-def test_grey_images() -> None:
-    images, labels = coloured(40)
+def test_gray_images() -> None:
+    images, labels = colored(40)
     surrogate = train_surrogate(images[:, :1], labels, 4, 0, CPU, epochs=1, width=2, max_images=40)
     assert surrogate(images[:, :1] / 255).shape == (40, 4)
     with pytest.raises(ValueError, match="1 or 3 channels, but got 2"):

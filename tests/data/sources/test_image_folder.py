@@ -132,7 +132,7 @@ def test_a_test_class_that_is_spelled_otherwise_is_named(parts: Path) -> None:
 def test_chosen_classes_give_the_labels(parts: Path) -> None:
     write_class(parts / "train/cat", 2, 200)
     write_class(parts / "test/cat", 1, 210)
-    write_class(parts / "test/unlabelled", 1, 0)
+    write_class(parts / "test/unlabeled", 1, 0)
     data = ImageFolder(root=parts, image_size=4, classes=["cat", 2]).load()
     assert data.classes == ("cat", "2")
     assert data.train.labels.tolist() == [0, 0, 1, 1, 1]

@@ -47,12 +47,12 @@ def test_channels_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("axis", [None, 1, 3])
-def test_grey_is_repeated(axis: int | None, tmp_path: Path) -> None:
-    grey = {"x_train": draw(6, 8, 8), "x_test": draw(4, 8, 8)}
-    saved = grey if axis is None else {k: np.expand_dims(v, axis) for k, v in grey.items()}
+def test_gray_is_repeated(axis: int | None, tmp_path: Path) -> None:
+    gray = {"x_train": draw(6, 8, 8), "x_test": draw(4, 8, 8)}
+    saved = gray if axis is None else {k: np.expand_dims(v, axis) for k, v in gray.items()}
     data = Npz(root=save(tmp_path, arrays(**saved))).load()
     for channel in range(3):
-        assert np.array_equal(data.test.images[:, channel].numpy(), grey["x_test"])
+        assert np.array_equal(data.test.images[:, channel].numpy(), gray["x_test"])
 
 
 def test_channels_first(tmp_path: Path) -> None:

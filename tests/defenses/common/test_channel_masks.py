@@ -240,7 +240,7 @@ def test_a_batchnorm_that_is_fed_by_a_sum_has_no_partner() -> None:
     assert pairs == {f"{block}.bn2": f"{block}.conv1" for block in blocks}
 
 
-def test_a_network_that_can_not_be_traced_is_paired_by_neighbours() -> None:
+def test_a_network_that_can_not_be_traced_is_paired_by_neighbors() -> None:
     pairs = conv_batchnorm_pairs(vgg19_bn(4))
     assert len(pairs) == 16
     assert pairs["features.1"] == "features.0"
@@ -262,7 +262,7 @@ class _Branching(nn.Module):
         return output
 
 
-def test_neighbours_have_to_agree_in_channels() -> None:
+def test_neighbors_have_to_agree_in_channels() -> None:
     assert conv_batchnorm_pairs(_Branching()) == {"bn2": "conv2"}
 
 

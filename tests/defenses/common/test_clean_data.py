@@ -19,7 +19,7 @@ def by_hand(images: Tensor) -> Tensor:
     return torch.stack(channels, dim=1).float()
 
 
-def test_batches_are_normalised_and_in_order() -> None:
+def test_batches_are_normalized_and_in_order() -> None:
     rows = tiny.rows(10)
     clean = CleanData(rows.images, rows.labels, mean=MEAN, std=STD)
     batches = list(clean.batches(4))
@@ -70,7 +70,7 @@ def test_a_shuffled_pass_leaves_no_batch_of_one(count: int, shown: int) -> None:
 def test_a_step_of_one_unit_is_a_step_of_one_in_pixels() -> None:
     rows = tiny.rows(4)
     clean = CleanData(rows.images, rows.labels, mean=MEAN, std=STD)
-    images = clean.normalise(rows.images)
+    images = clean.normalize(rows.images)
     assert torch.allclose(clean.pixels(images), rows.images / 255, atol=1e-6)
     moved = clean.pixels(images + 0.1 * clean.unit)
     assert torch.allclose(moved - rows.images / 255, torch.tensor(0.1), atol=1e-6)

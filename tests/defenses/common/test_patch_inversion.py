@@ -164,7 +164,7 @@ def test_nothing_flagged_leaves_the_network_as_it_is() -> None:
     assert torch.equal(net.scale, before)
 
 
-def test_a_flagged_class_is_unlearnt_with_its_trigger_on_a_fifth_of_a_batch() -> None:
+def test_a_flagged_class_is_unlearned_with_its_trigger_on_a_fifth_of_a_batch() -> None:
     net, clean = Shortcut(planted=True), clean_images()
     defense = NeuralCleanse(rounds=30, lr=0.3, stamp_ratio=0.25, threshold=0.5)
     defense.prepare(net, torch.Generator().manual_seed(0))

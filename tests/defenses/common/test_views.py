@@ -30,12 +30,12 @@ def test_crops_of_a_ramp_are_steeper_by_no_more_than_the_area_allows() -> None:
     assert (views <= 1).all()
 
 
-def test_colours_change_without_moving_pixels() -> None:
+def test_colors_change_without_moving_pixels() -> None:
     images = torch.rand(200, 3, 4, 4, generator=seeded())
     views = random_views(images, seeded(), least_area=1.0, color=0.4)
-    grey = (views.amax(1) - views.amin(1)).amax((1, 2)) < 1e-5
+    gray = (views.amax(1) - views.amin(1)).amax((1, 2)) < 1e-5
     unchanged = (views - images).abs().amax((1, 2, 3)) < 1e-5
-    assert 15 < int(grey.sum()) < 70
+    assert 15 < int(gray.sum()) < 70
     assert 10 < int(unchanged.sum()) < 60
     order = images.mean(1).flatten(1).argsort(1)
     changed = views.mean(1).flatten(1)

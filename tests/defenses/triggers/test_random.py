@@ -23,7 +23,7 @@ from tests.modules.test_inputs import Peek
 from tests.runs import make_run
 
 
-def grey(count: int, height: int = 32, width: int = 32) -> Tensor:
+def gray(count: int, height: int = 32, width: int = 32) -> Tensor:
     return torch.full((count, 3, height, width), 0.5)
 
 
@@ -50,7 +50,7 @@ def test_the_seed_decides() -> None:
     results = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        results.append(random_triggers(grey(4)))
+        results.append(random_triggers(gray(4)))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -58,14 +58,14 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_a_share_of_the_images_gets_one(share: float) -> None:
     torch.manual_seed(0)
-    changed = (random_triggers(grey(2000), share) != 0.5).flatten(1).any(1)
+    changed = (random_triggers(gray(2000), share) != 0.5).flatten(1).any(1)
     assert float(changed.float().mean()) == pytest.approx(share, abs=0.04)
 
 
 def test_half_of_the_images_get_a_patch_which_is_a_rectangle() -> None:
     torch.manual_seed(0)
     height, width = 16, 40
-    covered = (random_triggers(grey(2000, height, width), strength=0.0) != 0.5).any(1)
+    covered = (random_triggers(gray(2000, height, width), strength=0.0) != 0.5).any(1)
     rows, columns = covered.any(2).sum(1), covered.any(1).sum(1)
     # Every pixel of the bounding box is covered, and no box is larger than a quarter of the image.
     assert torch.equal(covered.sum((1, 2)), rows * columns)
@@ -79,9 +79,9 @@ def test_half_of_the_images_get_a_patch_which_is_a_rectangle() -> None:
 
 
 def parts(count: int, strength: float) -> tuple[Tensor, Tensor]:
-    """The residuals of images without a patch, and which of them are waves: grey, that is."""
+    """The residuals of images without a patch, and which of them are waves: gray, that is."""
     torch.manual_seed(0)
-    residual = random_triggers(grey(count), strength=strength) - 0.5
+    residual = random_triggers(gray(count), strength=strength) - 0.5
     whole = residual.abs().flatten(1).amax(1) <= strength
     residual = residual[whole]
     spread = residual.flatten(2).sub(residual[:, :1].flatten(2)).abs().amax((1, 2))
@@ -150,7 +150,7 @@ def test_they_come_before_the_crop(tmp_path: Path) -> None:
         std=[1.0] * 3,
         crop_padding=8,
     )
-    data = TensorDataset(grey(64), torch.zeros(64, dtype=torch.int64))
+    data = TensorDataset(gray(64), torch.zeros(64, dtype=torch.int64))
     tiny.trainer(tmp_path).fit(module, DataLoader(data, batch_size=64))
     (trained,) = net.seen[True]
     # What is padded stays black: a trigger is in the image, not around it.
@@ -158,7 +158,7 @@ def test_they_come_before_the_crop(tmp_path: Path) -> None:
 
 
 def test_the_source_equals_the_function() -> None:
-    images, results = grey(16), []
+    images, results = gray(16), []
     for put in (
         lambda: RandomTriggers(0.5, 0.2)(images, torch.zeros(16), lambda x: x),
         lambda: random_triggers(images, 0.5, 0.2),
@@ -170,7 +170,7 @@ def test_the_source_equals_the_function() -> None:
 
 def test_without_a_share_no_number_is_drawn() -> None:
     state = torch.get_rng_state()
-    images = grey(4)
+    images = gray(4)
     assert RandomTriggers(0.0)(images, torch.zeros(4), lambda x: x) is images
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -219,7 +219,7 @@ def test_a_network_learns_to_look_past_a_trigger(tmp_path: Path) -> None:
 
 def test_normalized_images_are_refused() -> None:
     """They would be clamped to [0, 1]."""
-    normalised = torch.randn(4, 3, 8, 8)
+    normalized = torch.randn(4, 3, 8, 8)
     with pytest.raises(ValueError, match=r"Expected images in \[0, 1\] for a trigger"):
-        random_triggers(normalised)
-    random_triggers(normalised, validate_range=False)
+        random_triggers(normalized)
+    random_triggers(normalized, validate_range=False)

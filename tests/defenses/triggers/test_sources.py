@@ -138,7 +138,7 @@ def test_the_inverted_trigger_is_that_of_the_defense() -> None:
     assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
     pixels = data.images.float() / 255
     changed = source(pixels, data.labels, nothing)
-    expected = source.inversion.triggered(clean.normalise(data.images)) * 0.25 + 0.5
+    expected = source.inversion.triggered(clean.normalize(data.images)) * 0.25 + 0.5
     assert torch.allclose(changed, expected, atol=1e-5)
     assert not torch.equal(changed, pixels)
     again = InvertedTriggers(1.0, **SMALL)

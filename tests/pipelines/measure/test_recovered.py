@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.defenses.common.clean_data import LabelledImages
+from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.detectors import Evidence, Scan, SmallestPatch
 from fst_lightning.metrics import wilson_interval
 from fst_lightning.pipelines.measure.recovered import Success, stamped, success, trigger_block
@@ -25,10 +25,10 @@ class Backdoored(nn.Module):
         return logits + 50 * hit[:, None] * nn.functional.one_hot(torch.tensor([0]), 4)
 
 
-def images(count: int = 60) -> LabelledImages:
+def images(count: int = 60) -> LabeledImages:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 200, (count, 3, 6, 6), generator=generator, dtype=torch.uint8)
-    return LabelledImages(pixels, torch.arange(count) % 4, MEAN, STD)
+    return LabeledImages(pixels, torch.arange(count) % 4, MEAN, STD)
 
 
 def white_pixel(batch: Tensor) -> Tensor:
@@ -94,9 +94,9 @@ def test_the_patch_that_a_scan_recovers_is_put_on_images_by_hand() -> None:
     picture = scan.evidence.pictures[scan.suspected_class]
     # x' = (1 - m) x + m p and picture = (1 - m) / 2 + m p, so that their difference is known
     # where the image is gray.
-    gray = LabelledImages(torch.full((1, 3, 6, 6), 0.5), torch.tensor([3]), MEAN, STD)
+    gray = LabeledImages(torch.full((1, 3, 6, 6), 0.5), torch.tensor([3]), MEAN, STD)
     assert scan.evidence.trigger is not None
-    result = gray.pixels(scan.evidence.trigger(gray.normalise(gray.images)))
+    result = gray.pixels(scan.evidence.trigger(gray.normalize(gray.images)))
     torch.testing.assert_close(result[0], picture, atol=1e-5, rtol=0)
     assert not torch.equal(clean, changed)
 

@@ -43,7 +43,7 @@ def read(name: str, path: Path) -> Callable[[Tensor], np.ndarray[Any, Any]]:
 def told(name: str, path: Path) -> dict[str, str]:
     """The metadata of a file."""
     if name == "torch_export":
-        found = dict.fromkeys(("fst_lightning", "input", "output", "normalisation"), "")
+        found = dict.fromkeys(("fst_lightning", "input", "output", "normalization"), "")
         torch.export.load(path, extra_files=found)
         return found
     import onnx
@@ -71,7 +71,7 @@ def test_a_run_writes_what_gives_the_same_logits(start: Start, name: str) -> Non
         images = torch.rand(size, 3, 8, 8)
         expected = net((images - mean) / std).detach().numpy()
         assert program(images) == pytest.approx(expected, abs=1e-4)
-    assert told(name, path)["normalisation"] == "inside"
+    assert told(name, path)["normalization"] == "inside"
     assert json.loads(told(name, path)["input"])["range"] == [0, 1]
     assert read_results(run.folder / "results.json").error is None
     assert not list(run.folder.glob("draft-*"))

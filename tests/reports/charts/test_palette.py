@@ -1,4 +1,4 @@
-"""Series can be told apart in grey, and by people with any kind of colour vision."""
+"""Series can be told apart in gray, and by people with any kind of color vision."""
 
 import itertools
 from typing import Any
@@ -46,9 +46,9 @@ TO_XYZ = np.array(
 WHITE = TO_XYZ.sum(axis=1)
 
 
-def linear(colour: str) -> Vector:
+def linear(color: str) -> Vector:
     """The linear RGB of ``#rrggbb`` or ``#rgb``, by IEC 61966-2-1."""
-    text = colour.lstrip("#")
+    text = color.lstrip("#")
     text = "".join(2 * char for char in text) if len(text) == 3 else text
     values = np.array([int(text[i : i + 2], 16) / 255 for i in (0, 2, 4)])
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
@@ -63,12 +63,12 @@ def lab(rgb: Vector) -> Vector:
 
 def contrast(one: Vector, two: Vector) -> float:
     """The contrast ratio of the WCAG 2."""
-    low, high = sorted(float(TO_XYZ[1] @ colour) for colour in (one, two))
+    low, high = sorted(float(TO_XYZ[1] @ color) for color in (one, two))
     return (high + 0.05) / (low + 0.05)
 
 
 def themes() -> list[Any]:
-    """The colours by day and by night."""
+    """The colors by day and by night."""
     return [pytest.param(DAY, id="day"), pytest.param(NIGHT, id="night")]
 
 
@@ -83,9 +83,9 @@ def test_the_measures_are_right() -> None:
 
 
 @pytest.mark.parametrize("theme", themes())
-def test_colours_differ_in_grey(theme: dict[str, str]) -> None:
+def test_colors_differ_in_gray(theme: dict[str, str]) -> None:
     """2.3 is a just noticeable difference; those that share charts are further apart."""
-    light = [float(lab(colour)[0]) for colour in series(theme)]
+    light = [float(lab(color)[0]) for color in series(theme)]
     assert min(abs(a - b) for a, b in itertools.combinations(light, 2)) >= 6
     # CA and ASR; clean, target and triggered; before and after.
     for a, b in ((0, 1), (1, 2), (0, 2), (0, 5), (1, 5)):
@@ -94,8 +94,8 @@ def test_colours_differ_in_grey(theme: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("theme", themes())
 @pytest.mark.parametrize("sight", SIGHT)
-def test_colours_differ_for_every_colour_vision(theme: dict[str, str], sight: str) -> None:
-    seen = [lab(SIGHT[sight] @ colour) for colour in series(theme)]
+def test_colors_differ_for_every_color_vision(theme: dict[str, str], sight: str) -> None:
+    seen = [lab(SIGHT[sight] @ color) for color in series(theme)]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) >= 13
 
 
@@ -103,7 +103,7 @@ def test_colours_differ_for_every_colour_vision(theme: dict[str, str], sight: st
 def test_graphics_and_text_stand_out_from_the_paper(theme: dict[str, str]) -> None:
     """WCAG 2.1: 3 for graphics, 4.5 for text."""
     paper = linear(theme["paper"])
-    assert min(contrast(colour, paper) for colour in series(theme)) >= 3
+    assert min(contrast(color, paper) for color in series(theme)) >= 3
     for name in ("ink", "soft", "good", "bad"):
         assert contrast(linear(theme[name]), paper) >= 4.5
 
@@ -115,8 +115,8 @@ def test_figures_in_the_darkest_cell_can_be_read(theme: dict[str, str]) -> None:
 
     paper, ink = linear(theme["paper"]), linear(theme["ink"])
     for i in range(3):
-        colour = linear(theme[f"h{i}"])
-        mixed = SHADE * encoded(colour) + (1 - SHADE) * encoded(paper)  # as browsers mix
+        color = linear(theme[f"h{i}"])
+        mixed = SHADE * encoded(color) + (1 - SHADE) * encoded(paper)  # as browsers mix
         back = np.where(mixed <= 0.04045, mixed / 12.92, ((mixed + 0.055) / 1.055) ** 2.4)
         assert contrast(back, ink) >= 4.5
 

@@ -11,7 +11,7 @@ from fst_lightning.reports import (
     Curves,
     render_leaderboard,
     render_page,
-    summarise_sweep,
+    summarize_sweep,
     write_json,
 )
 from tests.browser import Browser, browser, find_chromium
@@ -70,7 +70,7 @@ def leaderboard(folder: Path) -> str:
                 write_json(folder / f"{attack}-{defense}-{seed}" / "results.json", results)
     failure = {"error": f"ValueError: {EVIL}", "overrides": [f"attack={EVIL}"]}
     write_json(folder / "job" / "failure.json", failure)
-    return render_leaderboard(summarise_sweep(folder))
+    return render_leaderboard(summarize_sweep(folder))
 
 
 def many_classes() -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fst_lightning.reports import (
     leaderboard_page,
     render_leaderboard,
-    summarise_sweep,
+    summarize_sweep,
     write_json,
     write_sweep,
 )
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_means_and_deviations_stand_in_the_cells(folder: Path) -> None:
-    page = read(render_leaderboard(summarise_sweep(folder)))
+    page = read(render_leaderboard(summarize_sweep(folder)))
     charts = [attributes["aria-label"] for attributes in page.named("svg")]
     assert charts[:4] == [
         "Clean accuracy, %",
@@ -67,7 +67,7 @@ def test_means_and_deviations_stand_in_the_cells(folder: Path) -> None:
 
 def test_the_headline_names_the_best_mean_rating(folder: Path) -> None:
     """DER = (0.938 - asr - max(0, 0.918 - ca) + 1) / 2."""
-    text = render_leaderboard(summarise_sweep(folder))
+    text = render_leaderboard(summarize_sweep(folder))
     ratings = [
         (0.938 - asr / 1000 - max(0, 0.918 - ca / 1000) + 1) / 2
         for name in ("badnets", "blended")
@@ -94,7 +94,7 @@ def test_a_difference_below_the_standard_error_is_said_to_decide_nothing(tmp_pat
                 after=score(918, rate, 0),
             )
             write_json(tmp_path / f"{attack}{defense}{seed}" / "results.json", results)
-    lead = read(render_leaderboard(summarise_sweep(tmp_path))).text
+    lead = read(render_leaderboard(summarize_sweep(tmp_path))).text
     # DER = 1 - (asr_after + (1 - asr_before)) / 2 here: half the differences of the ASR.
     gap = (sum(after["badnets", "ft"] + after["blended", "ft"]) - 140) / 4 / 2 / 1000
     deviations = [(b - a) / 2**0.5 / 2 / 1000 for a, b in after.values()]
@@ -105,7 +105,7 @@ def test_a_difference_below_the_standard_error_is_said_to_decide_nothing(tmp_pat
     assert f"fst rates best: DER {(0.938 - 0.035 + 1) / 2:.3f}" in lead
     for path in tmp_path.glob("*ft0/results.json"):
         path.unlink()
-    assert "less than" not in read(render_leaderboard(summarise_sweep(tmp_path))).text
+    assert "less than" not in read(render_leaderboard(summarize_sweep(tmp_path))).text
 
 
 def test_hostile_names_stay_text(folder: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_hostile_names_stay_text(folder: Path, tmp_path: Path) -> None:
         folder / "20" / "results.json",
         example(attack={"name": EVIL}, defense={"name": EVIL}, overrides=[f"data={EVIL}"]),
     )
-    text = render_leaderboard(summarise_sweep(folder))
+    text = render_leaderboard(summarize_sweep(folder))
     assert "<script" not in text
     assert read(text).text.count(EVIL) > 4
 
@@ -124,7 +124,7 @@ def test_a_sweep_without_purification_has_its_table(
 ) -> None:
     for job, changes in enumerate(jobs):
         write_json(tmp_path / str(job) / "results.json", example(**changes))
-    page = read(render_leaderboard(summarise_sweep(tmp_path)))
+    page = read(render_leaderboard(summarize_sweep(tmp_path)))
     assert f"{len(jobs)} runs" in page.text
     assert page.named("svg") == []
 
@@ -133,7 +133,7 @@ def test_unknown_models_have_no_attack_success(tmp_path: Path) -> None:
     results = example(attack={"name": "none"}, before=score(918), after=score(900))
     write_json(tmp_path / "0" / "results.json", results)
     labels = [
-        a["aria-label"] for a in read(render_leaderboard(summarise_sweep(tmp_path))).named("svg")
+        a["aria-label"] for a in read(render_leaderboard(summarize_sweep(tmp_path))).named("svg")
     ]
     assert labels == ["Clean accuracy, %"]
 
@@ -171,7 +171,7 @@ def test_without_a_trigger_what_can_be_measured_decides(tmp_path: Path) -> None:
     unknown(tmp_path, "clp", 910, detection={"before": scan(0.001, None), "after": scan(0.3, None)})
     unknown(tmp_path, "bnp", 890)
     unknown(tmp_path, "ep", 915)
-    page = leaderboard_page(summarise_sweep(tmp_path))
+    page = leaderboard_page(summarize_sweep(tmp_path))
     (table,) = (figure.table for figure in page.sections[0].figures)
     assert table is not None
     assert [row[2] for row in table.rows] == ["nad", "fst", "ft", "clp", "ep", "bnp"]
@@ -188,7 +188,7 @@ def test_cells_lead_to_the_reports_of_the_runs(folder: Path) -> None:
     write_json(evil / "results.json", example(attack={"name": "sig"}, defense={"name": "ft"}))
     for job in (folder / "0", folder / "1", evil):
         (job / "report.html").touch()
-    page = read(render_leaderboard(summarise_sweep(folder)))
+    page = read(render_leaderboard(summarize_sweep(folder)))
     links = [link.get("href") or link["xlink:href"] for link in page.named("a")]
     outside = [link for link in links if not link.startswith("#")]
     assert set(outside) == {
@@ -203,7 +203,7 @@ def test_cells_lead_to_the_reports_of_the_runs(folder: Path) -> None:
 
 def test_settings_of_a_search_keep_the_digits_that_differ(tmp_path: Path) -> None:
     recipes(tmp_path, [0.0123456, 0.0123499, 0.5], [score(900, 100, 600)] * 3)
-    page = read(render_leaderboard(summarise_sweep(tmp_path)))
+    page = read(render_leaderboard(summarize_sweep(tmp_path)))
     for name in ("fst lr=0.012346", "fst lr=0.01235", "fst lr=0.5"):
         assert name in page.text
 
@@ -212,7 +212,7 @@ def test_other_settings_make_boards_of_their_own(tmp_path: Path) -> None:
     for job, data in enumerate(("digits", "gtsrb")):
         results = example(data={"name": data, "num_classes": 10})
         write_json(tmp_path / str(job) / "results.json", results)
-    text = read(render_leaderboard(summarise_sweep(tmp_path))).text
+    text = read(render_leaderboard(summarize_sweep(tmp_path))).text
     assert "Defense against attack (data=digits)" in text
     assert "Defense against attack (data=gtsrb)" in text
 
@@ -228,7 +228,7 @@ def recipes(folder: Path, rates: list[float], after: list[Any]) -> None:
 
 def test_the_recipe_of_a_tuning_is_a_part_of_the_defense(tmp_path: Path) -> None:
     recipes(tmp_path, [0.01, 0.1], [score(900, 100, 600), score(880, 50, 700)])
-    page = read(render_leaderboard(summarise_sweep(tmp_path)))
+    page = read(render_leaderboard(summarize_sweep(tmp_path)))
     assert page.text.count("Defense against attack") == 2  # in the contents and as a heading
     assert "fst lr=0.01" in page.text
     assert "fst lr=0.1 rates best" in page.text
@@ -241,7 +241,7 @@ def test_of_many_settings_the_frontier_is_named(tmp_path: Path) -> None:
     after = [score(900 - 2 * i, 600 - 20 * i, 300 + 10 * i) for i in range(25)]
     after[4] = score(800, 599, 310)
     recipes(tmp_path, rates, after)
-    text = render_leaderboard(summarise_sweep(tmp_path))
+    text = render_leaderboard(summarize_sweep(tmp_path))
     for heading in ("attack success", "robust accuracy"):
         chart = text.split(f"<h2>Clean accuracy against {heading}</h2>")[1].split("</svg>")[0]
         labels = re.findall(r'class="beside">.*?<text[^>]*>([^<]*)', chart)
@@ -252,7 +252,7 @@ def test_of_many_settings_the_frontier_is_named(tmp_path: Path) -> None:
 def test_more_robust_accuracy_is_better(tmp_path: Path) -> None:
     """The first one has both more CA and more RA than the second."""
     recipes(tmp_path, [0.01, 0.1], [score(900, 100, 700), score(880, 50, 600)])
-    text = render_leaderboard(summarise_sweep(tmp_path))
+    text = render_leaderboard(summarize_sweep(tmp_path))
     chart = text.split("<h2>Clean accuracy against robust accuracy</h2>")[1].split("</svg>")[0]
     (line,) = re.findall(r'class="frontier"><path d="([^"]*)"', chart)
     assert line.count("L") == 0
@@ -276,7 +276,7 @@ def test_the_frontier_is_what_nothing_beats(points: list[tuple[float, float]]) -
 
 
 def test_latex_has_the_figures_and_stays_latex(folder: Path) -> None:
-    table = write_sweep(summarise_sweep(folder), folder)[-1].read_text("utf-8")
+    table = write_sweep(summarize_sweep(folder), folder)[-1].read_text("utf-8")
     lines = table.splitlines()
     assert lines[0] == r"\begin{tabular}{llrrrrrrrrrrr}"
     rows = [line for line in lines if line.endswith(r"\\")]
@@ -289,5 +289,5 @@ def test_latex_has_the_figures_and_stays_latex(folder: Path) -> None:
 
 def test_latex_escapes_what_it_would_run(tmp_path: Path) -> None:
     write_json(tmp_path / "0" / "results.json", example(defense={"name": r"\a_b%&$#{~^}"}))
-    table = write_sweep(summarise_sweep(tmp_path), tmp_path)[-1].read_text("utf-8")
+    table = write_sweep(summarize_sweep(tmp_path), tmp_path)[-1].read_text("utf-8")
     assert r"\textbackslash{}a\_b\%\&\$\#\{\textasciitilde{}\textasciicircum{}\}" in table

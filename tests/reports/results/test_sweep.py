@@ -11,7 +11,7 @@ from fst_lightning.reports import (
     Failure,
     Score,
     Spread,
-    summarise_sweep,
+    summarize_sweep,
     write_json,
     write_sweep,
 )
@@ -59,7 +59,7 @@ def test_spread_of_one_and_of_none() -> None:
 
 def test_groups_by_everything_but_the_seed(tmp_path: Path) -> None:
     sweep(tmp_path)
-    summary = summarise_sweep(tmp_path)
+    summary = summarize_sweep(tmp_path)
     assert [run.job for run in summary.runs] == [str(job) for job in range(12)]
     assert summary.failures == ()
     assert summary.varying == ("attack", "defense")
@@ -90,7 +90,7 @@ def test_costs_are_averaged_and_may_be_missing(tmp_path: Path) -> None:
     images = {"name": "digits", "num_clean_tuning": 1000}
     put(tmp_path, "0", seed=0, data=images, peak_memory_mb={"purify": 1200.0})
     put(tmp_path, "1", seed=1, data=images)
-    summary = summarise_sweep(tmp_path)
+    summary = summarize_sweep(tmp_path)
     assert summary.groups[0].values["peak_memory_mb.purify"] == Spread(1200.0, None, 1)
     assert summary.groups[0].values["peak_memory_mb.train"] == Spread(None, None, 0)
     table = write_sweep(summary, tmp_path)[1].read_text("utf-8")
@@ -100,7 +100,7 @@ def test_costs_are_averaged_and_may_be_missing(tmp_path: Path) -> None:
 
 def test_says_what_is_the_same_everywhere(tmp_path: Path) -> None:
     sweep(tmp_path)
-    shared = summarise_sweep(tmp_path).shared
+    shared = summarize_sweep(tmp_path).shared
     assert shared["defense=fst"] == [("alpha", 0.2)]
     assert ("attack.poison_ratio", 0.05) in shared[""]
     assert ("model", "small_resnet") in shared[""]
@@ -120,7 +120,7 @@ def test_a_difference_makes_a_group(
 ) -> None:
     put(tmp_path, "0", **first)
     put(tmp_path, "1", **second)
-    summary = summarise_sweep(tmp_path)
+    summary = summarize_sweep(tmp_path)
     assert len(summary.groups) == 2
     assert name in summary.varying
 
@@ -133,20 +133,20 @@ def test_chosen_numbers_do_not_split_a_group(tmp_path: Path) -> None:
             seed=seed,
             defense={"name": "fst", "alpha": alpha, "auto": ["alpha"]},
         )
-    summary = summarise_sweep(tmp_path)
+    summary = summarize_sweep(tmp_path)
     (group,) = summary.groups
     assert group.n == 2
     assert sweep_notes(summary) == []
     counts = {"ca": (500, 1000), "asr": (610, 1000), "ra": (55, 1000), "control": (500, 1000)}
     put(tmp_path, "2", seed=2, before=Score.from_counts(counts))
-    (note,) = sweep_notes(summarise_sweep(tmp_path))
+    (note,) = sweep_notes(summarize_sweep(tmp_path))
     assert "did not take (ASR < 50 %, or hardly above its control) in 1 of 3 runs" in note
 
 
 def test_counts_attacks_that_did_not_take(tmp_path: Path) -> None:
     put(tmp_path, "0", seed=0, before=score(900, 100))
     put(tmp_path, "1", seed=1)
-    (group,) = summarise_sweep(tmp_path).groups
+    (group,) = summarize_sweep(tmp_path).groups
     assert group.not_implanted == 1
     assert group.values["der"].n == 1
     assert group.values["before.asr"].mean == pytest.approx((0.1 + 0.938) / 2)
@@ -162,7 +162,7 @@ def test_a_control_rate_is_measured_and_not_chosen(tmp_path: Path) -> None:
             "control": (control, 1000),
         }
         put(tmp_path, str(seed), seed=seed, before=Score.from_counts(counts))
-    (group,) = summarise_sweep(tmp_path).groups
+    (group,) = summarize_sweep(tmp_path).groups
     assert group.n == 2
 
 
@@ -175,7 +175,7 @@ def test_counts_runs_that_are_no_success(tmp_path: Path) -> None:
             seed=seed,
             defense={"name": "nc", "findings": {"shortfalls": found}},
         )
-    summary = summarise_sweep(tmp_path)
+    summary = summarize_sweep(tmp_path)
     (group,) = summary.groups
     assert group.shortfalls == {"No class was suspected": 2}
     assert [run.shortfalls for run in summary.runs] == [(missed["what"],), (), (missed["what"],)]
@@ -202,7 +202,7 @@ def test_lists_what_failed_and_keeps_the_rest(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     write_json(tmp_path / "results.json", {"not": "a job"})
 
-    summary = summarise_sweep(tmp_path)
+    summary = summarize_sweep(tmp_path)
     assert [run.job for run in summary.runs] == ["0", "6/nested"]
     assert summary.failures[0] == Failure(
         "1", "ValueError: no such file", ("attack=wanet",), "1/run.log"
@@ -230,15 +230,15 @@ def test_an_error_in_one_line(error: str, line: str) -> None:
 
 
 def test_an_empty_folder_has_no_runs_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
-    summary = summarise_sweep(tmp_path)
+    summary = summarize_sweep(tmp_path)
     assert (summary.runs, summary.groups, summary.failures) == ((), (), ())
     assert summary.varying == ()
     with pytest.raises(NotADirectoryError, match="the folder of a sweep"):
-        summarise_sweep(tmp_path / "nowhere")
+        summarize_sweep(tmp_path / "nowhere")
 
 
 def test_results_of_another_version_are_a_failure(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "results.json").write_text(json.dumps({**example(), "schema_version": 9}))
-    (failure,) = summarise_sweep(tmp_path).failures
+    (failure,) = summarize_sweep(tmp_path).failures
     assert "`schema_version` to be 1, but got 9" in failure.error

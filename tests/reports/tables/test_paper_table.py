@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fst_lightning.reports import summarise_sweep, write_json, write_paper_table
+from fst_lightning.reports import summarize_sweep, write_json, write_paper_table
 from fst_lightning.reports.tables.paper_table import paper_table
 from tests.reports.example import example, score
 
@@ -41,7 +41,7 @@ def write(folder: Path, rates: dict[tuple[str, str], tuple[int, int]]) -> None:
 
 
 def test_the_best_of_a_column_is_bold(folder: Path) -> None:
-    text = paper_table(summarise_sweep(folder))
+    text = paper_table(summarize_sweep(folder))
     rows = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if " & " in line]
     deviation = r"{\scriptsize$\,\pm\,$0.14}"
     none = r"{\scriptsize$\,\pm\,$0.00}"
@@ -68,21 +68,21 @@ def test_the_best_of_a_column_is_bold(folder: Path) -> None:
 
 def test_a_defense_alone_is_not_the_best(tmp_path: Path) -> None:
     write_json(tmp_path / "0" / "results.json", example())
-    text = paper_table(summarise_sweep(tmp_path))
+    text = paper_table(summarize_sweep(tmp_path))
     assert "textbf" not in text
     assert r"no defense & 91.80 & 93.80 \\" in text
     assert r"fst & 92.20 & 1.60 \\" in text
 
 
 def test_an_empty_sweep_has_no_table(tmp_path: Path) -> None:
-    assert r"\begin" not in paper_table(summarise_sweep(tmp_path))
+    assert r"\begin" not in paper_table(summarize_sweep(tmp_path))
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_it_compiles_and_fits_a_page(tmp_path: Path) -> None:
     folder = tmp_path
     write(folder, RATES | MORE)
-    table = write_paper_table(summarise_sweep(folder), folder)
+    table = write_paper_table(summarize_sweep(folder), folder)
     page = (
         r"\documentclass{article}\usepackage{booktabs}\begin{document}\noindent "
         rf"\input{{{table.name}}}\end{{document}}"

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fst_lightning.reports import (
     render_sweep,
-    summarise_sweep,
+    summarize_sweep,
     validate,
     write_json,
     write_leaderboard,
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 def rendered(folder: Path, width: int, *, terminal: bool = False) -> str:
     console, file = text_console(width, terminal=terminal)
-    render_sweep(summarise_sweep(folder), console)
+    render_sweep(summarize_sweep(folder), console)
     return re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
 
 
@@ -77,7 +77,7 @@ def test_prints_where_only_ascii_can_be_shown(folder: Path) -> None:
     raw = io.BytesIO()
     with io.TextIOWrapper(raw, encoding="ascii") as file:
         console = Console(file=file, width=120, force_terminal=False, _environ={})
-        render_sweep(summarise_sweep(folder), console)
+        render_sweep(summarize_sweep(folder), console)
         file.flush()
         text = raw.getvalue().decode("ascii")
     assert "91.00 +- 1.41" in text
@@ -105,20 +105,20 @@ def test_says_what_spoils_a_mean(tmp_path: Path) -> None:
     text = rendered(tmp_path, 80)
     assert "the attack did not take (ASR < 50 %) in 1 of 2 runs" in text
     assert "more than one run with seed 3" in text
-    assert "the attack did not take" in write_sweep(summarise_sweep(tmp_path), tmp_path)[
+    assert "the attack did not take" in write_sweep(summarize_sweep(tmp_path), tmp_path)[
         1
     ].read_text("utf-8")
 
 
 def test_an_empty_sweep_says_so(tmp_path: Path) -> None:
     assert "0 runs, 0 experiments, 0 failed" in rendered(tmp_path, 80)
-    paths = write_sweep(summarise_sweep(tmp_path), tmp_path / "out")
+    paths = write_sweep(summarize_sweep(tmp_path), tmp_path / "out")
     assert paths[1].read_text() == "No runs.\n"
     assert rows(paths[0]) == rows(paths[3]) == []
 
 
 def test_writes_five_files(folder: Path) -> None:
-    paths = write_sweep(summarise_sweep(folder), folder)
+    paths = write_sweep(summarize_sweep(folder), folder)
     assert [path.name for path in paths] == [
         "table.csv",
         "table.md",
@@ -126,12 +126,12 @@ def test_writes_five_files(folder: Path) -> None:
         "runs.csv",
         "table.tex",
     ]
-    again = summarise_sweep(folder)
+    again = summarize_sweep(folder)
     assert len(again.runs) == 4, "what was written must not be taken for a run"
 
 
 def test_csv_and_json_hold_the_same_numbers(folder: Path) -> None:
-    table, _, as_json, *_ = write_sweep(summarise_sweep(folder), folder)
+    table, _, as_json, *_ = write_sweep(summarize_sweep(folder), folder)
     groups = json.loads(as_json.read_text("utf-8"))["groups"]
     for row, group, attack in zip(rows(table), groups, ("badnets", "blended"), strict=True):
         assert row["attack"] == group["settings"]["attack"] == attack
@@ -147,7 +147,7 @@ def test_csv_and_json_hold_the_same_numbers(folder: Path) -> None:
 
 
 def test_one_line_a_run(folder: Path) -> None:
-    *_, runs, _ = write_sweep(summarise_sweep(folder), folder)
+    *_, runs, _ = write_sweep(summarize_sweep(folder), folder)
     found = rows(runs)
     assert [row["status"] for row in found] == ["finished"] * 4 + ["failed"]
     for row, ((attack, seed), right) in zip(found[:4], AFTER.items(), strict=True):
@@ -162,7 +162,7 @@ def test_one_line_a_run(folder: Path) -> None:
 
 
 def test_markdown_is_a_table(folder: Path) -> None:
-    text = write_sweep(summarise_sweep(folder), folder)[1].read_text("utf-8")
+    text = write_sweep(summarize_sweep(folder), folder)[1].read_text("utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
@@ -175,7 +175,7 @@ def test_names_are_harmless(tmp_path: Path, name: str) -> None:
     results: dict[str, Any] = example(attack={"name": name})
     validate(results)
     write_json(tmp_path / "0" / "results.json", results)
-    table, markdown, as_json, runs, _ = write_sweep(summarise_sweep(tmp_path), tmp_path)
+    table, markdown, as_json, runs, _ = write_sweep(summarize_sweep(tmp_path), tmp_path)
     for path in (table, runs):
         (row,) = rows(path)
         assert row["attack"] == (name if name[0] == "a" else f"'{name}")
@@ -188,7 +188,7 @@ def test_names_are_harmless(tmp_path: Path, name: str) -> None:
 def test_numbers_that_are_negative_stay_numbers(tmp_path: Path) -> None:
     results = example(defense={"name": "fst", "alpha": -0.5})
     write_json(tmp_path / "0" / "results.json", results)
-    assert rows(write_sweep(summarise_sweep(tmp_path), tmp_path)[0])[0]["defense.alpha"] == "-0.5"
+    assert rows(write_sweep(summarize_sweep(tmp_path), tmp_path)[0])[0]["defense.alpha"] == "-0.5"
 
 
 HOSTILE = (
@@ -207,7 +207,7 @@ def test_text_stays_text_in_every_output(name: str, tmp_path: Path) -> None:
         write_json(tmp_path / str(job) / "results.json", content)
     failure = {"error": name, "overrides": [f"attack={name}"], "log": name}
     write_json(tmp_path / "2" / "failure.json", failure)
-    summary = summarise_sweep(tmp_path)
+    summary = summarize_sweep(tmp_path)
     for terminal in (True, False):
         raw = io.StringIO()
         console = Console(file=raw, width=200, force_terminal=terminal, _environ={})

@@ -46,7 +46,7 @@ def test_names_the_choices_of_the_run() -> None:
     )
 
 
-def test_is_plain_ascii_without_colours_when_it_is_no_terminal() -> None:
+def test_is_plain_ascii_without_colors_when_it_is_no_terminal() -> None:
     text = rendered(example())
     assert text.isascii()
     assert "\x1b" not in text
@@ -87,7 +87,7 @@ def test_says_that_the_attack_did_not_take() -> None:
     [
         ({"before": score(100, 938), "after": score(100, 10)}, "data.classes"),
         ({"after": score(99, 0)}, "The defense has destroyed the network"),
-        ({"task": "train", "before": score(118, 938), "after": None}, "learnt nothing"),
+        ({"task": "train", "before": score(118, 938), "after": None}, "learned nothing"),
     ],
 )
 def test_warns_of_an_accuracy_at_chance(changes: dict[str, Any], words: str) -> None:
