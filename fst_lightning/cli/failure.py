@@ -12,8 +12,9 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
-from fst_lightning.cli.paths import relative_paths
+from fst_lightning.cli.paths import names_relative_path, relative_paths
 from fst_lightning.printable import printable
 
 _NOTE, _LOG = "failure.json", "traceback.txt"
@@ -37,15 +38,18 @@ def has_failure(folder: Path) -> bool:
     return (folder / _NOTE).exists()
 
 
-def report_failure(error: Exception, overrides: list[str], folder: Path) -> None:
+def report_failure(
+    error: Exception, overrides: list[str], folder: Path, cfg: DictConfig | None = None
+) -> None:
     """Print the reason in one line and keep the traceback in the run's folder.
 
     Args:
-        error: what ended the run.
-        overrides: of the command line.
-        folder: of the run; gets ``failure.json`` and ``traceback.txt``.
+        error: The reason.
+        overrides: Of the command line.
+        folder: Of the run; gets ``failure.json`` and ``traceback.txt``.
+        cfg: The configuration of the run.
     """
-    message = explained(error, overrides)
+    message = explained(error, overrides, cfg)
     log = folder / _LOG
     where = f"details: {log}; or run again with debug=true"
     failure = {"error": message, "overrides": overrides, "log": str(log)}
@@ -74,12 +78,15 @@ def _write_once(path: Path, text: str) -> None:
             raise
 
 
-def explained(error: Exception, overrides: Sequence[str] = ()) -> str:
-    """One line: what happened, and what to do about it as far as that is known here.
+def explained(
+    error: Exception, overrides: Sequence[str] = (), cfg: DictConfig | None = None
+) -> str:
+    """Say in one line what happened, and what to do about it if that is known here.
 
     Args:
-        error: what ended the run.
-        overrides: of the command line, which may name files by relative paths.
+        error: What ended the run.
+        overrides: Of the command line, which may name files by relative paths.
+        cfg: The configuration of the run, whose YAML files and variables may do so, too.
     """
     message = printable(" ".join(str(error).split())) or type(error).__name__
     for_users = isinstance(error, ValueError | OSError | FloatingPointError | HydraException)
@@ -94,7 +101,8 @@ def explained(error: Exception, overrides: Sequence[str] = ()) -> str:
         )
     advice = [" ".join(note.split()) for note in getattr(error, "__notes__", [])]
     missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-    if missing and relative_paths(overrides):
+    named = cfg is not None and names_relative_path(message, cfg)
+    if missing and (named or relative_paths(overrides)):
         hydra = HydraConfig.get() if HydraConfig.initialized() else None
         start = Path.cwd() if hydra is None else hydra.runtime.cwd
         advice.append(f"Relative paths start at {start}.")

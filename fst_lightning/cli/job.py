@@ -93,7 +93,7 @@ class Job:
             if self.cfg.get("debug") is True:
                 traceback.print_exc()
                 end_process(1)
-            report_failure(error, self.overrides, self.folder)
+            report_failure(error, self.overrides, self.folder, self.cfg)
             return False
         return True
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from fst_lightning.cli.flags import sweeps
 
@@ -17,7 +20,10 @@ _KEYS = (
     *("checkpoint", "resume", "export", "detector_reference"),
     *("paths.data", "paths.store", "paths.outputs"),
 )
-_LAST = ("root", "triggered_root", "cache_folder", "image", "folder", "dir", "subdir", "reference")
+_LAST = (
+    *("root", "triggered_root", "cache_folder", "image", "folder"),
+    *("dir", "subdir", "save_dir", "reference"),
+)
 """Last parts of keys that name a file or folder, wherever they stand."""
 
 _NAMES = ("model.head", "defense.head", "checkpoint_key", "fail_on")
@@ -51,28 +57,65 @@ def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
     return [_readable(argument, several) for argument in arguments]
 
 
-def complete_paths(cfg: DictConfig, start: Path | None = None, prefix: str = "") -> None:
+def complete_paths(cfg: DictConfig, start: Path | None = None) -> None:
     """Replace ``~`` at the start of every path in a configuration, in place.
 
     Args:
-        cfg: the configuration, or a part of it.
-        start: the folder that relative paths start at, if it is no longer the current one.
-        prefix: the key of the part, with a dot at its end.
+        cfg: The configuration.
+        start: The folder at which relative paths start, if it is no longer the current one.
     """
-    for name in map(str, cfg):
-        if OmegaConf.is_missing(cfg, name):
-            continue
-        node: Any = cfg._get_node(name)
-        if isinstance(node, DictConfig):
-            if not (node._is_none() or node._is_interpolation()):
-                complete_paths(node, start, f"{prefix}{name}.")
-        elif is_path(f"{prefix}{name}"):
-            value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
-            if isinstance(value, str) and value:
-                path = _expanded(value)
-                path = path if start is None else str(start / path)
-                if path != value:
-                    cfg[name] = path
+    for part, name, value in _paths(cfg):
+        path = _expanded(value)
+        path = path if start is None else str(start / path)
+        if path != value:
+            part[name] = path
+
+
+def names_relative_path(message: str, cfg: DictConfig) -> bool:
+    """Whether a message names a relative path of a configuration.
+
+    Example:
+        >>> cfg = OmegaConf.create({"data": {"root": "photos"}, "checkpoint": "/a/b.pt"})
+        >>> names_relative_path("photos: there is no such folder", cfg)
+        True
+        >>> names_relative_path("/a/b.pt: there is no such file", cfg)
+        False
+    """
+    paths = [value for _, _, value in _paths(cfg) if not Path(value).is_absolute()]
+    return any(re.search(rf"(?<![\w./]){re.escape(path)}(?![\w.])", message) for path in paths)
+
+
+class HomeFolders(Callback):
+    """Replaces ``~`` in the folder of a run or sweep, before Hydra makes the folder.
+
+    Hydra takes ``hydra.run.dir`` and ``hydra.sweep.dir`` as they stand in a YAML file or an
+    environment variable, and would make a folder of the name ``~``.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Replace it in ``hydra.run.dir``."""
+        _expand_folder(config.hydra.run)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Replace it in ``hydra.sweep.dir``, and in that of each job."""
+        if _expand_folder(config.hydra.sweep):
+            # Hydra composes each job from these overrides.
+            with read_write(config.hydra.overrides):
+                folder = _quoted(config.hydra.sweep.dir)
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
+
+
+def _expand_folder(part: DictConfig) -> bool:
+    try:
+        folder = str(part.dir)
+    except OmegaConfBaseException:  # Hydra explains a reference that leads nowhere.
+        return False
+    expanded = _expanded(folder)
+    if expanded == folder:
+        return False
+    with read_write(part):
+        part.dir = expanded
+    return True
 
 
 def relative_paths(overrides: Sequence[str]) -> list[str]:
@@ -88,6 +131,21 @@ def relative_paths(overrides: Sequence[str]) -> list[str]:
         for line, key, text in pairs
         if is_path(key) and text and not Path(_expanded(text.strip("'\""))).is_absolute()
     ]
+
+
+def _paths(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[DictConfig, str, str]]:
+    """Every path in a configuration: the part that holds it, its name there, and the path."""
+    for name in map(str, cfg):
+        if OmegaConf.is_missing(cfg, name):
+            continue
+        node: Any = cfg._get_node(name)
+        if isinstance(node, DictConfig):
+            if not (node._is_none() or node._is_interpolation()):
+                yield from _paths(node, f"{prefix}{name}.")
+        elif is_path(f"{prefix}{name}"):
+            value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
+            if isinstance(value, str) and value:
+                yield cfg, name, value
 
 
 def _readable(argument: str, several: bool) -> str:

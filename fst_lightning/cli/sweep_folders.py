@@ -74,9 +74,9 @@ def _parsed(lines: Sequence[str]) -> list[Override]:
 
 
 def _folder(config: DictConfig, job: list[str], number: int) -> str:
-    """Where Hydra lets a job write."""
+    """The folder of a job, as an absolute path."""
     str(config.hydra.sweep.dir)  # a time in it is that of the sweep, which the jobs then take over
     cfg = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
     with open_dict(cfg):
         cfg.hydra.job.num, cfg.hydra.job.id = number, f"job_id_for_{number}"
-    return os.path.normpath(Path(cfg.hydra.sweep.dir, str(cfg.hydra.sweep.subdir)))
+    return os.path.normpath(Path.cwd() / str(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir))

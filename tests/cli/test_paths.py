@@ -122,6 +122,31 @@ def test_paths_of_a_run(command: Command, tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "~").exists()
 
 
+def test_home_in_the_folders_that_hydra_makes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RUNS", "~/it's runs")
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+        """# @package _global_
+checkpoint: gone.pt
+hydra:
+  run: {dir: "${oc.env:RUNS}/run"}
+  sweep: {dir: "~/sweep"}
+""",
+        encoding="utf-8",
+    )
+    mine = ("--config-dir=conf", "experiment=mine", "attack=none", "defense=none")
+    one = command(*mine)
+    assert f"Relative paths start at {tmp_path}." in one.err
+    several = command("-m", *mine, "seed=0,1")
+    assert (one.code, several.code) == (1, 1)
+    folders = {Path(file).parent.as_posix() for file in several.written if "failure" in file}
+    assert folders == {"home/it's runs/run", "home/sweep/0", "home/sweep/1"}
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_word_of_yaml_is_named_with_the_quotes_that_work() -> None:
     message = check_overrides("purify", ["checkpoint=true"])
     assert message is not None

@@ -32,6 +32,7 @@ def test_jobs_that_share_a_folder_are_refused_before_work(
     assert outcome.code == 1
     assert outcome.err.startswith(f"error: hydra.sweep.subdir={subdir}: {jobs} would both write")
     assert "hydra.job.num" in outcome.err
+    assert f" {outcome.folder}/multirun/purify/" in outcome.err
     assert not outcome.written
 
 
