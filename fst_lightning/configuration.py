@@ -43,13 +43,18 @@ def conf_folder() -> Path:
 def groups() -> dict[str, list[str]]:
     """The replaceable parts and their options, as folders and files of the configuration.
 
-    Recipes are left out: the data, the defense and the optimizer choose them.
+    Recipes are left out: the data, the defense and the optimizer choose them. Every call returns
+    the same dictionary, so do not change it.
 
     Example:
         >>> groups()["tuning/optimizer"]
         ['adam', 'adamw', 'rmsprop', 'sgd']
     """
-    root = conf_folder()
+    return _groups(conf_folder())
+
+
+@functools.cache
+def _groups(root: Path) -> dict[str, list[str]]:
     folders = (file.parent.relative_to(root) for file in root.glob("*/**/*.yaml"))
     return {
         folder.as_posix(): sorted(file.stem for file in (root / folder).glob("*.yaml"))

@@ -1,14 +1,16 @@
 """Makes tiny runs inside the test process, as the command line would."""
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fst_lightning.cli.composition import composed as compose_with_hydra
 from fst_lightning.configuration import conf_folder, drop_unused
 from fst_lightning.pipelines import Run
 
@@ -65,7 +67,9 @@ def tiny(task: str, overrides: Sequence[str] = ()) -> list[str]:
 def composed(task: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose a configuration with nothing added to what is asked for."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose(task, list(overrides), return_hydra_config=True)
+        cfg = compose_with_hydra(task, overrides)
+    cfg.hydra.runtime.cwd = os.getcwd()  # noqa: PTH109 - as Hydra does
+    return cfg
 
 
 def make_run(task: str, folder: Path, *overrides: str, store: Path) -> Run:
@@ -77,9 +81,9 @@ def make_run(task: str, folder: Path, *overrides: str, store: Path) -> Run:
         overrides: as on the command line.
         store: of backdoored models.
     """
-    plumbing = [f"paths.store={store}", f"hydra.run.dir={folder}"]
-    cfg = composed(task, [*tiny(task, overrides), *plumbing, *overrides])
+    cfg = composed(task, [*tiny(task, overrides), f"paths.store={store}", *overrides])
     with open_dict(cfg):
+        cfg.hydra.run.dir = str(folder)  # Not as an override: Hydra would compose anew.
         cfg.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(cfg)
         choices = dict(cfg.hydra.runtime.choices)

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fst_lightning.cli.composition import composed, without_values
 from fst_lightning.cli.flags import read_flags, sweeps
 from fst_lightning.cli.values import check_values
 from fst_lightning.configuration import RENAMED, conf_folder, groups, groups_of, unused_groups
@@ -56,25 +57,17 @@ def check_overrides(task: str, arguments: Sequence[str]) -> str | None:
             problem = _check_single(task, parsed)
             if problem is not None:
                 return problem
-        defaults = None
         for combination in _combinations(parsed):
             try:
-                cfg = compose(task, combination, return_hydra_config=True)
+                cfg = composed(task, combination)
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 return _explain(task, combination, error)
-            defaults = defaults or _defaults(task, combination)
-            problem = check_values(parsed, cfg, defaults)
+            problem = check_values(parsed, cfg, without_values(task, combination))
             if problem is not None:
                 return problem
             if options.package is not None:
                 return _check_package(cfg, options.package)
     return None
-
-
-def _defaults(task: str, combination: Sequence[str]) -> DictConfig:
-    """What a job is composed to without the values that the command line sets."""
-    known = groups()
-    return compose(task, [line for line in combination if line.partition("=")[0] in known])
 
 
 def _check_override(task: str, override: str, parsed: list[Override]) -> str | None:
@@ -122,7 +115,7 @@ def _check_single(task: str, parsed: Sequence[Override]) -> str | None:
         return None
     plain = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     try:
-        cfg = compose(task, plain, return_hydra_config=True)
+        cfg = composed(task, plain)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return _explain(task, plain, error)
     if cfg.hydra.mode == RunMode.MULTIRUN:
@@ -178,9 +171,10 @@ def _explain(task: str, overrides: Sequence[str], error: Exception) -> str:
     key = missing[1]
     chosen = [f"{group}={given[group]}" for group in own if group in given]
     try:
-        cfg = compose(task, chosen)
+        known_keys = without_values(task, chosen)
     except (HydraException, OmegaConfBaseException, ValueError):
         return _first_line(error)
+    cfg = OmegaConf.masked_copy(known_keys, [name for name in known_keys if name != "hydra"])
     if "." not in key:
         keys = (str(name) for name in cfg if not OmegaConf.is_dict(cfg[name]))
         valid = sorted({*own, *keys})
