@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fst_lightning.checkpoints import SCHEMA, Store, StoreError
+from tests.forks import forks
 
 DESCRIPTION: dict[str, object] = {"data": "digits", "seed": 0, "attack": {"name": "badnets"}}
 
@@ -226,29 +224,28 @@ def test_a_clock_that_is_set_back(tmp_path: Path) -> None:
     use.release()
 
 
+def use_until_killed(root: Path, key: str, started: Path) -> None:
+    use = Store(root).use(key)
+    started.touch()
+    time.sleep(600)
+    assert use is not None
+
+
 def test_what_is_used_stays(tmp_path: Path) -> None:
     """By this process or another; any number may use it, and a dead one does not."""
     store, keys = kept(tmp_path, 3)
     uses = [store.use(keys[0]), Store(tmp_path).use(keys[0])]
     assert all(uses)
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from fst_lightning.checkpoints.store import Store\n"
-            f"use = Store({str(tmp_path)!r}).use({keys[1]!r}); print(use.path, flush=True)\n"
-            "sys.stdin.read()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    assert keys[1] in child.stdout.readline()
+    started = tmp_path / "started"
+    child = forks().Process(target=use_until_killed, args=(tmp_path, keys[1], started))
+    child.start()
+    while not started.exists():
+        assert child.is_alive()
+        time.sleep(0.01)
     assert store.prune(keep_bytes=0) == [keys[2]]
     assert store.prune(keys=keys, older_than_days=0) == []
     child.kill()
-    child.communicate()
+    child.join()
     assert store.prune(keep_bytes=0) == [keys[1]]
     for use in uses:
         assert use is not None
@@ -450,9 +447,7 @@ def test_many_processes_make_one_model(tmp_path: Path) -> None:
     barrier.mkdir()
     root = tmp_path / "store"
     root.mkdir()
-    # like "spawn", nothing of this process is inherited, but torch is imported once for all
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = forks()
     processes = [
         context.Process(target=keep_once, args=(root, barrier, number)) for number in range(4)
     ]

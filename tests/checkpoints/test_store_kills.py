@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
 import os
 import random
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 
 from fst_lightning.checkpoints import Store
 from tests.checkpoints.kills import note, run_with_kills, was_made_once
+from tests.forks import forks
 
 MODELS = 3
 
@@ -71,18 +70,8 @@ def pruning_worker(root: str, number: int) -> None:
         get(store, generator.randrange(MODELS), Path(root, "log"))
 
 
-@pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    """Nothing of this process is inherited, but torch is imported once for all."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def starter(
-    context: ForkServerContext, target: Callable[[str, int], None], root: Path
-) -> Callable[[int], BaseProcess]:
-    return lambda number: context.Process(target=target, args=(str(root), number))
+def starter(target: Callable[[str, int], None], root: Path) -> Callable[[int], BaseProcess]:
+    return lambda number: forks().Process(target=target, args=(str(root), number))
 
 
 def check(root: Path, killed: set[int]) -> None:
@@ -99,24 +88,22 @@ def check(root: Path, killed: set[int]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_each_model_is_made_once(tmp_path: Path, context: ForkServerContext, seed: int) -> None:
+def test_each_model_is_made_once(tmp_path: Path, seed: int) -> None:
     """Eight processes, some of which are killed while they make one."""
-    killed = run_with_kills(starter(context, worker, tmp_path), 8, seed, kills=5, within=0.6)
+    killed = run_with_kills(starter(worker, tmp_path), 8, seed, kills=5, within=0.6)
     check(tmp_path, killed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 22))
-def test_each_model_is_made_once_whenever_they_die(
-    tmp_path: Path, context: ForkServerContext, seed: int
-) -> None:
-    killed = run_with_kills(starter(context, worker, tmp_path), 8, seed, kills=8, within=1.0)
+def test_each_model_is_made_once_whenever_they_die(tmp_path: Path, seed: int) -> None:
+    killed = run_with_kills(starter(worker, tmp_path), 8, seed, kills=8, within=1.0)
     check(tmp_path, killed)
 
 
-def test_a_small_store_loses_nothing_in_use(tmp_path: Path, context: ForkServerContext) -> None:
+def test_a_small_store_loses_nothing_in_use(tmp_path: Path) -> None:
     """Models come and go; whoever uses one, finds all of it."""
-    run_with_kills(starter(context, pruning_worker, tmp_path), 4, 0, kills=1, within=0.5)
+    run_with_kills(starter(pruning_worker, tmp_path), 4, 0, kills=1, within=0.5)
     store = Store(tmp_path / "store")
     store.prune(keep_bytes=1.5 * len(contents(0, 0)))
     assert len(store.list()) == 1

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import fst_lightning.pipelines  # what every command imports: loaded once, then forked
 from fst_lightning import cli
+from tests.forks import forks
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,13 +38,12 @@ class Started:
         self.folder = folder
         for name in ("out", "err"):  # A kill may come before the process has made them.
             (folder / name).touch()
-        context: Any = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self.process = context.Process(target=_command, args=(task, arguments, str(folder)))
+        self.process = forks().Process(target=_command, args=(task, arguments, str(folder)))
         self.process.start()
 
     def tell(self, number: int) -> None:
         """Send it a signal."""
+        assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
     def wait(self, timeout: float = 60.0) -> Finished:
@@ -85,6 +82,3 @@ def _command(task: str, arguments: list[str], folder: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-assert fst_lightning.pipelines

@@ -3,8 +3,6 @@
 import csv
 import fnmatch
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from omegaconf import OmegaConf
 from fst_lightning.configuration import groups
 from fst_lightning.reports import read_results, validate
 from tests.cli.conftest import Command, Outcome
+from tests.cli.processes import Finished, Started
 from tests.runs import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -104,16 +103,9 @@ def test_a_sweep_trains_each_backdoored_model_once(command: Command) -> None:
 def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     arguments = ["seed=0,1", "defense=ft,lp", "attack.target_label=1,99"]
     plumbing = ["hydra.sweep.dir=sweep", "paths.store=store"]
-    done = subprocess.run(
-        [sys.executable, ROOT / "purify.py", "-m", *tiny("purify"), *arguments, *plumbing],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "8 jobs" not in done.stderr
+    done = Started("purify", ["-m", *tiny("purify"), *arguments, *plumbing], tmp_path).wait(120)
+    assert done.code == 1
+    assert "8 jobs" not in done.err
     assert len(list((tmp_path / "store/models").iterdir())) == 2
     jobs = sorted((tmp_path / "sweep").glob("[0-9]"))
     assert len(jobs) == 8
@@ -126,15 +118,15 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
         failure = json.loads((job / "failure.json").read_text(encoding="utf-8"))
         assert "attack.target_label=99" in failure["overrides"]
         assert "target_label" in failure["error"]
-    assert "4 runs, 2 experiments, 4 failed" in done.stdout
+    assert "4 runs, 2 experiments, 4 failed" in done.out
     table = (tmp_path / "sweep/table.md").read_text(encoding="utf-8")
     assert table.count("99") >= 4
     assert (tmp_path / "sweep/table.csv").is_file()
-    assert done.stderr.count("error: ") == 4
-    assert "Traceback" not in done.stderr
+    assert done.err.count("error: ") == 4
+    assert "Traceback" not in done.err
 
 
-def two_processes(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def two_processes(folder: Path, *arguments: str) -> Finished:
     """Run the command on two processes of this machine."""
     chosen = [
         "trainer=ddp",
@@ -145,16 +137,9 @@ def two_processes(folder: Path, *arguments: str) -> subprocess.CompletedProcess[
         "paths.store=store",
     ]
     lines = tiny("purify", chosen)
-    done = subprocess.run(
-        [sys.executable, ROOT / "purify.py", *arguments, *lines, *chosen],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    done = Started("purify", [*arguments, *lines, *chosen], folder).wait(120)
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
     return done
 
 
@@ -165,7 +150,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert error is None
     assert found is not None
     assert found["environment"]["num_processes"] == 2
-    assert done.stdout.count("purified network") == 1
+    assert done.out.count("purified network") == 1
     assert len(list((tmp_path / "store/models").iterdir())) == 1
     assert not list((tmp_path / "store/work").iterdir())
     assert [file.parent.name for file in tmp_path.rglob("results.json")] == ["run"]

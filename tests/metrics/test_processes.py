@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -7,6 +6,7 @@ import torch
 from torch import distributed
 
 from fst_lightning.metrics import BackdoorMetrics
+from tests.forks import forks
 
 
 def count_a_share(rank: int, folder: str) -> None:
@@ -38,8 +38,7 @@ def count_a_share(rank: int, folder: str) -> None:
 @pytest.mark.ddp
 @pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 def test_two_processes_read_the_sum_of_their_counts(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=count_a_share, args=(i, str(tmp_path))) for i in range(2)]
+    workers = [forks().Process(target=count_a_share, args=(i, str(tmp_path))) for i in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

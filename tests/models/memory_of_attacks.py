@@ -1,7 +1,7 @@
-"""Prints how much memory attacks say that they take, and how much they take.
+"""Measures how much memory attacks say that they take, and how much they take.
 
-``python -m tests.models.memory_of_attacks``. Memory that a process has freed is used again without
-growing, so that each attack runs in a child of a process that has done nothing yet.
+A process reuses memory that it has freed, without growing. Therefore each attack runs in a child of
+a process that has done nothing yet.
 """
 
 from __future__ import annotations
@@ -51,16 +51,12 @@ def taken(attack: Attack, size: int) -> int:
     return took
 
 
-def main() -> None:
-    """Print a line of JSON."""
+def measure(file: Path) -> None:
+    """Write what each attack says and takes, as JSON."""
     took = {type(attack).__name__: taken(attack, size) for attack, size in CASES}
     found = {}
     for attack, size in CASES:
         images = torch.zeros(64, 3, size, size, dtype=torch.uint8)
         name = type(attack).__name__
         found[name] = {"said": attack.memory(images, 4), "took": took[name]}
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    file.write_text(json.dumps(found), encoding="utf-8")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from torch import nn
 
 from fst_lightning.models import small_resnet
 from fst_lightning.models.cost import training_memory
-
-ROOT = Path(__file__).parents[2]
+from tests.forks import forks
+from tests.models.memory_of_attacks import measure
 
 
 def test_a_layer_by_hand() -> None:
@@ -27,11 +25,13 @@ def test_nothing_is_allocated() -> None:
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, dict[str, int]]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     """What attacks say and take, by name, each in a child of a process that has done nothing."""
-    command = [sys.executable, "-m", "tests.models.memory_of_attacks"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
+    file = tmp_path_factory.mktemp("memory") / "of_attacks.json"
+    process = forks().Process(target=measure, args=(file,))
+    process.start()
+    process.join()
+    found: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 

@@ -1,7 +1,6 @@
 """Two processes (gloo, CPU) against one process, or against a loop over two shards."""
 
 import itertools
-import multiprocessing
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from fst_lightning.attacks import BadNets
+from tests.forks import forks
 from tests.modules.two_processes import (
     ALPHA,
     BATCH_SIZE,
@@ -43,8 +43,7 @@ def one() -> dict[str, Any]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of both processes; what hangs is ended."""
     folder = tmp_path_factory.mktemp("ddp")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=worker, args=(rank, str(folder))) for rank in range(2)]
+    processes = [forks().Process(target=worker, args=(rank, str(folder))) for rank in range(2)]
     for process in processes:
         process.start()
     # Starting is slow on a busy machine; once started, the cases are given a minute.
