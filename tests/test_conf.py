@@ -1,6 +1,5 @@
 """Every file in conf/ is found here: a new one is composed, built and run without a new test."""
 
-import functools
 import inspect
 import itertools
 from collections.abc import Iterator
@@ -33,6 +32,8 @@ from tests.runs import composed, make_run, skip_without_packages
 CONF = conf_folder()
 PARTS = ("attack", "defense", "data", "model")
 OPTIMIZERS = ("tuning/optimizer", "training/optimizer")
+ANY_NUMBER = ("detector", "robustness")
+TASKS = ("train", "purify", "detect")
 SUPPLIED = {"model": {"num_classes"}}
 SMALL = {"resnet18": ["model.width=2"], "preact_resnet18": ["model.width=2"]}
 SMALL["small_resnet"] = SMALL["airbench"] = ["model.width=2"]
@@ -52,11 +53,6 @@ def forget_hydra() -> Iterator[None]:
     HydraConfig.instance().cfg = None
 
 
-@functools.cache
-def tasks(group: str) -> list[str]:
-    return [task for task in ("train", "purify", "detect") if group in groups_of(task)]
-
-
 def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(cfg)
     assert isinstance(container, dict)
@@ -71,17 +67,35 @@ def contains(whole: Any, part: Any) -> bool:
     )
 
 
+def together(task: str) -> list[dict[str, str]]:
+    """Choices that name every option of a task: one of each group at a time."""
+    own = {group: groups()[group] for group in groups_of(task) if group != "experiment"}
+    most = max(map(len, own.values()))
+    return [
+        {group: names[number % len(names)] for group, names in own.items()}
+        for number in range(most)
+    ]
+
+
+def test_every_group_is_in_a_list_of_defaults() -> None:
+    assert {group for task in TASKS for group in groups_of(task)} == set(groups())
+
+
 @pytest.mark.parametrize(
-    ("group", "option"), [(g, o) for g, o in options(*groups()) if g != "experiment"]
+    ("task", "chosen"),
+    [(task, chosen) for task in TASKS for chosen in together(task)],
+    ids=lambda part: part if isinstance(part, str) else ",".join(part.values()),
 )
-def test_composes(group: str, option: str) -> None:
-    assert tasks(group), "in no defaults list"
-    for task in tasks(group):
-        if group in ("detector", "robustness"):  # any number of them
-            assert set(composed(task, [f"{group}=[{option}]"])[group]) == {option}
-            continue
-        cfg = composed(task, [f"{group}={option}"])
-        assert cfg.hydra.runtime.choices[group] == option
+def test_composes(task: str, chosen: dict[str, str]) -> None:
+    def line(group: str) -> str:
+        return f"{group}=[{chosen[group]}]" if group in ANY_NUMBER else f"{group}={chosen[group]}"
+
+    cfg = composed(task, [line(group) for group in chosen])
+    for group, option in chosen.items():
+        if group in ANY_NUMBER:
+            assert set(cfg[group]) == {option}
+        else:
+            assert cfg.hydra.runtime.choices[group] == option
 
 
 @pytest.mark.parametrize("option", groups().get("experiment", []))
@@ -123,14 +137,14 @@ def test_opens_with_a_comment(group: str, option: str) -> None:
 
 @pytest.mark.parametrize("option", groups()["attack"])
 def test_builds_the_attack(option: str, tmp_path: Path) -> None:
-    run = make_run("train", tmp_path, f"attack={option}", store=tmp_path)
+    run = make_run("purify", tmp_path, f"attack={option}", "defense=fst", store=tmp_path)
     assert type(make_attack(run)).__module__.startswith("fst_lightning.attacks.")
 
 
 @pytest.mark.parametrize("option", groups()["defense"])
 def test_builds_the_defense(option: str, tmp_path: Path) -> None:
     skip_without_packages(option)
-    run = make_run("purify", tmp_path, f"defense={option}", store=tmp_path)
+    run = make_run("purify", tmp_path, "attack=badnets", f"defense={option}", store=tmp_path)
     assert type(make_defense(run)).__module__.startswith("fst_lightning.defenses.")
 
 

@@ -26,8 +26,12 @@ def refused() -> Iterator[Case]:
     return (case for case in given if case.says is not None and not case.may_work)
 
 
-def first_of_each_kind() -> Iterator[Case]:
-    return (next(case for case in refused() if case.kind == kind) for kind in GIVEN)
+def first_of_each_kind() -> list[Case]:
+    first: dict[str, Case] = {}
+    for case in refused():
+        first.setdefault(case.kind, case)
+    assert set(first) == set(GIVEN)
+    return list(first.values())
 
 
 def some() -> Iterator[Case]:
