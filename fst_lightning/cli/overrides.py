@@ -174,7 +174,7 @@ def _explain(task: str, overrides: Sequence[str], error: Exception) -> str:
         known_keys = without_values(task, chosen)
     except (HydraException, OmegaConfBaseException, ValueError):
         return _first_line(error)
-    cfg = OmegaConf.masked_copy(known_keys, [name for name in known_keys if name != "hydra"])
+    cfg = OmegaConf.masked_copy(known_keys, [str(name) for name in known_keys if name != "hydra"])
     if "." not in key:
         keys = (str(name) for name in cfg if not OmegaConf.is_dict(cfg[name]))
         valid = sorted({*own, *keys})

@@ -19,7 +19,9 @@ def initialized() -> Iterator[None]:
 
 
 def own_part(cfg: DictConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
+    return OmegaConf.to_yaml(
+        OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    )
 
 
 @pytest.mark.parametrize(
