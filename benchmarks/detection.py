@@ -149,6 +149,7 @@ def record(case: Case, folder: Path, store: Path, detectors: Sequence[str]) -> d
         f"paths.store={store}",
         "trainer=cpu",
         "trainer.limit_val_batches=0",  # nobody looks between the epochs
+        "report.enabled=false",
     ]
     results = run_detect(overrides, folder)
     full = record_of(
@@ -175,7 +176,7 @@ def run_detect(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from fst_lightning.configuration import conf_folder
+    from fst_lightning.configuration import conf_folder, drop_unused
     from fst_lightning.pipelines import Run, run_pipeline
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -185,16 +186,18 @@ def run_detect(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
         HydraConfig.instance().set_config(cfg)
         choices = dict(cfg.hydra.runtime.choices)
         del cfg["hydra"]
+    drop_unused(cfg)
     return run_pipeline(Run(cfg, choices, list(overrides), folder))
 
 
 def read(records: Path) -> dict[str, dict[str, Any]]:
-    """Read a study: by name, each network with what all of its scans found."""
+    """Read a study: by name, each network with what all of its scans found, and their commits."""
     networks: dict[str, dict[str, Any]] = {}
     for line in records.read_text(encoding="utf-8").splitlines():
         found = json.loads(line)
-        known = networks.setdefault(found["name"], found)
+        known = networks.setdefault(found["name"], {**found, "commits": []})
         known["detectors"] = known["detectors"] | found["detectors"]
+        known["commits"].append(found["commit"])
     return networks
 
 

@@ -2,29 +2,42 @@
 
     python -m benchmarks.detection_table results/detection/digits.jsonl
 
-The tables are of the half for the report. Clean networks of the half for development are the
-references of the conformal p-values, so that no threshold is chosen on what is reported.
+``make tables`` renders them into the pages that name a study and a table::
+
+    <!-- table: detection/digits.jsonl | overall -->
+
+``overall`` and ``attacks`` compare detectors, ``networks`` has one row per network. ``overall`` is
+of the half for the report. Clean networks of the half for development are the references of the
+conformal p-values, so that no threshold is chosen on what is reported.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from benchmarks.detection import IMPLANTED, read
-from fst_lightning.detectors import ALARM, Evidence, Scan, Verdict, combined
+from fst_lightning.detectors import (
+    ALARM,
+    FEWEST_REFERENCES,
+    Evidence,
+    Scan,
+    Verdict,
+    combined,
+)
 from fst_lightning.metrics import wilson_interval
 
 Network = Mapping[str, Any]
 Judged = tuple[Network, Verdict, float]
 """A network, the verdict on it, and the seconds of the scan."""
+Part = Literal["overall", "attacks", "networks"]
+"""The tables of a study."""
 
 COMBINATIONS: dict[str, tuple[str, ...]] = {
     "mm_bd + nc": ("mm_bd", "nc"),
@@ -116,39 +129,58 @@ def verdicts(
 
 
 def table(records: Path) -> str:
-    """The tables of a study, in Markdown."""
-    networks = counted(read(records).values())
-    report = [net for net in networks if net["half"] == "report"]
-    references = [net for net in networks if net["half"] == "development" and _clean(net)]
-    names = list(dict.fromkeys(name for net in networks for name in net["detectors"]))
-    rows: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
-    rows |= {title: some for title, some in COMBINATIONS.items() if set(some) <= set(names)}
-    parts = (_overall(rows, report, references), _by_attack(rows, networks), _provenance(networks))
+    """The tables of a study that compare detectors, in Markdown."""
+    networks = list(read(records).values())
+    parts = (_PARTS["overall"](networks), _PARTS["attacks"](networks), _provenance(networks))
     return "\n\n".join(parts) + "\n"
+
+
+def rendered(spec: str, folder: Path) -> str:
+    """The table that a page names, and its provenance.
+
+    Args:
+        spec: The study and the table, as in ``detection/digits.jsonl | overall``.
+        folder: What the path of the study starts from.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    name, _, part = (word.strip() for word in spec.partition("|"))
+    if part not in get_args(Part):
+        raise ValueError(f"Expected a table to be one of {get_args(Part)}, but got {part!r}.")
+    networks = list(read(folder / name).values())
+    return f"{_PARTS[part](networks)}\n\n{_provenance(networks)}\n"
 
 
 def _clean(network: Network) -> bool:
     return bool(network["label"] == "none")
 
 
-def _overall(
-    rows: Mapping[str, tuple[str, ...]],
-    report: Sequence[Network],
-    references: Sequence[Network],
-) -> str:
+def _rows(networks: Sequence[Network]) -> dict[str, tuple[str, ...]]:
+    """What is compared: each detector, and the combinations of those that were used."""
+    names = list(dict.fromkeys(name for net in networks for name in net["detectors"]))
+    rows: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
+    return rows | {title: some for title, some in COMBINATIONS.items() if set(some) <= set(names)}
+
+
+def _overall(networks: Sequence[Network]) -> str:
     """AUC, detections and false alarms of every detector and combination."""
+    networks = counted(networks)
+    report = [net for net in networks if net["half"] == "report"]
+    references = [net for net in networks if net["half"] == "development" and _clean(net)]
     lines = [
         "| detectors | clean + backdoored | AUC (95 %) | found, own p | false alarms, own p "
         "| found, ranked | false alarms, ranked | right class | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for title, names in rows.items():
+    for title, names in _rows(networks).items():
         own, ranked = verdicts(report, names), verdicts(report, names, references)
         compared = [net for net in references if set(names) <= set(net["detectors"])]
-        level = max(ALARM, 1 / (len(compared) + 1))
         clean, bad = (_scores(own, names, is_clean) for is_clean in (True, False))
-        if not (clean and bad and compared):
+        if not (clean and bad):
             continue
+        # With fewer references, no rank is a p-value of 5 %.
+        enough = len(compared) >= FEWEST_REFERENCES
         low, high = auc_interval(clean, bad)
         with_target = [(n, v) for n, v, _ in own if n["target_label"] is not None and _one(n)]
         right = [
@@ -159,9 +191,9 @@ def _overall(
             f"{len(clean)} + {len(bad)}",
             f"{auc(clean, bad):.2f} ({low:.2f} to {high:.2f})",
             *(_share(own, ALARM, is_clean) for is_clean in (False, True)),
-            *(_share(ranked, level, is_clean) for is_clean in (False, True)),
+            *(_share(ranked, ALARM, is_clean) if enough else "-" for is_clean in (False, True)),
             f"{sum(right)} of {len(right)}",
-            f"{statistics.median(seconds for _, _, seconds in own):.1f}",
+            f"{min(seconds for _, _, seconds in own):.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -195,8 +227,10 @@ def _share(found: Sequence[Judged], level: float, is_clean: bool) -> str:
     return f"{hits} of {len(chosen)} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def _by_attack(rows: Mapping[str, tuple[str, ...]], networks: Sequence[Network]) -> str:
+def _by_attack(networks: Sequence[Network]) -> str:
     """Alarms of the detectors' own p-values by attack, of both halves."""
+    networks = counted(networks)
+    rows = _rows(networks)
     labels = list(dict.fromkeys(net["label"] for net in networks))
     lines = [f"| own p <= {ALARM:g} | {' | '.join(f'`{x}`' for x in rows)} |"]
     lines.append("|---|" + "---|" * len(rows))
@@ -214,12 +248,44 @@ def _by_attack(rows: Mapping[str, tuple[str, ...]], networks: Sequence[Network])
     return "\n".join(lines)
 
 
+def _each(networks: Sequence[Network]) -> str:
+    """The p-value and the class of every detector, by network."""
+    names = list(dict.fromkeys(name for net in networks for name in net["detectors"]))
+    head = ["network", "target", "ASR, %", *(f"`{x}`{part}" for x in names for part in _SHOWN)]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    for net in networks:
+        asr, target = net["before"]["asr"], net["target_label"]
+        cells = [
+            "no backdoor" if _clean(net) else f"`{net['label']}` {100 * net['poison_ratio']:g} %",
+            "-" if target is None else str(target),
+            "-" if asr is None else f"{100 * asr:.2f}",
+        ]
+        for name in names:
+            found = net["detectors"].get(name)
+            if found is None:
+                cells += ["-"] * len(_SHOWN)
+                continue
+            p_value = found["p_value"]
+            cells += [
+                "-" if p_value is None else f"{p_value:.4f}" if p_value >= 1e-4 else "< 0.0001",
+                str(found["suspected_class"]),
+                f"{found['seconds']:.0f}",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_SHOWN = (": p", ": class", ": s")
+_PARTS = {"overall": _overall, "attacks": _by_attack, "networks": _each}
+
+
 def _provenance(networks: Sequence[Network]) -> str:
     def distinct(key: str) -> str:
         return ", ".join(sorted({str(net[key])[:40] for net in networks}))
 
-    commits = ", ".join(f"`{commit[:12]}`" for commit in sorted({n["commit"] for n in networks}))
-    return f"Commits {commits}; {distinct('hardware')}; {distinct('date')}."
+    commits = sorted({commit[:12] for net in networks for commit in net["commits"]})
+    named = ", ".join(f"`{commit}`" for commit in commits)
+    return f"Commits {named}; {distinct('hardware')}; {distinct('date')}."
 
 
 def main() -> None:

@@ -9,6 +9,9 @@ comment, is generated; a test fails if it and the records disagree::
 
 Records that agree in all ``rows`` are seeds of one setting: a cell shows their mean, with the
 sample standard deviation if there are two or more. Rates are in percent.
+
+A path that ends in ``.jsonl`` is a study of the detectors: ``benchmarks.detection_table`` has its
+tables.
 """
 
 from __future__ import annotations
@@ -198,8 +201,13 @@ def update(text: str, folder: Path = RESULTS) -> str:
     """Return a page with all its tables rendered anew."""
 
     def replaced(block: re.Match[str]) -> str:
-        spec = Spec.parse(block["spec"])
-        table = render(spec, read_records(spec.pattern, folder))
+        if ".jsonl" in block["spec"]:
+            from benchmarks.detection_table import rendered  # imports torch
+
+            table = rendered(block["spec"], folder)
+        else:
+            spec = Spec.parse(block["spec"])
+            table = render(spec, read_records(spec.pattern, folder))
         return f"<!-- table: {block['spec']} -->\n{table}<!-- end of table -->"
 
     return _BLOCK.sub(replaced, text)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import detection
-from benchmarks.detection import cases, read, scan
-from benchmarks.detection_table import auc, auc_interval, counted, table
+from benchmarks.detection import cases, read, run_detect, scan
+from benchmarks.detection_table import auc, auc_interval, counted, rendered, table
+from tests.runs import tiny
 
 
 def test_every_beginning_is_balanced() -> None:
@@ -31,7 +32,8 @@ def test_a_study_goes_on_and_takes_further_detectors(
 
     def record(case: Any, folder: Path, store: Path, detectors: Any) -> dict[str, Any]:
         asked.append((case.name, tuple(detectors)))
-        return {"name": case.name, "detectors": {name: {"score": 1.0} for name in detectors}}
+        found = {name: {"score": 1.0} for name in detectors}
+        return {"name": case.name, "commit": f"c{len(asked)}", "detectors": found}
 
     monkeypatch.setattr(detection, "record", record)
     records = tmp_path / "study.jsonl"
@@ -45,6 +47,17 @@ def test_a_study_goes_on_and_takes_further_detectors(
         ("mm_bd", "nc"),
     ]
     assert [sorted(each["detectors"]) for each in read(records).values()] == [["mm_bd", "nc"]] * 3
+    assert [each["commits"] for each in read(records).values()] == [
+        ["c1", "c3"],
+        ["c2", "c4"],
+        ["c5"],
+    ]
+
+
+def test_a_network_is_scanned_as_the_command_does(tmp_path: Path) -> None:
+    more = ["detector=[head_weights]", "data.num_classes=4", f"paths.store={tmp_path}"]
+    results = run_detect([*tiny("detect", more), *more], tmp_path / "run")
+    assert len(results["detection"]["before"]["detectors"]["head_weights"]["statistics"]) == 4
 
 
 def test_auc_counts_pairs() -> None:
@@ -101,3 +114,17 @@ def test_the_table_is_counted_by_hand(tmp_path: Path) -> None:
     assert cells[7:] == ["1 of 2", "2.0"]
     by_attack = next(line for line in table(path).splitlines() if line.startswith("| `ssba`"))
     assert "2 of 2" in by_attack
+
+
+def test_a_page_names_its_table(tmp_path: Path) -> None:
+    some = [network("c1", "report", "none", 0.00001, 2), network("b1", "report", "ssba", 0.25, 0)]
+    some[1] |= {"poison_ratio": 0.05}
+    (tmp_path / "study.jsonl").write_text("".join(json.dumps(each) + "\n" for each in some))
+    lines = rendered("study.jsonl | networks", tmp_path).splitlines()
+    assert lines[2:4] == [
+        "| no backdoor | - | - | < 0.0001 | 2 | 2 |",
+        "| `ssba` 5 % | 0 | 95.00 | 0.2500 | 0 | 2 |",
+    ]
+    assert lines[-1] == "Commits `abc`; one thread; 2026-11-29."
+    with pytest.raises(ValueError, match="Expected a table to be one of"):
+        rendered("study.jsonl | all", tmp_path)

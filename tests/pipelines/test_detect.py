@@ -223,13 +223,18 @@ def test_no_detector(tmp_path: Path, store: Path) -> None:
 
 
 def test_a_network_that_guesses_is_not_judged(tmp_path: Path, store: Path) -> None:
-    """Labels of this data are drawn at random: the network has nothing to learn from."""
-    results = run_pipeline(make(tmp_path, store, ["mm_bd"], "data.num_test=20"))
+    """A head without weights gives every image the class of the largest bias."""
+    state = load_file(backdoored(run_pipeline(make(tmp_path / "first", store, ["mm_bd"]))))
+    state["fc.weight"].zero_()
+    state["fc.bias"] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    path = tmp_path / "constant.safetensors"
+    save_file(state, path)
+    network = ["model=small_resnet", "model.width=4", f"checkpoint={path}", "on_mismatch=warn"]
+    results = run_pipeline(make(tmp_path / "second", store, ["mm_bd"], *network))
     block = results["detection"]["before"]
-    if results["before"]["ca"] <= 0.25:
-        assert block["verdict"] == "cannot_tell"
-        assert "no better than guessing among 4 classes" in sentence(block)
-        assert block["suspected_class"] is None
+    assert block["verdict"] == "cannot_tell"
+    assert "no better than guessing among 4 classes" in sentence(block)
+    assert block["suspected_class"] is None
 
 
 def block(**changed: Any) -> dict[str, Any]:
