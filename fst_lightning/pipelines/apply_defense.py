@@ -1,4 +1,4 @@
-"""Runs a defense on a network: by tuning it, by training it anew, or without a training step."""
+"""Runs a defense: it tunes the network, trains a fresh one, or takes no training step."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def apply_defense(
     """Run the defense of a module on its network, in place.
 
     Args:
-        parts: What the run works on.
+        parts: The images and the network.
         trainer: Takes the steps, on its device.
         module: Holds the network and the defense.
-        clean: What the defense is given.
+        clean: The images that the defense may use.
         work: The folder of the last checkpoint.
     """
     defense = module.defense
@@ -49,7 +49,7 @@ def apply_defense(
 def apply_at_once(
     run: Run, trainer: L.Trainer, net: nn.Module, defense: Defense, clean: CleanData
 ) -> None:
-    """Run a defense without training steps on the Trainer's device, alike on every process."""
+    """Run a defense without training steps, on the Trainer's device; all processes agree."""
     device = trainer.strategy.root_device
     generator = torch.Generator().manual_seed(run.cfg.seed)
     apply(defense, net.to(device), clean.to(device), generator)
@@ -67,7 +67,7 @@ def find_rows(
     clean: CleanData,
     work: Path,
 ) -> None:
-    """Let a defense look for suspicious rows, once: a resumed run reads those that were found."""
+    """Let a defense look for suspicious rows; a resumed run reads the rows found before."""
     found = work / "found.safetensors"
     if run.cfg.resume is True and found.is_file():
         if is_first_process():
@@ -86,7 +86,7 @@ def retrain(
     poisoned: PoisonedData,
     work: Path,
 ) -> None:
-    """Train a network anew on the rows that the defense leaves, by the training recipe."""
+    """Train a fresh network on the rows that the defense keeps, with the training recipe."""
     run, source = parts.run, parts.data.source
 
     def fit(fresh: nn.Module, rows: PoisonedData) -> nn.Module:

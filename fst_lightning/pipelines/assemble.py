@@ -1,4 +1,4 @@
-"""Puts together what every run works on: its images, its network and the backdoored weights."""
+"""Puts together the parts of every run: images, network and backdoored weights."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from fst_lightning.pipelines.runtime.costs import Costs
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run works on.
+    """The images and the network of a run.
 
     Attributes:
         run: The run; it knows the head of its network.
         data: The images, loaded.
         net: The network. It has its initial weights until :func:`load_backdoored` loads others.
-        card: Says in a file what the network is.
+        card: Describes the network in the files that hold it.
         checkpoint: The file of ``checkpoint=``; None if the run names none.
     """
 
@@ -85,7 +85,7 @@ def load_backdoored(parts: Parts, costs: Costs) -> Backdoored:
     """Load the backdoored weights into the network: from the checkpoint, or else from the store.
 
     Args:
-        parts: What the run works on. ``parts.net`` is changed in place.
+        parts: The images and the network. ``parts.net`` is changed in place.
         costs: Measures the training of a model that the store lacks.
 
     Raises:
@@ -120,7 +120,7 @@ def describe_parts(
 ) -> dict[str, Any]:
     """The blocks of ``results.json`` that every run has."""
     run = parts.run
-    # Whoever trained the network of a file has not said how.
+    # How the network of a file was trained is unknown.
     trained_here = parts.checkpoint is None
     return {
         "seed": run.cfg.seed,

@@ -58,11 +58,11 @@ class Backdoored:
     """A backdoored model that is loaded.
 
     Attributes:
-        path: The file its weights are in.
-        keys: How that file names them.
-        card: What it is.
-        identity: Tells models apart: the store's key, or a digest of the file.
-        use: Keeps it in the store, as long as the run lasts.
+        path: The file with its weights.
+        keys: The names of the weights in that file.
+        card: Describes the network.
+        identity: The store's key, or a digest of the file; different models differ in it.
+        use: Keeps the model in the store during the run.
     """
 
     path: Path
@@ -76,7 +76,7 @@ def open_checkpoint(run: Run) -> Checkpoint | None:
     """Read the file of ``checkpoint`` and ``checkpoint_key``; None if no file is given.
 
     Raises:
-        ValueError: If there is a key and no file, or the file is unfit.
+        ValueError: If there is a key and no file, or the file cannot be used.
     """
     key = None if run.cfg.checkpoint_key is None else str(run.cfg.checkpoint_key)
     if run.cfg.checkpoint is not None:
@@ -87,7 +87,7 @@ def open_checkpoint(run: Run) -> Checkpoint | None:
 
 
 def adopt_checkpoint(run: Run) -> tuple[Run, Checkpoint | None]:
-    """Open the checkpoint of a run, and take over what it, or else its network, says of itself.
+    """Open the checkpoint of a run and adopt the settings that it, or its network, declares.
 
     Returns:
         The run, and the checkpoint; None if the run names none.
@@ -108,10 +108,10 @@ def from_file(
     attack: Attack,
     card: ModelCard,
 ) -> Backdoored:
-    """Load anybody's weights into the network, and the trigger that lies beside them.
+    """Load weights from a file into the network, and the trigger from the file beside it.
 
     Raises:
-        ValueError: If the attack's trigger is learned with the model and is not there.
+        ValueError: If the attack learns its trigger with the model and the file is missing.
     """
     data = source.load()
     _check_order(checkpoint, data.classes)
@@ -128,10 +128,9 @@ def from_file(
     if not load_attack(attack, checkpoint.path):
         if isinstance(attack, TrainedAttack) and source.triggered_root is None:
             raise ValueError(
-                f"Expected {ATTACK_FILE} beside {checkpoint.path}, for attack="
-                f"{run.choices['attack']} learns its trigger with the model. Put it there; or "
-                "measure with data.triggered_root=DIR, a folder of triggered images; or say "
-                "attack=none."
+                f"Expected {ATTACK_FILE} beside {checkpoint.path}, because attack="
+                f"{run.choices['attack']} learns its trigger with the model. Put it there, measure "
+                "with data.triggered_root=DIR (a folder of triggered images), or set attack=none."
             )
         fit_attack(run, source, attack, torch.device("cpu"))
     digest = checkpoint.digest[:16]
@@ -140,10 +139,10 @@ def from_file(
 
 
 def _check_order(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
-    """Refuse classes in another order than the checkpoint names them.
+    """Refuse classes that are in another order than in the checkpoint.
 
     Raises:
-        ValueError: If the names are the same, and their order is not.
+        ValueError: If the names are the same but their order differs.
     """
     card = checkpoint.card
     labels = checkpoint.extra.get("labels", () if card is None else card.classes)
@@ -151,12 +150,12 @@ def _check_order(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
         order = ",".join(map(str, labels))
         raise ValueError(
             f"Expected the classes in the order of {checkpoint.path}, but the data has "
-            f"{','.join(classes)}. Say 'data.classes=[{order}]'."
+            f"{','.join(classes)}. Set 'data.classes=[{order}]'."
         )
 
 
 def _notes(checkpoint: Checkpoint, keys: KeyMap, key: str | None) -> list[str]:
-    """What was left aside or changed of a file, in one line each."""
+    """One line for each part of a file that is ignored or changed."""
     notes = []
     if checkpoint.others and key is None:
         others = ", ".join(map(shown, checkpoint.others[:_LISTED]))
@@ -165,8 +164,8 @@ def _notes(checkpoint: Checkpoint, keys: KeyMap, key: str | None) -> list[str]:
         )
     if keys.folds:
         notes.append(
-            f"folds {len(keys.folds)} weights that the file holds in parts; all of their numbers "
-            "are tuned, and purified.safetensors holds the parts again"
+            f"folds {len(keys.folds)} weights that the file stores in parts; all their numbers are "
+            "tuned, and purified.safetensors stores the parts again"
         )
     return notes
 
@@ -174,12 +173,12 @@ def _notes(checkpoint: Checkpoint, keys: KeyMap, key: str | None) -> list[str]:
 def from_store(
     run: Run, net: nn.Module, source: Source, attack: Attack, card: ModelCard, costs: Costs
 ) -> Backdoored:
-    """Load the model of this configuration from the store; train it first where it is missing.
+    """Load the model of this configuration from the store; train it first if it is missing.
 
-    Several processes may ask for the same model at a time: a lock lets one of them train it. The
-    processes of further devices take no lock: the first one holds it while they train together.
-    Those that Lightning starts find the store as the first one found it; those that a launcher
-    started at the same time are told. What is there already takes no lock, nor the right to write.
+    Several processes may ask for the same model at the same time. A lock lets one of them train it.
+    The processes of further devices take no lock, because the first process holds it while they
+    train together. If a launcher started them at the same time, the first process tells them what
+    it found in the store. Loading a model that exists needs neither the lock nor write access.
     """
     store = make_store(run)
     description = describe(run, source.load())
@@ -191,8 +190,8 @@ def from_store(
         key = store.key(description)
         if leader:
             print(
-                f"train: what continues from {run.cfg.resume} is kept apart from the model of an "
-                f"undisturbed training, as {key}",
+                f"train: a model that continues from {run.cfg.resume} has its own key, {key}; "
+                "that of an uninterrupted training is another one",
                 flush=True,
             )
 
@@ -203,9 +202,11 @@ def from_store(
     with store.lock(key) if leader and use is None else nullcontext():
         use = use or found()
         if agreed(use is not None):
-            use = use or found()  # The first process found it; so does this one.
+            use = use or found()  # The first process found it, so this one does too.
             if use is None:
-                raise StoreError(f"{store.root}: the model {key} has just been removed from it.")
+                raise StoreError(
+                    f"{store.root}: the model {key} was removed just now; start the run again."
+                )
             path = use.path / _MODEL_FILE
             load_into(net, read_checkpoint(path))
             load_attack(attack, path)
@@ -265,7 +266,7 @@ def train_backdoored(
 
 
 def initialize(net: nn.Module, data: ImageData) -> None:
-    """Let a network compute from training images what it wants to know before training."""
+    """Let a network compute statistics of training images before it is trained, if it needs any."""
     look = getattr(net, "initialize", None)
     if look is not None:
         images = InputPipeline(None, data.mean, data.std)(data.train.images[:_FIRST_IMAGES])
@@ -273,7 +274,7 @@ def initialize(net: nn.Module, data: ImageData) -> None:
 
 
 def fit_attack(run: Run, source: Source, attack: Attack, device: torch.device) -> None:
-    """Fit what the attack needs, or take it from the store: it is the same for many models."""
+    """Fit the attack, or load an earlier fit from the store, which many models share."""
     if not attack.needs_fit or attack.fitted:
         return
     data, store = source.load(), make_store(run)
@@ -292,7 +293,7 @@ def fit_attack(run: Run, source: Source, attack: Attack, device: torch.device) -
     }
     key = store.key(description)
     use = store.use(key)
-    # Every process of a run comes here, one after the other: the first one fits.
+    # The processes of a run pass here one after the other, and the first one fits.
     with nullcontext() if use else store.lock(key):
         use = use or store.use(key)
         if use is not None:
@@ -315,17 +316,17 @@ def attack_state(attack: Attack) -> dict[str, Tensor]:
 
 
 def load_attack(attack: Attack, beside: Path) -> bool:
-    """Load the trigger that a model was trained with, where it is kept beside the model.
+    """Load the trigger that a model was trained with, if a file beside the model has it.
 
     Args:
         attack: Prepared for the images; changed in place.
-        beside: The model's file, or the trigger's own.
+        beside: The file of the model, or of the trigger.
 
     Returns:
-        Whether there was one.
+        Whether there was such a file.
 
     Raises:
-        ValueError: If the file is of another attack, or for images of another size.
+        ValueError: If the file belongs to another attack, or to images of another size.
     """
     path = beside.with_name(ATTACK_FILE)
     if not (attack.has_trigger and path.is_file()):
@@ -333,23 +334,23 @@ def load_attack(attack: Attack, beside: Path) -> bool:
     saved = read_checkpoint(path)
     if set(saved.tensors) != set(attack_state(attack)):
         raise ValueError(
-            f"{path}: holds the trigger of another attack than "
-            f"{type(attack).__name__}; choose the attack that the model was trained with."
+            f"Expected {path} to hold the trigger of {type(attack).__name__}, but it holds that of "
+            "another attack. Choose the attack that the model was trained with."
         )
     load_into(attack, saved)
     return True
 
 
 def describe(run: Run, data: ImageData) -> dict[str, Any]:
-    """Everything that makes one backdoored model another than the next: the store's key."""
+    """All settings that a backdoored model depends on; the store's key is made of them."""
     settings = run.arguments("data")
-    # What is in the folder counts, not where it lies; triggered images are to measure with.
+    # The content of the folder counts, not its path; triggered images only measure the model.
     for key in ("root", "triggered_root", "placement", "cache", "cache_folder"):
         settings.pop(key, None)
     if settings.get("channels") == 3:
-        settings.pop("channels")  # So that models of earlier versions are found.
+        settings.pop("channels")  # Earlier versions did not describe it, and are to be found.
     network, attack, training = (run.plain(part) for part in ("model", "attack", "training"))
-    # It was a key of the network in earlier versions, whose models are to be found.
+    # Earlier versions described it with the network, and are to be found.
     network["compile"] = training.pop("compile")
     # The head tells models apart only if the attack trains with it.
     head = network.pop("head", None)
@@ -374,7 +375,7 @@ def describe(run: Run, data: ImageData) -> dict[str, Any]:
 
 
 def _own_code(run: Run) -> dict[str, str]:
-    """A digest of the file that defines a class of the user's own: its code makes the model."""
+    """A digest of the file that defines the user's own class, because its code makes the model."""
     module = inspect.getmodule(located(run.cfg.model))
     if module is None or module.__name__.split(".")[0] == __name__.split(".")[0]:
         return {}
@@ -397,12 +398,12 @@ def fingerprint(data: ImageData) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """Lists and dictionaries, which only a class of the user's own takes, as JSON text."""
+    """Lists and dictionaries as JSON text; only the user's own classes take such arguments."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def make_card(run: Run, source: Source, attack: Attack) -> ModelCard:
-    """What the network is, for the files that it is kept in."""
+    """Describe the network, for the files that hold it."""
     data = source.load()
     return ModelCard(
         model={

@@ -1,4 +1,4 @@
-"""``detect.py``: get a network, scan it, and say whether it looks backdoored."""
+"""``detect.py``: load a network, scan it, and say whether it looks backdoored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_detect(run: Run) -> dict[str, Any]:
     """Scan the network of this configuration, or of its ``checkpoint``.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
     """
     check_scan(run)
     if not make_detectors(run):

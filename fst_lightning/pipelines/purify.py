@@ -1,4 +1,4 @@
-"""``purify.py``: get a backdoored model, measure it, purify it, measure it again."""
+"""``purify.py``: load a backdoored model, measure it, purify it, and measure it again."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run_purify(run: Run) -> dict[str, Any]:
     """Purify the model of this configuration, or of its ``checkpoint``.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
     """
     costs = Costs()
     job = prepare(run, costs)
@@ -109,7 +109,7 @@ class Outcome:
 
 
 def prepare(run: Run, costs: Costs) -> Job:
-    """Make everything that the run needs, and refuse what could only fail later."""
+    """Make all parts of the run, and refuse settings that would fail later."""
     formats = check_formats(run.cfg.export_model)
     run, checkpoint = adopt_checkpoint(run)
     source, attack = make_source(run), make_attack(run)
@@ -158,7 +158,7 @@ def purify_and_measure(job: Job, backdoored: Backdoored, costs: Costs) -> Outcom
     if defense.needs_poisoned_set:
         poisoned, truth = delivered_set(data.source, attack, run.cfg.seed)
         if job.parts.checkpoint is not None and not attack.has_trigger:
-            truth = None  # Nobody knows what is in it.
+            truth = None  # The poisoned rows are unknown.
     searches: dict[str, Any] = {}
     if automatic := automatic_keys(run):
         with costs.of("purify"):
@@ -171,7 +171,7 @@ def purify_and_measure(job: Job, backdoored: Backdoored, costs: Costs) -> Outcom
     trainer = make_trainer(run, "purify", run.cfg.tuning.max_epochs, work)
     device = trainer.strategy.root_device
     collector = EvidenceCollector(run, trainer, module, data, job.scanner)
-    came_in = copy.deepcopy(net) if job.checks else net
+    original = copy.deepcopy(net) if job.checks else net
 
     with costs.of("evaluate"):
         before = score(trainer, module, data)
@@ -190,7 +190,7 @@ def purify_and_measure(job: Job, backdoored: Backdoored, costs: Costs) -> Outcom
     robustness = None
     if job.checks:
         with costs.of("robustness"):
-            robustness = check_robustness(run, job.checks, came_in, net, data, attack, device)
+            robustness = check_robustness(run, job.checks, original, net, data, attack, device)
     answers = None if after is before else compare_answers(trainer, right_before, module.right)
     findings = findings_block(run, searches, defense, answers)
     if isinstance(defense, DatasetDefense):
@@ -219,7 +219,7 @@ def record(job: Job, backdoored: Backdoored, outcome: Outcome, costs: Costs) -> 
     """Write the purified network, the results and the report; then remove the last checkpoint.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
     """
     run, net, data, card = job.parts.run, job.parts.net, job.parts.data, job.parts.card
     purified = run.folder / "purified.safetensors"
@@ -237,7 +237,7 @@ def record(job: Job, backdoored: Backdoored, outcome: Outcome, costs: Costs) -> 
         )
     described = describe_parts(job.parts, outcome.trainer, costs, job.num_poisoned)
     described["seconds"] = {"purify": 0.0, **described["seconds"]}
-    if isinstance(job.defense, DatasetDefense):  # It trains anew, also what a file brought.
+    if isinstance(job.defense, DatasetDefense):  # It trains a fresh network, whatever came in.
         described["training"] = recipe_block(run, "training", data.source)
     results = build_results(
         task="purify",
@@ -247,7 +247,7 @@ def record(job: Job, backdoored: Backdoored, outcome: Outcome, costs: Costs) -> 
         **outcome.blocks,
     )
     finish(run, results, outcome.collector)
-    # Not before: a run that is killed until then can still go on.
+    # Only now: until here, a run that is killed can be resumed.
     if outcome.work is not None and is_first_process():
         shutil.rmtree(outcome.work, ignore_errors=True)
     if outcome.use is not None:
@@ -299,7 +299,7 @@ def check_enough_images(net: nn.Module, data: BackdoorDataModule) -> None:
 
 
 def work_folder(run: Run, key: str) -> tuple[Path, StoreUse | None]:
-    """The folder of the last checkpoint: in the store, or in the run's if the store is read-only.
+    """The folder of the last checkpoint: in the store, or in the run's folder if that is read-only.
 
     Returns:
         The folder, and a lock that keeps it in the store.
@@ -315,7 +315,7 @@ def tuning_key(run: Run, backdoored: Backdoored) -> str:
     """The key of this purification's last checkpoint in the store."""
     description = {
         "backdoored": backdoored.identity,
-        "attack": run.plain("attack"),  # Its trigger is in the checkpoint, to measure with.
+        "attack": run.plain("attack"),  # Its trigger is in the checkpoint.
         "defense": run.plain("defense"),
         "head": run.head,
         "tuning": run.plain("tuning"),

@@ -1,4 +1,4 @@
-"""Purify a network in Python: no configuration, no Trainer to write."""
+"""Purifies a network in Python, without a configuration or a Trainer."""
 
 from __future__ import annotations
 
@@ -121,26 +121,27 @@ def purify(
     """Purify a copy of a network on a few clean images.
 
     Args:
-        net: The classifier; images to logits ``(N, C)``, alone or as ``logits`` of a dictionary or
-            an object. It stays as it is.
-        clean_loader: Batches of images and labels, or dictionaries of both; the images normalized
-            as the network wants, uint8 divided by 255. An iterator is read into memory. So are all
-            images for a defense that wants some of them held out, which no step sees.
+        net: The classifier. It returns logits ``(N, C)``, alone or as ``logits`` of a dictionary or
+            an object. It is not changed.
+        clean_loader: Batches of images and labels, or dictionaries of both. Images are normalized
+            as the network expects; uint8 images are divided by 255. An iterator is read into
+            memory. So are all images if the defense holds some of them out of the steps.
         defense: A defense, e.g. ``FST(alpha=0.2)``, or the name of one (see
             :func:`~fst_lightning.list_defenses`).
         max_epochs: Passes over the loader, 1 or more; for a defense that cleans a training set,
-            passes over what it leaves.
-        lr: Of the default optimizer (SGD with momentum 0.9), greater than 0; None takes what the
-            defense recommends, 0.01 for most.
-        optimizer: A function that makes another one from the parameters; ``lr`` is then not used.
-        scheduler: A function that makes the schedule, per epoch; None: cosine to zero over
+            passes over the rows that it keeps.
+        lr: Learning rate of the default optimizer (SGD with momentum 0.9), above 0; None takes the
+            rate that the defense recommends, 0.01 for most.
+        optimizer: A function that makes another optimizer from the parameters; ``lr`` is then
+            not used.
+        scheduler: A function that makes the schedule, per epoch; None for a cosine to zero over
             ``max_epochs``.
         seed: Of the defense's random numbers; None takes ``torch.initial_seed()``.
         poisoned_loader: Batches of the training set as it was delivered, for a defense that
             inspects it.
-        triggers: Sources of triggers for the images that are tuned on, which keep their labels; see
+        triggers: Sources of triggers for the tuning images, which keep their labels; see
             :mod:`fst_lightning.defenses.triggers`. They are copied.
-        progress: Whether to print what happens: stages, epochs, losses.
+        progress: Whether to print stages, epochs and losses.
         return_result: Whether to return a :class:`PurifyResult` instead of the network.
         trainer_options: For ``lightning.Trainer``, e.g. ``accelerator``, ``precision``.
 
@@ -148,12 +149,11 @@ def purify(
         The purified network, on the CPU, in evaluation mode; or the whole result.
 
     Raises:
-        ValueError: If the loader gives no batch in some epoch, or no step can be taken: a network
-            that was prepared and not tuned is never returned; if the network has no linear head to
-            be found, is frozen, or cannot be copied; if a label is no class of it, or it does not
-            take the images; if an argument is out of its range, or the defense inspects a training
-            set that it is not given.
-        TypeError: If an argument, a batch or the network's output is of another kind.
+        ValueError: If an epoch has no batch or no step can be taken, so that a network that was
+            prepared but not tuned is never returned. If no linear head is found, or the network is
+            frozen, cannot be copied or does not take the images. If a label is not one of its
+            classes, an argument is out of its range, or the defense needs ``poisoned_loader``.
+        TypeError: If an argument, a batch or the network's output has the wrong type.
         FloatingPointError: If the loss or the weights are no longer finite.
 
     Example:
@@ -167,7 +167,7 @@ def purify(
         True
     """
     by = _made(defense)
-    sources = copy.deepcopy(list(triggers))  # What they find belongs to this network.
+    sources = copy.deepcopy(list(triggers))  # Their findings belong to this network.
     if sources and not by.tunes:
         raise ValueError(
             f"Expected no `triggers` for {type(by).__name__}, which takes no steps on the images."
@@ -181,7 +181,7 @@ def purify(
     )
     history = _History()
 
-    # The caller may be in a block that wants no gradients, and whose tensors can't have any.
+    # The caller may be inside `no_grad` or `inference_mode`.
     with quiet(), torch.inference_mode(False), torch.enable_grad():
         net = _copied(net)
         loader = readable_again(clean_loader, "clean_loader")
@@ -239,7 +239,7 @@ def purify(
 
 
 class _Module(PurificationModule):
-    """Refuses to leave a network prepared and not tuned, and shows stages that have no epochs."""
+    """Refuses a network that was prepared but not tuned, and shows stages that have no epochs."""
 
     shows = False
     _has_tuned = False
@@ -262,7 +262,7 @@ class _Module(PurificationModule):
         super().on_fit_end()
 
     def act(self, place: str, *context: int) -> None:
-        """Call a place of the defense."""
+        """Call a method of the defense, and show its stage."""
         with _shown(self.defense, place) if self.shows else nullcontext():
             super().act(place, *context)
 
@@ -274,7 +274,7 @@ class _History(L.Callback):
         self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the epoch before: only now the module has logged all of it."""
+        """Keep the epoch before, which the module has logged completely only now."""
         if trainer.current_epoch > 0:
             self._keep(trainer)
 
@@ -308,7 +308,7 @@ def _check(
     poisoned_loader: Iterable[Any] | None,
     trainer_options: dict[str, Any],
 ) -> None:
-    """Refuse what can be seen to be wrong before any work is done."""
+    """Refuse wrong arguments before any work is done."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"Expected `net` to be an nn.Module, but got {type(net).__name__}.")
     # Lightning takes -1 for "for ever".
@@ -415,7 +415,7 @@ def _result(
 
 
 def _warn_of_shortfall(defense: Defense) -> None:
-    """Say what the defense did not do, such as prune: the network that it leaves shows nothing."""
+    """Warn if the defense did not do its work, such as pruning; the network does not show it."""
     what = defense.shortfall()
     if what is not None:
         summary = defense.findings().get("summary", "")
@@ -429,7 +429,7 @@ def _clean_data(
     seed: int,
     poisoned_loader: Iterable[Any] | None,
 ) -> tuple[CleanData | None, Iterable[Any]]:
-    """What the module can't gather itself from the loader, and the loader of the steps."""
+    """The clean images if the module cannot gather them itself, and the loader of the steps."""
     if not (defense.held_out or defense.needs_poisoned_set):
         return None, loader
     clean = CleanData.gather(bounded(loader, num_classes))
@@ -456,6 +456,6 @@ def _shuffled(data: CleanData | PoisonedData, batch_size: int, seed: int) -> Ite
 
 
 def _batch_size(loader: Iterable[Any] | None) -> int:
-    """The batches of a loader, as far as it says."""
+    """The batch size of a loader, or a default if it declares none."""
     size = getattr(loader, "batch_size", None)
     return size if isinstance(size, int) else _BATCH_SIZE

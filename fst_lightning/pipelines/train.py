@@ -1,4 +1,4 @@
-"""``train.py``: train a backdoored classifier, keep it, measure it."""
+"""``train.py``: train a backdoored classifier, keep it and measure it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fst_lightning.reports import build_results
 
 
 def run_train(run: Run) -> dict[str, Any]:
-    """Train the model of this configuration, unless the store has it, and measure it.
+    """Train the model of this configuration, unless the store holds it, and measure it.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
     """
     run = adopt_library_input(run)
     data = BackdoorDataModule(

@@ -35,7 +35,7 @@ def test_a_network_that_views_is_trained_purified_and_measured(
     results = run_pipeline(of(start(f"defense={option}", *(short if option == "dbd" else []))))
     assert results["after"]["ca"] is not None
     printed = capsys.readouterr().out
-    assert "can't compute in the memory layout channels_last (view size is not" in printed
+    assert "cannot compute in the memory layout channels_last (view size is not" in printed
     assert "the contiguous one is used" in printed
 
 

@@ -1,1 +1,1 @@
-"""Makes the parts of a run from its configuration and checks them first."""
+"""Makes the parts of a run from its configuration, after checking it."""

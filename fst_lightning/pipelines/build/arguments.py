@@ -1,4 +1,4 @@
-"""Compares the values of a configuration with the types that a constructor asks for."""
+"""Compares the values of a configuration with the types of a constructor's arguments."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ _LISTED = 10
 def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
     """Refuse a value of another type than the target's annotation.
 
-    Hydra passes on whatever the command line says: ``attack.poison_ratio=abc`` would surface as
-    some comparison of a number with text, deep in the code, ``attack.target_label=1.5`` never.
+    Hydra passes on every value of the command line. Without this check,
+    ``attack.poison_ratio=abc`` would fail deep in the code, and ``attack.target_label=1.5`` not at
+    all.
 
     Args:
         config: With a ``_target_``; its other keys are arguments.
-        given: Keys whose value is replaced, and is not looked at.
+        given: Keys whose value will be replaced, and is not checked.
 
     Raises:
-        ValueError: that names the key, the value and what is valid.
+        ValueError: If a value has the wrong type; names the key, the value and the valid type.
     """
     target = located(config)
     try:
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
         parameters = inspect.signature(target).parameters
     except (NameError, TypeError, ValueError):
-        return  # Somebody else's annotations: nothing to compare with.
+        return  # A foreign class whose annotations cannot be read.
     for name in config:
         key = config._get_full_key(name)
         if key in RENAMED and name not in parameters:
@@ -48,11 +49,11 @@ def check_arguments(config: DictConfig, given: Container[str] = ()) -> None:
         if OmegaConf.is_dict(value):
             continue
         if value is None and name == "total_steps" and config.get("_partial_"):
-            continue  # A recipe may leave it open: it is filled in when the training begins.
+            continue  # A recipe may leave it open; it is filled in when the training begins.
         hint, plain = hints[str(name)], value
         if OmegaConf.is_list(value):
             plain = OmegaConf.to_container(value)
-        # The constructor knows its choices; this project's `auto` is none of a Trainer's.
+        # The constructor checks its choices. `auto` is not one of the Trainer's own.
         if value != parameters[str(name)].default and not fits(plain, hint, choices=False):
             raise ValueError(f"Expected `{key}` to be {described(hint)}, but got {value!r}.")
 
@@ -61,7 +62,7 @@ def located(config: DictConfig) -> Any:
     """The class or function that a part of the configuration names.
 
     Raises:
-        ValueError: If there is none of this name, with what is there instead.
+        ValueError: If the name does not exist; lists what its module has instead.
     """
     key = config._get_full_key("_target_")
     name = config.get("_target_")
@@ -80,7 +81,7 @@ def located(config: DictConfig) -> Any:
 
 
 def _why_not_found(name: str, error: Exception) -> str:
-    """One or two sentences on the first part of a dotted name that is not there."""
+    """One or two sentences on the first part of a dotted name that does not exist."""
     if "." not in name:
         return "the name of its module is missing. Write it as module.Class."
     cause = error.__cause__
@@ -105,7 +106,7 @@ def _why_not_found(name: str, error: Exception) -> str:
 
 
 def accepted(target: Any) -> dict[str, inspect.Parameter] | None:
-    """The parameters that a class or function takes by name; None if it takes any, or is unknown.
+    """The parameters that a class or function takes by name; None if it takes any name.
 
     Example:
         >>> list(accepted(lambda width, /, depth=1, *, bias: None) or {})
@@ -122,14 +123,14 @@ def accepted(target: Any) -> dict[str, inspect.Parameter] | None:
 
 
 def check_names(config: DictConfig, given: Container[str] = ()) -> None:
-    """Refuse arguments that the target does not have, and missing ones that it needs.
+    """Refuse arguments that the target does not have, and missing arguments that it needs.
 
     Args:
         config: With a ``_target_``; its other keys are arguments.
         given: Arguments that it gets in addition.
 
     Raises:
-        ValueError: If the arguments do not fit, with those that do.
+        ValueError: If the arguments do not fit; lists those that do.
     """
     parameters = accepted(located(config))
     if parameters is None:

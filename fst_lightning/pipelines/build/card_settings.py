@@ -1,4 +1,4 @@
-"""A run that takes over what a checkpoint of our own says of itself."""
+"""Adopts the settings that the card of a checkpoint declares."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fst_lightning.configuration import conf_folder, groups
 from fst_lightning.models import check_description
 from fst_lightning.pipelines.build.run import Run
 
-# What a text may be that a file brings: the name of a choice, or of a timm network. No path, for a
-# file must not name files; no ${...}, which OmegaConf would evaluate. To escape it would not help:
-# Hydra resolves a part before it makes it, and evaluates then what the escape has left.
+# The words that a file may set: the name of a choice, or of a timm network. Paths are excluded,
+# because a file must not name files, and so is ${...}, which OmegaConf would evaluate. Escaping it
+# would not help, because Hydra resolves a part before it makes it.
 _WORDS = {"attack": re.compile(r"\w*", re.ASCII), "model": re.compile(r"[\w.-]*", re.ASCII)}
 
-# A count that a file brings may be so many times the option's own: epochs and widths cost time and
-# memory.
+# A number in a file may be at most this many times the option's own, because epochs and widths cost
+# time and memory.
 _PROPORTION = 100
 _PROPORTION_OF_WIDTHS = 16  # a network grows with the square of its width
 
@@ -29,22 +29,22 @@ ATTACK_FILE = "attack.safetensors"
 """The trigger beside a model, if it is fitted or learned."""
 
 _LARGEST_IMAGE = 512
-"""Most pixels of a side that a file may ask images to be resized to."""
+"""The largest image size in pixels that a file may ask for."""
 
 _MOST_MEMORY = 2 * 2**30
-"""Most bytes that fitting or preparing an attack may take as a file describes it."""
+"""The most bytes that an attack described by a file may take."""
 
 
 def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
     """Fill in from a checkpoint's card what the command line leaves open.
 
-    The network, the image size, the normalization, and the attack. The card's content comes out of
-    a file that nobody trusts: it may choose among the options of this project's own configuration
-    and set keys that those options have, no more; no ``_target_`` is taken from it.
+    These are the network, the image size, the normalization and the attack. The file is not
+    trusted: its card may choose among the options of this project's configuration and set keys
+    that these options have, and no more. No ``_target_`` is taken from it.
 
     Args:
         run: As composed.
-        checkpoint: With a card; or without one, if it is of somebody else's and says nothing.
+        checkpoint: The checkpoint; a foreign one has no card.
 
     Raises:
         ValueError: If a file without a card comes without ``model=``, or a card names an option
@@ -54,11 +54,11 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
     if card is None:
         if not run.chosen("model"):
             told = checkpoint.extra.get("network")
-            says = f"is of {told}" if told else "does not say what network it is"
+            says = f"is of {told}" if told else "does not name its network"
             raise ValueError(
                 f"Expected `model=` beside a checkpoint that {says}. "
                 f"Valid: {', '.join(groups()['model'])}; or model._target_=package.module.Class, "
-                "a class of your own."
+                "your own class."
             )
         return run if run.chosen("attack") else _with(run, "attack", "none", {})
     if not run.chosen("model"):
@@ -66,8 +66,8 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
         if name not in groups()["model"]:
             raise ValueError(
                 f"Expected `model=` or `model._target_=package.module.Class` beside "
-                f"{checkpoint.path}: no network of this project is called {name[:100]!r}, and no "
-                f"class is taken from a file. Valid: {', '.join(groups()['model'])}."
+                f"{checkpoint.path}, because this project has no network {name[:100]!r} and takes no "
+                f"class from a file. Valid: {', '.join(groups()['model'])}."
             )
         numbers = sum(tensor.numel() for tensor in checkpoint.tensors.values())
         checked = check_description(
@@ -79,8 +79,8 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
         run = _with(run, "attack", attack.pop("name"), attack)
     if card.image_size > _LARGEST_IMAGE and not run.given("data.image_size"):
         raise ValueError(
-            f"Expected the checkpoint's `image_size` to be at most {_LARGEST_IMAGE}, for images "
-            f"take memory, but got {card.image_size}; say data.image_size={card.image_size} on the "
+            f"Expected the checkpoint's `image_size` to be at most {_LARGEST_IMAGE}, because of "
+            f"memory, but got {card.image_size}. Set data.image_size={card.image_size} on the "
             "command line to use it."
         )
     for key, value in (
@@ -97,17 +97,17 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
 def check_adopted(
     run: Run, checkpoint: Checkpoint, attack: Attack, images: Tensor, num_classes: int
 ) -> None:
-    """Refuse an attack that takes more memory than a file may ask for, before it is prepared.
+    """Refuse an attack that takes more memory than a file may ask for; call before `prepare`.
 
     Args:
         run: As `adopt_card` returned it.
-        checkpoint: Whose card may describe the attack.
-        attack: Made, and not prepared yet.
+        checkpoint: Its card may describe the attack.
+        attack: The attack, not prepared yet.
         images: ``(N, C, H, W)`` uint8, the clean training images.
         num_classes: Of the data.
 
     Raises:
-        ValueError: If it takes more than 2 GiB, and the command line does not choose the attack.
+        ValueError: If it takes more than 2 GiB and the command line does not choose the attack.
     """
     fitted = attack.needs_fit and checkpoint.path.with_name(ATTACK_FILE).is_file()
     if run.chosen("attack") or checkpoint.card is None or fitted:
@@ -118,7 +118,7 @@ def check_adopted(
         raise ValueError(
             f"Expected the checkpoint to describe an attack that takes at most "
             f"{_MOST_MEMORY / 2**30:.0f} GiB of memory, but {name} takes about "
-            f"{needed / 2**30:.1f} GiB on images of {height}x{width} pixels; say attack={name} "
+            f"{needed / 2**30:.1f} GiB on images of {height}x{width} pixels. Set attack={name} "
             "and its keys on the command line to use it."
         )
 
@@ -129,7 +129,7 @@ def _with(run: Run, group: str, option: Any, arguments: dict[str, Any]) -> Run:
     if option not in valid:
         raise ValueError(
             f"Expected the checkpoint to name one of the options of {group}="
-            f"{', '.join(valid)}, but it says {option!r}; say {group}= on the command line."
+            f"{', '.join(valid)}, but got {option!r}. Set {group}= on the command line."
         )
     part = OmegaConf.to_container(OmegaConf.load(conf_folder() / group / f"{option}.yaml"))
     if not isinstance(part, dict):
@@ -141,7 +141,7 @@ def _with(run: Run, group: str, option: Any, arguments: dict[str, Any]) -> Run:
         if name not in part:
             raise ValueError(
                 f"Expected `{group}.{name}` to fit {group}={option}, which the checkpoint asks for "
-                f"(its keys: {', '.join(list(part)[1:]) or 'none'}); or say {group}= too."
+                f"(its keys: {', '.join(list(part)[1:]) or 'none'}). Remove it, or set {group}=."
             )
         part[name] = run.cfg[group][name]
     cfg: DictConfig = run.cfg.copy()
@@ -152,12 +152,11 @@ def _with(run: Run, group: str, option: Any, arguments: dict[str, Any]) -> Run:
 
 
 def _checked(group: str, name: str, value: Any, own: Any) -> Any:
-    """Return what a file asks for in the place of an option's own value.
-
-    It is a number, a word, or a list of those, whatever was in the file.
+    """Return the value that a file sets in place of an option's own.
 
     Raises:
-        ValueError: If it is anything else, or out of proportion.
+        ValueError: If it is not a number, a word or a list of these, or is far larger than the
+            option's own.
     """
     if isinstance(value, list | tuple) and (own is None or isinstance(own, list)):
         items = [*own, *[own[-1]] * len(value)] if own else [None] * len(value)
@@ -166,7 +165,7 @@ def _checked(group: str, name: str, value: Any, own: Any) -> Any:
     if not (value is None or isinstance(value, bool | int | float | str)):
         valid = "a number or a word"
     elif isinstance(value, str) and not isinstance(own, str):
-        # Where an option has none, text may be the name of a file.
+        # If the option has no text, a text may be the name of a file.
         valid = "a number" if isinstance(own, int | float) else "no text"
     elif isinstance(value, str) and not _WORDS[group].fullmatch(value):
         valid = "plain words"
@@ -177,5 +176,5 @@ def _checked(group: str, name: str, value: Any, own: Any) -> Any:
         return value
     raise ValueError(
         f"Expected the checkpoint's `{name}` to be {valid}, but got {value!r}; "
-        f"say {group}.{name.partition('[')[0]}= on the command line."
+        f"set {group}.{name.partition('[')[0]}= on the command line."
     )

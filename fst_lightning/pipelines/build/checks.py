@@ -42,11 +42,11 @@ _TEXTS = ("checkpoint", "export", "paths.data", "paths.store", "paths.outputs")
 
 
 def check_settings(run: Run) -> None:
-    """Look at everything that needs neither data nor network.
+    """Check the settings that need neither data nor network.
 
     Raises:
-        ValueError: for a part that is left out or is none, a ``${...}`` that leads nowhere, a seed,
-            recipe or precision that can't be used.
+        ValueError: If a part is missing or invalid, a ``${...}`` has no target, or a seed, recipe
+            or precision cannot be used.
         FileNotFoundError: If ``resume`` names no checkpoint.
     """
     _check_complete(run.cfg)
@@ -79,7 +79,7 @@ def check_settings(run: Run) -> None:
 
 
 def _check_complete(cfg: DictConfig, prefix: str = "") -> None:
-    """Refuse ``???``, and a ``${...}`` that leads nowhere, wherever they stand."""
+    """Refuse ``???``, and a ``${...}`` without a target, in any key."""
     for name in map(str, cfg):
         key = prefix + name
         if OmegaConf.is_missing(cfg, name):
@@ -98,10 +98,12 @@ def _check_complete(cfg: DictConfig, prefix: str = "") -> None:
 
 
 def _check_parts(cfg: DictConfig) -> None:
-    """Refuse a configuration of which something is left out, or is of another kind."""
+    """Refuse a configuration with a missing part, or a part of the wrong type."""
     for name in (*_GROUPS, *_SINGLE):
         if name not in cfg and (cfg.task == "purify" or name not in _OF_PURIFY_ALONE):
-            raise ValueError(f"Expected `{name}`, but it was taken out; leave ~{name} out instead.")
+            raise ValueError(
+                f"Expected `{name}`, but it was removed. Remove ~{name} from the command."
+            )
         if name in _GROUPS and name in cfg and not isinstance(cfg[name], DictConfig):
             raise ValueError(
                 f"Expected {name}=OPTION, one of those that --help lists, but got {cfg[name]!r}."
@@ -124,9 +126,9 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
         if found is not None and found.get("_partial_") is not True:
             raise ValueError(
                 f"Expected `{name}.{part}._partial_` to be true, but got "
-                f"{found.get('_partial_')!r}: it is called with the weights later."
+                f"{found.get('_partial_')!r}. It is called with the weights later."
             )
-    # Lightning takes max_epochs=-1 for "for ever".
+    # For Lightning, max_epochs=-1 means no limit.
     check_number(f"{name}.max_epochs", recipe.max_epochs, low=1, whole=True)
     check_number(f"{name}.batch_size", recipe.batch_size, low=1, whole=True)
     check_number(f"{name}.label_smoothing", recipe.get("label_smoothing", 0.0), high=1)
@@ -164,7 +166,7 @@ def _check_recipe(name: str, recipe: DictConfig) -> None:
 
 
 def _check_search(tuning: DictConfig) -> None:
-    """Refuse what ``tuning.optimizer.lr=auto`` can't search in, before it is asked for."""
+    """Refuse a range of learning rates that ``tuning.optimizer.lr=auto`` cannot search."""
     found = tuning.lr_range
     low, high = found if isinstance(found, ListConfig) and len(found) == 2 else (0.0, 0.0)
     if not (_is_number(low) and _is_number(high) and 0 < low <= high):

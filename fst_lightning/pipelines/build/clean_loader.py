@@ -1,4 +1,4 @@
-"""Loaders as people pass them to `purify`: checked, and readable in every epoch."""
+"""Checks the loaders that `purify` is given, and makes them readable in every epoch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _EXAMPLE = "DataLoader(dataset, batch_size=128, shuffle=True)"
 
 
 def readable_again(loader: Any, name: str) -> Iterable[Any]:
-    """Turn what people pass into something that gives its batches in every pass.
+    """Return a loader that gives its batches in every pass.
 
-    A list of batches and a loader are that already. An iterator, which gives its batches once, is
-    read into memory.
+    A loader and a list of batches do so already. An iterator gives its batches once, so it is read
+    into memory.
 
     Args:
         loader: Batches of images and labels.
-        name: What errors call it.
+        name: Its name in errors.
 
     Raises:
-        TypeError: If it is no loader.
+        TypeError: If it is not a loader.
         TooLargeError: If an iterator's images do not fit into memory.
     """
     if isinstance(loader, L.LightningDataModule):
@@ -62,14 +62,14 @@ def readable_again(loader: Any, name: str) -> Iterable[Any]:
 
 
 def first_batch(loader: Iterable[Any], name: str) -> tuple[tuple[Tensor, Tensor], Iterable[Any]]:
-    """Look at the first batch, and leave everything as if nobody had.
+    """Read the first batch without changing the loader or the random numbers.
 
     Args:
         loader: See :func:`readable_again`.
-        name: What errors call it.
+        name: Its name in errors.
 
     Returns:
-        Images and labels, and the loader to go on with.
+        Images and labels, and the loader to continue with.
 
     Raises:
         ValueError: If there is no batch.
@@ -88,14 +88,14 @@ def first_batch(loader: Iterable[Any], name: str) -> tuple[tuple[Tensor, Tensor]
 
 
 class _Started:
-    """A loader of which the first pass has begun: it may not be able to begin it twice."""
+    """A loader whose first pass has begun, because it may not be able to begin it twice."""
 
     def __init__(self, loader: Iterable[Any], batches: Iterator[Any]) -> None:
         self.loader = loader
         self._batches: Iterator[Any] | None = batches
 
     def __iter__(self) -> Iterator[Any]:
-        # Nothing happens before the first batch is asked for: Lightning tries `iter` and drops it.
+        # A generator, so that nothing is read until the first batch: Lightning tries `iter` once.
         begun, self._batches = self._batches, None
         yield from self.loader if begun is None else begun
 
@@ -104,7 +104,7 @@ class _Started:
 
 
 def _starts_anew(loader: Iterable[Any]) -> bool:
-    """Whether every pass begins at the first row, whatever was read before."""
+    """Whether every pass begins at the first row, even after an unfinished one."""
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 

@@ -13,23 +13,23 @@ from fst_lightning.defenses.common.whole_set import keep_modes
 
 
 def delivered_set(source: Source, attack: Attack, seed: int) -> tuple[PoisonedData, Tensor]:
-    """What the victim gets: stored images with the trigger in the planned rows, and their labels.
+    """The images and labels that the victim receives, with the trigger in the planned rows.
 
     Args:
-        source: Of the clean training images.
-        attack: With the trigger that the backdoored model was trained with.
-        seed: Of the run: of the plan, and of what the attack draws.
+        source: The clean training images.
+        attack: The attack that the backdoored model was trained with.
+        seed: Seed of the run, which decides the plan and what the attack draws.
 
     Returns:
-        The images as uint8, with the labels that are trained; and which rows are poisoned, for
-        whoever judges the defense.
+        The images as uint8 with the labels for training, and which rows are poisoned, for
+        measuring how well the defense finds them.
     """
     data = BackdoorDataModule(source, attack, seed=seed)
     learned = attack.needs_fit or isinstance(attack, TrainedAttack)
     state = copy.deepcopy(attack.state_dict())
     data.setup()
     if learned:
-        attack.load_state_dict(state)  # To prepare it draws it anew.
+        attack.load_state_dict(state)  # `prepare` has drawn the trigger again.
     with keep_modes(attack):
         attack.eval()
         rows = data.delivered()

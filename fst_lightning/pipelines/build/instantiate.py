@@ -1,4 +1,4 @@
-"""Makes a part from its configuration; the one place that instantiates."""
+"""Makes a part from its configuration; nothing else instantiates."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def make(config: DictConfig, kind: type[Part] | None, **more: Any) -> Part:
 
     Args:
         config: With a ``_target_``.
-        kind: What it has to be; None for anything.
+        kind: Its required class; None for any.
         more: Further arguments.
 
     Raises:
-        ValueError: If the target can't be found or is of another kind; else whatever its
-            constructor raises.
+        ValueError: If the target does not exist or makes another class. An error of the
+            constructor is raised as it is.
     """
     try:
         check_arguments(config, given=more)

@@ -1,4 +1,4 @@
-"""The image size and normalization that a network of torchvision or timm brings."""
+"""The image size and normalization that a torchvision or timm network declares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ANY_SIZE = "image_folder"  # Its images may have any size.
 
 
 def library_input(run: Run) -> LibraryInput | None:
-    """What the network of this run is made for; None for a network of no library.
+    """The declared input of this run's network; None if it comes from no library.
 
     Raises:
         ValueError: If the library has no network of this name.
@@ -33,15 +33,15 @@ def library_input(run: Run) -> LibraryInput | None:
 
 
 def adopt_library_input(run: Run) -> Run:
-    """Take over what the network of a library is made for, where nothing else is said.
+    """Adopt the input that a library network declares, unless something else is set.
 
-    The image size, if the network takes no other, if its pretrained weights are used, or if the
-    images are resized from any size anyway; mean and standard deviation, if pretrained weights are
-    used or they would be computed from the images otherwise. The command line, a recipe and a
-    data set with its own size and statistics win.
+    The image size is adopted if the network takes no other, if its pretrained weights are used, or
+    if the images are resized anyway. Mean and standard deviation are adopted if pretrained weights
+    are used, or if they would be computed from the images otherwise. The command line, a recipe,
+    and data with its own size and statistics win.
 
     Args:
-        run: Its configuration.
+        run: The run.
 
     Raises:
         ValueError: If the configuration asks for a size that the network does not take.
@@ -75,14 +75,14 @@ def adopt_library_input(run: Run) -> Run:
     if is_first_process():
         told = " ".join(f"data.{key}={value}".replace(" ", "") for key, value in found.items())
         print(
-            f"model: {run.cfg.model.name} brings {told}; say another on the command line",
+            f"model: {run.cfg.model.name} brings {told}; set others on the command line",
             flush=True,
         )
     return replace(run, cfg=cfg)
 
 
 def _is_open(run: Run, key: str) -> bool:
-    """Whether nobody has said anything of a key of the data: it is as its file has it."""
+    """Whether a key of the data still has the value of its YAML file."""
     if key not in run.cfg.data or run.given(f"data.{key}"):
         return False
     value = run.cfg.data[key]

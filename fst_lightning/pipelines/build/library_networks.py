@@ -1,4 +1,4 @@
-"""Recognizes weights of torchvision's and timm's networks, for an error that tells their name."""
+"""Recognizes weights of torchvision and timm networks, so that an error can name them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _CLASSES = 1000
 
 
 def library_network(tensors: Mapping[str, Tensor], wanted: str) -> str | None:
-    """Name the network of a library whose parameters and buffers a file holds.
+    """Name the library network that fits the parameters and buffers of a file.
 
-    Only networks of the same family are built, and none of their numbers: it takes a moment.
+    Only networks of the same family are built, without memory for their weights.
 
     Args:
-        tensors: Of the file, by name.
-        wanted: The network that the file was taken for, such as ``resnet18``.
+        tensors: The tensors of the file, by name.
+        wanted: The network that was configured, such as ``resnet18``.
 
     Returns:
-        What to say on the command line; None if no network of the family fits.
+        The overrides for the command line; None if no network of the family fits.
     """
     for library, name in _candidates(wanted):
         try:
@@ -42,7 +42,7 @@ def library_network(tensors: Mapping[str, Tensor], wanted: str) -> str | None:
 
 
 def _candidates(wanted: str) -> Iterator[tuple[str, str]]:
-    """Libraries and names: the same one first, then torchvision's of the same family."""
+    """Libraries and names: the configured one first, then those of its family in torchvision."""
     family = wanted.rstrip("0123456789_").partition("_")[0].rstrip("0123456789")
     known = torchvision.models.list_models(module=torchvision.models)
     names = [name for name in known if family and name.startswith(family)]
@@ -52,7 +52,7 @@ def _candidates(wanted: str) -> Iterator[tuple[str, str]]:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two shapes are equal, the number of classes set aside."""
+    """Whether two shapes are equal up to the number of classes."""
     return one.shape == other.shape or (
         one.shape[1:] == other.shape[1:] and other.shape[:1] == (_CLASSES,)
     )

@@ -49,23 +49,23 @@ from fst_lightning.validate import check_number
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 _NUM_CLASSES = "num_classes"
-_TRIED = 8  # images, on which a network shows what it returns
+_TRIED = 8  # images on which the output of a network is checked
 _NO_ARGUMENTS = ("head",)  # keys of the group `model` that build nothing
 
 
 def make_attack(run: Run) -> Attack:
-    """The attack; its trigger is prepared later, from the data."""
+    """The attack, before its trigger is prepared from the data."""
     told = told_head(run)
-    # An attack of the features needs the head of the network as well.
+    # An attack on the features needs the head of the network as well.
     takes = told is not None and run.cfg.attack.get("head", "") is None
     return make(run.cfg.attack, Attack, **({"head": told} if takes else {}))
 
 
 def make_defense(run: Run) -> Defense:
-    """The defense; with the alpha of its constructor while ``alpha=auto`` is not chosen yet.
+    """The defense; with the default alpha until ``alpha=auto`` is resolved.
 
     Raises:
-        ValueError: If the defense has no use for a number that is to be chosen, or its constructor
+        ValueError: If the defense does not use a number that is ``auto``, or its constructor
             raises.
     """
     config = run.cfg.defense
@@ -97,17 +97,17 @@ def make_defense(run: Run) -> Defense:
 
 
 def automatic_keys(run: Run) -> list[str]:
-    """The numbers that the run is to choose: the learning rate of the tuning, the alpha."""
+    """The keys that are ``auto``: the learning rate of the tuning, the alpha, both or none."""
     return [key for key in AUTOMATIC if OmegaConf.select(run.cfg, key) == "auto"]
 
 
 def make_source(run: Run) -> Source:
-    """Where the images come from."""
+    """The source of the images."""
     return make(run.cfg.data, Source)
 
 
 def make_store(run: Run) -> Store:
-    """Where backdoored models are kept.
+    """The store of backdoored models.
 
     Raises:
         ValueError: If its size limit is no number of at least 0.
@@ -119,20 +119,20 @@ def make_store(run: Run) -> Store:
 
 
 def make_network(run: Run, num_classes: int, image_shape: Sequence[int]) -> nn.Module:
-    """The network, in the memory layout that convolutions are fastest in if it can take that.
+    """The network, in the fastest memory layout for convolutions that it supports.
 
-    A class that knows no ``num_classes`` is called without it.
+    A class without an argument ``num_classes`` is called without it.
 
     Args:
-        run: Its configuration.
-        num_classes: How many classes there are.
+        run: The run.
+        num_classes: Number of classes.
         image_shape: ``(C, H, W)`` of the images.
 
     Raises:
         ValueError: If the class can't be imported or its arguments do not fit.
     """
     torch.manual_seed(run.cfg.seed)
-    config = run.cfg.model.copy()  # Under its name, which errors tell.
+    config = run.cfg.model.copy()  # The copy keeps its key, for errors.
     with open_dict(config):
         for name in _NO_ARGUMENTS:
             config.pop(name, None)
@@ -143,28 +143,28 @@ def make_network(run: Run, num_classes: int, image_shape: Sequence[int]) -> nn.M
     try:
         net = make(config, nn.Module, **more)
     except ValueError as error:
-        # A class that passes its keywords on says only now that nobody wants this one.
+        # A class that passes its keywords on refuses an unknown one only now.
         if parameters is not None or f"'{_NUM_CLASSES}'" not in str(error):
             raise
         net = make(config, nn.Module)
-    if run.choices["model"] in MODELS:  # A class of the user takes what it takes.
+    if run.choices["model"] in MODELS:  # The user's own class is left as it is.
         set_input_channels(net, image_shape[0])
     why = use_fastest_layout(net, image_shape)
     if why is not None and is_first_process():
         name = run.choices["model"]
         print(
-            f"model: {name} can't compute in the memory layout channels_last ({why}); the "
-            "contiguous one is used.",
+            f"model: {name} cannot compute in the memory layout channels_last ({why}), so it uses "
+            "the contiguous one.",
             flush=True,
         )
     return net
 
 
 def check_outputs(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
-    """Try the network on a few clean images, and take the logarithm if it returns probabilities.
+    """Try the network on a few clean images; if it returns probabilities, take their logarithm.
 
     Raises:
-        ValueError: If it can't take such images, or does not return one number for each class.
+        ValueError: If it does not take these images, or does not return one number per class.
     """
     rows = data.train_rows.images[:_TRIED]
     images = InputPipeline(None, data.data.mean, data.data.std)(rows)
@@ -194,7 +194,7 @@ def check_outputs(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
 
 
 def network_arguments(run: Run) -> dict[str, Any]:
-    """What the network is built with."""
+    """The arguments of the network's constructor."""
     arguments = run.arguments("model").items()
     return {name: value for name, value in arguments if name not in _NO_ARGUMENTS}
 
@@ -209,24 +209,24 @@ def told_head(run: Run) -> str | None:
     alias = run.cfg.defense.get("head") if "defense" in run.cfg else None
     if None not in (told, alias) and told != alias:
         raise ValueError(
-            f"Expected one head, but got model.head={told} and defense.head={alias}. Say "
-            "model.head alone: it is the head for every defense."
+            f"Expected one head, but got model.head={told} and defense.head={alias}. Set "
+            "model.head alone, which serves every defense."
         )
     return alias if told is None else told
 
 
 def with_head(run: Run, net: nn.Module, num_classes: int, defense: Defense | None = None) -> Run:
-    """The same run, which knows the head of its network.
+    """The same run with the name of the network's head.
 
     Args:
-        run: Its configuration.
+        run: The run.
         net: The network.
-        num_classes: How many classes it has.
-        defense: What is to be done to it.
+        num_classes: Number of its classes.
+        defense: The defense; None if there is none.
 
     Raises:
-        ValueError: If the configuration names no linear layer of that many outputs; if it names
-            none, none is found and the defense needs one.
+        ValueError: If the configured name is not a linear layer with that many outputs, or if no
+            name is configured, no head is found and the defense needs one.
     """
     told = told_head(run)
     try:
@@ -242,7 +242,7 @@ def with_head(run: Run, net: nn.Module, num_classes: int, defense: Defense | Non
 
 
 def make_optimizer(recipe: DictConfig) -> tuple[OptimizerFactory, SchedulerFactory | None]:
-    """The factories of optimizer and schedule of a recipe."""
+    """The functions that make the optimizer and the schedule of a recipe."""
     optimizer: OptimizerFactory = make(recipe.optimizer, None)
     scheduler: SchedulerFactory | None = (
         None if recipe.scheduler is None else make(recipe.scheduler, None)
@@ -251,12 +251,13 @@ def make_optimizer(recipe: DictConfig) -> tuple[OptimizerFactory, SchedulerFacto
 
 
 def augmentation(run: Run, recipe: Literal["training", "tuning"], source: Source) -> dict[str, Any]:
-    """How training images are changed at random: arguments of the module that trains on them.
+    """The random changes of training images, as arguments of the module that trains on them.
 
     Args:
-        run: Its configuration.
-        recipe: For the training of the backdoored network, or for the tuning of a defense.
-        source: The images; it says how far they may be cropped, and whether they may be mirrored.
+        run: The run.
+        recipe: ``training`` of the backdoored network, or ``tuning`` of a defense.
+        source: The images. It declares how far they may be cropped and whether they may be
+            mirrored.
     """
     cfg = run.cfg[recipe]
     if recipe == "training":
@@ -282,16 +283,16 @@ def make_module(
     clean: CleanData | None = None,
     triggers: Sequence[TriggerSource] | None = None,
 ) -> PurificationModule:
-    """The module that runs the defense, by the recipe of the configuration.
+    """The module that runs the defense with the tuning recipe.
 
     Args:
-        run: its configuration.
-        net: the network to purify, in place.
-        defense: what is to be done to it.
-        data: holds the defender's images.
-        card: JSON text that says what the network is, kept in checkpoints.
-        clean: the clean images as a whole; None gathers them from the loader.
-        triggers: sources of triggers that may have studied the network already; None makes those
+        run: The run.
+        net: The network to purify, in place.
+        defense: The defense.
+        data: The defender's images.
+        card: JSON text that describes the network, stored in checkpoints.
+        clean: All clean images; None gathers them from the loader.
+        triggers: Sources of triggers, which may have studied the network already; None makes those
             of the configuration.
     """
     optimizer, scheduler = make_optimizer(run.cfg.tuning)
@@ -314,7 +315,7 @@ def make_module(
 
 
 def make_triggers(run: Run) -> list[TriggerSource]:
-    """The sources of triggers for the images that a defense tunes on, in their order."""
+    """The configured sources of triggers for the tuning images, in their order."""
     parts = run.cfg.tuning.get("triggers") or {}
     return [make(part, TriggerSource) for part in parts.values()]
 
@@ -325,12 +326,12 @@ def make_clean(
     held_out: ImageSet | None = None,
     poisoned: PoisonedData | None = None,
 ) -> CleanData:
-    """What the defense is given: clean images of the defender's, and nothing else of the data.
+    """The clean images for the defense, which gets nothing else of the data.
 
     Args:
-        data: Holds the defender's images.
-        rows: Those that it tunes on; None: all that the data module tunes on.
-        held_out: Those that no step sees; None: what the data module holds out.
+        data: The defender's images.
+        rows: The images to tune on; None for all tuning images of the data module.
+        held_out: Images that no step sees; None for those that the data module holds out.
         poisoned: The training set as it was delivered, for a defense that inspects it.
     """
     rows = data.train_rows if rows is None else rows
@@ -349,14 +350,14 @@ def make_clean(
 def make_trainer(
     run: Run, title: str, max_epochs: int, work: Path, *, quiet: bool = False
 ) -> L.Trainer:
-    """The Trainer.
+    """Make the Trainer of one stage of a run.
 
     Args:
-        run: Its configuration.
-        title: What the progress lines say is being done.
-        max_epochs: Of the recipe.
-        work: Where the last checkpoint of an interrupted run is kept.
-        quiet: Show no progress, write no curves and call no callbacks of the user's.
+        run: The run.
+        title: The name of the stage in progress lines.
+        max_epochs: Epochs of the recipe.
+        work: The folder of the last checkpoint, for an interrupted run.
+        quiet: Whether to show no progress, write no curves and call no user callbacks.
     """
     quiet_lightning()
     options = {name: value for name, value in run.arguments("trainer").items() if value is not None}
@@ -388,15 +389,15 @@ def make_trainer(
 
 
 def precision_of(run: Run) -> str:
-    """The precision that this run computes in, resolved."""
+    """The resolved precision of this run."""
     return resolve_precision(run.cfg.trainer.precision, run.cfg.trainer.accelerator)
 
 
 def quiet_lightning() -> None:
-    """Leave out what Lightning says of the machine and of choices that are made on purpose here."""
+    """Silence Lightning's messages on the machine and on choices that are made on purpose here."""
     if not sys.warnoptions:
         for message in (
-            ".*does not have many workers.*",  # images are in memory: workers would only copy them
+            ".*does not have many workers.*",  # workers would only copy images that are in memory
             ".*is smaller than the logging interval.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
@@ -414,7 +415,7 @@ def quiet_lightning() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning as :func:`quiet_lightning` does, and let it speak again afterwards."""
+    """Silence Lightning like :func:`quiet_lightning`, within the block only."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

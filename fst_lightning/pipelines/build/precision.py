@@ -1,4 +1,4 @@
-"""Which arithmetic a run computes in, and which a machine does natively."""
+"""Resolves the numeric precision of a run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning.fabric.plugins.precision.precision import (
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str:
-    """Turn what is asked for into the name of what Lightning will compute in.
+    """Return Lightning's name of the precision that a setting stands for.
 
-    ``auto`` becomes bf16-mixed where the hardware does it natively, otherwise 32-true; ``16``,
+    ``auto`` becomes bf16-mixed if the hardware supports it natively, otherwise 32-true; ``16``,
     ``bf16``, ``32`` and ``64`` get their full names; and 16-mixed is bf16-mixed on a CPU.
 
     Args:
-        precision: ``auto``, or any of Lightning's.
+        precision: ``auto``, or one of Lightning's names.
         accelerator: Lightning's name for the kind of device, or ``auto``.
 
     Raises:
@@ -48,7 +48,7 @@ def _has_native_bf16(accelerator: str) -> bool:
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
-        # Older torch has the first question only, newer torch answers for ARM as well.
+        # Older torch has the first function only; newer torch covers ARM as well.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return torch.cpu._is_avx512_bf16_supported() or any(
             bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16")
@@ -57,7 +57,7 @@ def _has_native_bf16(accelerator: str) -> bool:
 
 
 def _kind(accelerator: str) -> str:
-    """The kind of device that Lightning takes for this name, as far as it matters here."""
+    """The kind of device that Lightning chooses for this name: cuda, cpu or another."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "cuda"
     if accelerator == "auto" and not torch.mps.is_available():

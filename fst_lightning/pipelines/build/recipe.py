@@ -9,24 +9,24 @@ from fst_lightning.pipelines.build.run import Run
 from fst_lightning.pipelines.runtime.processes import is_first_process
 
 FEWEST_STEPS = 200
-"""How many steps a tuning on few images gets at least."""
+"""The fewest steps of a tuning on few images."""
 
 SMALLEST_BATCH = 16
-"""The smallest batch that is chosen: BatchNorm estimates its statistics on it."""
+"""The smallest batch size that is chosen, because BatchNorm estimates statistics on it."""
 
 _BATCH_SIZE, _MAX_EPOCHS = "tuning.batch_size", "tuning.max_epochs"
 
 
 def fit_recipe(run: Run, data: BackdoorDataModule) -> None:
-    """Give a tuning on few images enough steps, and say so in one line.
+    """Give a tuning on few images enough steps, and print one line about it.
 
-    A published recipe is for about as many clean images as in its paper: ten epochs of 240 images
-    in batches of 128 are 20 steps, which change little. With fewer images than
-    ``tuning.recipe_images``, the batches are halved, and then the epochs raised, until the recipe
-    makes :data:`FEWEST_STEPS` steps. What the command line sets stays.
+    A published recipe fits the number of clean images in its paper: ten epochs of 240 images in
+    batches of 128 are 20 steps, which change little. If there are fewer images than
+    ``tuning.recipe_images``, the batch size is halved, and then the epochs are raised, until the
+    recipe has :data:`FEWEST_STEPS` steps. Values of the command line stay.
 
     Args:
-        run: Its configuration; the numbers are written into it.
+        run: The run; the numbers are written into its configuration.
         data: The defender's images; its batch size is set.
     """
     tuning, count = run.cfg.tuning, len(data.train_rows)
@@ -63,15 +63,15 @@ def fitted(
     """Choose the batch size and the epochs for few images.
 
     Args:
-        count: Of the images, 1 or more.
-        batch_size: Of the recipe, 1 or more.
-        max_epochs: Of the recipe, 1 or more.
-        fix_batch_size: Keep the batch size.
-        fix_max_epochs: Keep the epochs.
+        count: Number of images, 1 or more.
+        batch_size: Batch size of the recipe, 1 or more.
+        max_epochs: Epochs of the recipe, 1 or more.
+        fix_batch_size: Whether to keep the batch size.
+        fix_max_epochs: Whether to keep the epochs.
 
     Returns:
-        The largest batch size, by halving down to :data:`SMALLEST_BATCH`, that makes
-        :data:`FEWEST_STEPS` steps, and the epochs; more epochs only if that is not enough.
+        The largest batch size, halved down to :data:`SMALLEST_BATCH` at most, that gives
+        :data:`FEWEST_STEPS` steps, and the epochs, which are raised only if that is not enough.
 
     Example:
         >>> fitted(240, 128, 10), fitted(240, 128, 10, fix_batch_size=True), fitted(240, 32, 50)
@@ -89,7 +89,7 @@ def fitted(
 
 
 def steps(count: int, batch_size: int, max_epochs: int) -> int:
-    """The steps of a tuning on a number of images.
+    """The number of steps of a tuning.
 
     Example:
         >>> steps(240, 128, 10)

@@ -1,4 +1,4 @@
-"""What a pipeline knows of the run that it is."""
+"""A run: its configuration, choices, overrides and folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its configuration, and how it was asked for.
+    """One run: its configuration, and the command that started it.
 
     Attributes:
         cfg: The composed configuration.
-        choices: The option that was chosen of every group, e.g. ``{"attack": "blended"}``.
-        overrides: What the command line said.
-        folder: Where the run writes.
-        head: Dotted name of the network's head; None before it was looked for, and for a network
-            that has none.
+        choices: The chosen option of every group, e.g. ``{"attack": "blended"}``.
+        overrides: The overrides of the command line.
+        folder: The folder that the run writes into.
+        head: Dotted name of the network's head; None before the search, and if there is none.
     """
 
     cfg: DictConfig
@@ -29,7 +28,7 @@ class Run:
     head: str | None = None
 
     def given(self, key: str) -> bool:
-        """Whether the command line sets this key, or something below it.
+        """Whether the command line sets this key, or a key below it.
 
         Example:
             >>> run = Run(OmegaConf.create({}), {}, ["data.root=x", "model=resnet18"], Path("."))
@@ -60,14 +59,14 @@ class Run:
         return {str(key): value for key, value in resolved.items()}
 
     def arguments(self, group: str) -> dict[str, Any]:
-        """The same without Hydra's own keys: what the class is called with."""
+        """A part without Hydra's own keys: the arguments of its class."""
         return {k: v for k, v in self.plain(group).items() if not k.startswith("_")}
 
     def parts(self, group: str) -> list[DictConfig]:
-        """The parts of a group that may hold any number of them, by names of the user's.
+        """The parts of a group that may hold any number of them.
 
         Raises:
-            ValueError: If one is no part.
+            ValueError: If one has no ``_target_``.
         """
         parts = self.cfg.get(group) or {}
         if not all(

@@ -1,4 +1,4 @@
-"""Looks at the network before and after a defense, for the report: a bounded, read-only pass."""
+"""Collects what the report shows of a network before and after a defense; changes nothing."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from fst_lightning.reports.results.evidence import (
 )
 
 MOST_IMAGES = 1000
-"""So many clean and so many triggered test images are looked at, at most."""
+"""The most clean, and the most triggered, test images that are used."""
 
 _BATCH = 250
 _EXAMPLES = 6
 
 
 class EvidenceCollector:
-    """Collects what the report of a run shows; in the first process, where a report is wanted.
+    """Collects what the report of a run shows, in the first process only.
 
-    It changes nothing: neither weights nor modes nor the state of the random numbers. Nor does it
-    raise: what went wrong stands in :attr:`trouble`.
+    It changes neither weights nor modes nor random numbers. It does not raise either; an error is
+    recorded in :attr:`trouble`.
 
     Args:
-        run: Its configuration.
-        trainer: Whose device and precision are used.
-        module: The network and what comes before it.
+        run: The run.
+        trainer: The Trainer, whose device and precision are used.
+        module: The network and its inputs.
         data: The test images.
-        scanner: Scans the same networks. None if nothing does.
+        scanner: The scanner of the same networks; None if there is none.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class EvidenceCollector:
 
     @property
     def wanted(self) -> bool:
-        """Whether a report is to be written."""
+        """Whether a report will be written."""
         report = self.run.cfg.get("report")
         return bool(report and report.enabled)
 
     def look(self) -> None:
-        """Look at the network; the first time that is the one before, the second the one after."""
+        """Look at the network: before the defense in the first call, after it in the second."""
         if self.trouble or not (self.wanted and is_first_process()):
             return
         when = "after" if "before" in self._snapshots else "before"
@@ -82,7 +82,7 @@ class EvidenceCollector:
             self.trouble = f"{type(error).__name__}: {error}"
 
     def evidence(self) -> Evidence | None:
-        """What was seen; None where nothing was."""
+        """The collected evidence; None if there is none."""
         before, after = self._snapshots.get("before"), self._snapshots.get("after")
         if before is None:
             return None
@@ -134,7 +134,7 @@ class EvidenceCollector:
             _array(torch.cat(parts)) for parts in zip(*columns, strict=True)
         )
         kept = torch.cat(features).numpy() if features else None
-        # A head that is called for every patch, or twice, has no one feature per image.
+        # A head that is called for every patch, or twice, has several features per image.
         usable = kept is not None and len(kept) == len(rows) and bool(np.isfinite(kept).all())
         return Answers(
             labels,
@@ -192,7 +192,7 @@ def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
         if new is None or new.shape != old.shape:
             continue
         layer = name.rpartition(".")[0] or name
-        # In float64, for squares of a float32 may be too large, or too small, for another one.
+        # In float64, because the square of a float32 may overflow or underflow.
         moved[layer] = moved.get(layer, 0.0) + float((new.double() - old).square().sum())
         size[layer] = size.get(layer, 0.0) + float(old.double().square().sum())
     return {layer: float((moved[layer] / size[layer]) ** 0.5) for layer in moved if size[layer] > 0}
@@ -204,7 +204,7 @@ def _head(run: Run, net: nn.Module) -> Head | None:
 
 
 def _pixels(images: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-    """Images as pictures have them, ``(N, H, W, 3)``; gray ones in three equal channels."""
+    """Images with channels last, ``(N, H, W, 3)``; gray ones get three equal channels."""
     colored: np.ndarray[Any, np.dtype[Any]] = (
         images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     )

@@ -1,4 +1,4 @@
-"""Stops a run whose checkpoint numbers the classes, or normalizes images, in another way."""
+"""Stops a run whose checkpoint expects another class order or another normalization."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fst_lightning.pipelines.measure.score import spread, untouched
 from fst_lightning.pipelines.runtime.processes import is_first_process
 
 OnMismatch = Literal["stop", "warn"]
-"""What happens to a run whose checkpoint does not fit its data."""
+"""Whether a run stops or warns if its checkpoint does not fit the data."""
 
 USUAL = {
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -44,7 +44,7 @@ _MOST_IMAGES, _IMAGES_PER_CLASS, _LIMIT = 1000, 20, 5000
 _FIRST_IMAGES = 128
 _BATCH = 250
 _MOST_CLASSES = 2000
-# Other words and numbers are quoted, for YAML would read something else: null, 03.
+# Other words and numbers are quoted, because YAML would read null or 03 as something else.
 _PLAIN = re.compile(
     r"(?!(?:null|true|false|nan|inf|yes|no|on|off)$)[a-z_][\w-]*|0|-?[1-9]\d*",
     re.IGNORECASE | re.ASCII,
@@ -53,14 +53,14 @@ _PLAIN = re.compile(
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the network says under a normalization.
+    """The answers of the network under a normalization.
 
     Attributes:
         mean: Per channel, of images in [0, 1].
         std: Per channel.
-        right: Which images it gets right, ``(N,)`` bool.
+        right: The images that it classifies correctly, ``(N,)`` bool.
         order: The label that it gives each class, if another order than the given one fits.
-        right_in_order: How many images it gets right then.
+        right_in_order: Number of correct images in that order.
     """
 
     mean: Sequence[float]
@@ -71,7 +71,7 @@ class _Answers:
 
     @property
     def hits(self) -> int:
-        """How many images it gets right."""
+        """Number of correct images."""
         return int(self.right.sum())
 
     @property
@@ -81,19 +81,19 @@ class _Answers:
 
 
 def check_match(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
-    """Look on the defender's images whether a checkpoint fits the data, before it is tuned.
+    """Check on the defender's images whether a checkpoint fits the data, before the tuning.
 
-    On at most 1,000 clean images (20 of each class, if that is more; never more than 5,000) it
-    looks for an order of the classes that explains the predictions and the given one does not (see
-    :func:`~fst_lightning.metrics.class_order.other_order`). Then it looks for a normalization of
-    :data:`USUAL` that raises the accuracy by more than 5 points, to more than the share of the
-    largest class. Each is tried on 128 images, and
-    on all only if it does not do worse there. Neither finding an accuracy at chance is a warning.
+    The check uses at most 1,000 clean images (20 of each class, if that is more; never more than
+    5,000). First it searches an order of the classes that explains the predictions better than the
+    given one (see :func:`~fst_lightning.metrics.class_order.other_order`). Then it searches a
+    normalization of :data:`USUAL` that raises the accuracy by more than 5 points, and above the
+    share of the largest class. Each one is tried on 128 images, and on all of them only if it does
+    better there. If neither is found and the accuracy is at chance, it warns.
 
     Args:
-        run: Its configuration; ``on_mismatch=warn`` makes a warning of each error.
-        net: The network, with the weights of the checkpoint; it stays as it is.
-        data: Holds the defender's images. Its test set is not looked at.
+        run: The run; ``on_mismatch=warn`` turns errors into warnings.
+        net: The network, with the weights of the checkpoint; it is not changed.
+        data: The defender's images. Its test set is not used.
 
     Raises:
         ValueError: If another order of the classes or another normalization fits.
@@ -105,13 +105,13 @@ def check_match(run: Run, net: nn.Module, data: BackdoorDataModule) -> None:
         return
     stops, text = found
     if stops and run.cfg.on_mismatch == "stop":
-        raise ValueError(f"{text} To go on as it is, say on_mismatch=warn.")
+        raise ValueError(f"{text} To continue as it is, set on_mismatch=warn.")
     if is_first_process():
         print(f"warning  {text}", flush=True)
 
 
 class _Trial:
-    """Asks a network about the defender's images under several normalizations."""
+    """Lets a network classify the defender's images under several normalizations."""
 
     def __init__(
         self, run: Run, net: nn.Module, data: BackdoorDataModule, trainer: L.Trainer
@@ -128,7 +128,7 @@ class _Trial:
         }
 
     def finding(self) -> tuple[bool, str] | None:
-        """Whether there is a reason to stop, and a text that tells it; None if all is well."""
+        """Whether to stop, and a text with the reason; None if nothing was found."""
         given = self._answers(self.data.mean, self.data.std)
         if given.order is not None:
             return True, self._about_order(given)
@@ -137,7 +137,7 @@ class _Trial:
         if better:
             best = max(better, key=lambda other: other.hits)
             return True, self._about_normalization(given, best)
-        # The lower end of the interval, so that few images are not taken for a bad network.
+        # The lower bound, so that a few wrong answers do not look like guessing.
         if wilson_interval(given.hits, len(self.labels))[0] > 1 / self.data.num_classes:
             return None
         return False, self._about_chance(given)
@@ -146,7 +146,7 @@ class _Trial:
         said = self._predictions(self.images, mean, std)
         classes, order = self.data.classes, None
         if len(classes) <= _MOST_CLASSES:
-            # As torchvision's ImageFolder numbers classes, and as file managers list them.
+            # The order of torchvision's ImageFolder, and that of file managers.
             usual = [sorted(classes), sorted(classes, key=str.casefold)]
             ranks = [[names.index(name) for name in classes] for names in usual]
             order = other_order(self.labels, said, len(classes), ranks)
@@ -154,14 +154,14 @@ class _Trial:
         return _Answers(mean, std, said == self.labels, order, hits)
 
     def _hopeful(self, given: _Answers, mean: Sequence[float], std: Sequence[float]) -> bool:
-        """Whether another normalization does better on a part of the images, and could on all."""
+        """Whether another normalization does better on some images, and could on all of them."""
         if len(self.labels) - given.hits <= CLEARLY * len(self.labels):
             return False
         said = self._predictions(self.images[self.first], mean, std)
         return int((said == self.labels[self.first]).sum()) > int(given.right[self.first].sum())
 
     def _clearly_better(self, given: _Answers, other: _Answers) -> bool:
-        """Whether it is right on many more images, and does not just name the largest class."""
+        """Whether it is right on many more images, and not by naming the largest class only."""
         largest = int(self.labels.bincount().max()) / len(self.labels)
         if wilson_interval(other.hits, len(self.labels), _CONFIDENCE)[0] <= largest:
             return False
@@ -185,8 +185,8 @@ class _Trial:
         advice = f"Set {_command([f'data.classes={override_list(names)}'])}."
         if not isinstance(self.source, ImageFolder):
             advice = (
-                f"data={self.run.choices['data']} can't change its labels: write the images into "
-                f"one folder for each class, say data=image_folder, and s{advice[1:]}"
+                f"data={self.run.choices['data']} cannot change its labels. Write the images into "
+                f"one folder for each class, set data=image_folder, and s{advice[1:]}"
             )
         return (
             "Expected the classes in the order that the network was trained with, but it gets "
@@ -207,7 +207,7 @@ class _Trial:
         return (
             f"The network gets {self._count(given.hits)} of the defender's clean images right, "
             f"which may be guessing among {self.data.num_classes} classes; no other order of the "
-            "classes and no usual normalization does clearly better. Check that the checkpoint "
+            "classes and no usual normalization is clearly better. Check that the checkpoint "
             "belongs to this data, and data.image_size."
         )
 
@@ -216,7 +216,7 @@ class _Trial:
 
 
 def override_list(values: Sequence[str | float]) -> str:
-    r"""Write a list as an override takes it.
+    r"""Write a list as an override.
 
     Example:
         >>> override_list([0.5, 1 / 255]), override_list(["cat", "3", "03", "null", "a b"])
@@ -233,5 +233,5 @@ def _quoted(value: str | float) -> str | float:
 
 
 def _command(overrides: Sequence[str]) -> str:
-    """Overrides as a shell takes them."""
+    """Overrides, quoted for a shell."""
     return shlex.join(overrides)

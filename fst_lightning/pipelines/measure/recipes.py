@@ -1,4 +1,4 @@
-"""The recipes that a run followed, as results.json holds them."""
+"""The recipes of a run, for ``results.json``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SETTINGS = {
 def recipe_block(
     run: Run, recipe: Literal["training", "tuning"], source: Source, **resolved: Any
 ) -> dict[str, Any]:
-    """A recipe with the numbers that were used: those that the run chose, or fitted to the images.
+    """A recipe with the numbers that were used, including those that the run chose.
 
     Args:
-        run: Its configuration, after these numbers were written into it.
-        recipe: Which one.
-        source: The images; it says how far they are cropped, and whether they are mirrored.
+        run: The run, after these numbers were written into its configuration.
+        recipe: ``training`` or ``tuning``.
+        source: The images. It declares how far they are cropped and whether they are mirrored.
         resolved: Numbers that the configuration leaves open.
     """
     content = run.plain(recipe)
@@ -52,7 +52,7 @@ def _triggers(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _part(run: Run, recipe: str, part: str) -> dict[str, Any] | None:
-    """The name of an optimizer or schedule, its class, and what it was made with."""
+    """The name of an optimizer or schedule, its class and its arguments."""
     config = OmegaConf.select(run.cfg, f"{recipe}.{part}")
     if config is None:
         return None

@@ -1,4 +1,4 @@
-"""How well the trigger that a detector recovered works, before and after a purification."""
+"""Measures how well a recovered trigger works, before and after a purification."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Success:
     """How often a trigger works.
 
     Attributes:
-        hits: Images of other classes that it sends to its class.
-        control: Those that the network gives this class without it.
-        images: Images of other classes.
+        hits: Number of images of other classes that it sends to its class.
+        control: Number of these images that get this class without the trigger.
+        images: Number of images of other classes.
     """
 
     hits: int
@@ -59,7 +59,7 @@ def success(net: nn.Module, found: Scan, images: LabeledImages) -> Success | Non
 
 
 def trigger_block(before: Success | None, after: Success | None = None) -> dict[str, Any] | None:
-    """What ``results.json`` holds of a recovered trigger: rates, with Wilson's 95 % intervals.
+    """The entry of a recovered trigger for ``results.json``: rates with Wilson's 95 % intervals.
 
     Example:
         >>> trigger_block(Success(9, 1, 10))["success"], trigger_block(None)
@@ -101,11 +101,11 @@ def _pixels(images: Tensor) -> tuple[Array, ...]:
 
 
 def stamped(found: Scan, images: LabeledImages, count: int) -> tuple[Tensor, Tensor] | None:
-    """Some images without and with the recovered trigger, for the eye.
+    """Some images without and with the recovered trigger, for the report.
 
     Returns:
-        Twice ``(n, C, H, W)`` in [0, 1], on the CPU; None if the detector recovers no trigger, or
-        it is not known how to turn the network's input back into pixels.
+        Two tensors ``(n, C, H, W)`` in [0, 1], on the CPU; None if the detector recovers no
+        trigger, or the normalization is unknown.
     """
     others = images.subset(images.labels != found.suspected_class)
     if found.evidence.trigger is None or images.mean is None or not len(others):

@@ -1,4 +1,4 @@
-"""Networks that are known to be clean, to compare a scanned network with."""
+"""Clean networks to compare a scanned network with."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fst_lightning.pipelines.runtime.processes import is_first_process
 from fst_lightning.validate import check_number
 
 FIRST_SEED = 1_000_000
-"""Of the trained references, which are numbered from here: a run's own seed is rarely as large."""
+"""The seed of the first trained reference; a run's own seed is rarely as large."""
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
 
 def check_references(run: Run) -> None:
-    """Refuse references that cannot be had, before anything is trained.
+    """Refuse references that do not exist, before anything is trained.
 
     Raises:
         ValueError: If both kinds are asked for, or a number is none.
@@ -43,7 +43,7 @@ def check_references(run: Run) -> None:
 
 
 def num_trained(run: Run) -> int:
-    """How many clean networks are to be trained.
+    """Number of clean networks to train.
 
     Raises:
         ValueError: If that is no whole number of 1 or more, or null.
@@ -56,7 +56,7 @@ def num_trained(run: Run) -> int:
 
 
 def reference_files(run: Run) -> list[Path]:
-    """The files of the networks that are known to be clean.
+    """The files of the clean networks.
 
     Raises:
         FileNotFoundError: If the folder holds none.
@@ -77,13 +77,13 @@ def references(run: Run, net: nn.Module, source: Source) -> Iterator[tuple[str, 
     """The clean networks, one after the other, on the CPU.
 
     Args:
-        run: Its configuration.
-        net: The scanned network, whose architecture the files of ``detector_reference`` have.
-        source: The images that ``detector_train_reference`` networks are trained on: its whole
+        run: The run.
+        net: The scanned network; the files of ``detector_reference`` have its architecture.
+        source: The images; the networks of ``detector_train_reference`` are trained on its whole
             training set, without an attack.
 
     Yields:
-        What to call the network in messages, and the network.
+        The name of the network in messages, and the network.
 
     Raises:
         ValueError: If a file does not fit the network.
@@ -104,12 +104,12 @@ def references(run: Run, net: nn.Module, source: Source) -> Iterator[tuple[str, 
 
 
 def _trained(run: Run, source: Source, seed: int) -> nn.Module:
-    """Train a clean network, or take it from the store: the run's own settings, but the seed."""
+    """Train a clean network with the run's settings and this seed, or load it from the store."""
     cfg = run.cfg.copy()
     with open_dict(cfg):
         cfg.attack = OmegaConf.load(conf_folder() / "attack" / "none.yaml")
         cfg.seed = seed
-        cfg.resume = cfg.resume is True  # A named checkpoint is that of another network.
+        cfg.resume = cfg.resume is True  # A named checkpoint belongs to another network.
         cfg.retrain = False
     clean = dataclasses.replace(run, cfg=cfg, choices={**run.choices, "attack": "none"})
     data, attack = source.load(), NoAttack()

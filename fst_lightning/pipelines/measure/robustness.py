@@ -1,4 +1,4 @@
-"""What becomes of the purified network: the checks that the configuration asks for."""
+"""Runs the configured attacks that test whether the purified network stays clean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fst_lightning.robustness import RobustnessCheck, Subject
 from fst_lightning.seeds import derived_seed
 
 MOST_IMAGES = 2000
-"""So many clean and so many triggered test images are measured with, at most."""
+"""The most clean, and the most triggered, test images to measure with."""
 
 
 def make_checks(run: Run, attack: Attack) -> dict[str, RobustnessCheck]:
@@ -39,7 +39,7 @@ def make_checks(run: Run, attack: Attack) -> dict[str, RobustnessCheck]:
     if checks and not attack.has_trigger:
         raise ValueError(
             f"Expected an attack whose trigger is known for robustness={','.join(checks)}, but got "
-            f"attack={run.choices['attack']}; say attack=NAME, or robustness=[]."
+            f"attack={run.choices['attack']}. Set attack=NAME, or robustness=[]."
         )
     return checks
 
@@ -53,19 +53,19 @@ def check_robustness(
     attack: Attack,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Run the checks, each with random numbers of its own, in float32.
+    """Run the checks in float32, each with its own random numbers.
 
     Args:
-        run: Its configuration.
-        checks: By name.
+        run: The run.
+        checks: The checks, by name.
         backdoored: The network before the defense.
-        purified: The same after it; both stay as they are.
-        data: Holds the images that networks are measured with.
-        attack: With the trigger that the backdoored network was trained with.
-        device: Where to compute.
+        purified: The network after it; neither is changed.
+        data: The images to measure with.
+        attack: The attack that the backdoored network was trained with.
+        device: The device to compute on.
 
     Returns:
-        What every check found, for ``results.json``.
+        The findings of every check, for ``results.json``.
     """
     source = data.source
     delivered, planned = delivered_set(source, attack, run.cfg.seed)
@@ -89,21 +89,21 @@ def check_robustness(
 
 
 def clean_network(run: Run, source: Source) -> nn.Module:
-    """The network of this configuration without an attack: from the store, or trained for it."""
+    """The network of this configuration without an attack, from the store or trained now."""
     cfg = run.cfg.copy()
     with open_dict(cfg):
         cfg.attack = OmegaConf.load(conf_folder() / "attack" / "none.yaml")
         cfg.retrain = False
-    honest = replace(run, cfg=cfg, choices={**run.choices, "attack": "none"})
-    net = make_network(honest, source.load().num_classes, source.load().image_shape)
+    clean = replace(run, cfg=cfg, choices={**run.choices, "attack": "none"})
+    net = make_network(clean, source.load().num_classes, source.load().image_shape)
     attack = NoAttack()
-    card = make_card(honest, source, attack)
-    from_store(honest, net, source, attack, card, Costs())
+    card = make_card(clean, source, attack)
+    from_store(clean, net, source, attack, card, Costs())
     return net
 
 
 def stamped(attack: Attack, images: Tensor) -> Tensor:
-    """Put the trigger on stored images: uint8, or floats in [0, 1] where it does not round."""
+    """Put the trigger on stored images; uint8, or floats in [0, 1] if the attack does not round."""
     with torch.no_grad(), full_precision(images):
         found: Tensor = attack.to(images.device)(images.float() / 255)
     return (found * 255).round().to(torch.uint8) if attack.eight_bit else found

@@ -67,10 +67,10 @@ def check_scan(run: Run) -> None:
 
 
 def num_images(run: Run) -> int:
-    """How many clean images the detectors may use.
+    """Number of clean images that the detectors may use.
 
     Raises:
-        ValueError: If that is no whole number, or too few.
+        ValueError: If it is not a whole number, or too small.
     """
     wanted = run.cfg.detector_images
     check_number("detector_images", wanted, low=FEWEST_IMAGES, whole=True)
@@ -78,27 +78,27 @@ def num_images(run: Run) -> int:
 
 
 def make_detectors(run: Run) -> dict[str, Detector]:
-    """The detectors that were chosen, by name."""
+    """The chosen detectors, by name."""
     parts = run.cfg.get("detector") or {}
-    run.parts("detector")  # refuses what is no part
+    run.parts("detector")  # refuses parts without a `_target_`
     return {str(name): make(parts[name], Detector) for name in parts}
 
 
 class Scanner:
-    """Scans the networks of a run: the first one is that before a purification.
+    """Scans the networks of a run; the first one is the network before a purification.
 
-    All are scanned with the same images, detectors and random numbers, and compared with the same
-    clean networks.
+    All networks are scanned with the same images, detectors and random numbers, and compared with
+    the same clean networks.
 
     Args:
-        run: Its configuration.
-        source: Where the images come from, to train clean networks on.
-        data: At most ``detector_images`` of the clean images that it trains on are used. How well
-            recovered triggers work is measured on its test images.
-        costs: Measures what it takes.
+        run: The run.
+        source: The images that clean networks are trained on.
+        data: The data module. At most ``detector_images`` of its clean images are used. Recovered
+            triggers are measured on its test images.
+        costs: Measures time and memory.
 
     Raises:
-        ValueError: If the data have too few classes.
+        ValueError: If the data has too few classes.
     """
 
     def __init__(self, run: Run, source: Source, data: BackdoorDataModule, costs: Costs) -> None:
@@ -116,12 +116,12 @@ class Scanner:
         self._success: dict[str, Success | None] = {}
 
     def look(self, net: nn.Module, measured: Score, device: torch.device) -> None:
-        """Scan a network; nothing if no detector was chosen.
+        """Scan a network; do nothing if no detector was chosen.
 
         Args:
-            net: The network, on the CPU; not changed.
-            measured: What it scores on the test set.
-            device: Where to compute.
+            net: The network, on the CPU; it is not changed.
+            measured: Its score on the test set.
+            device: The device to compute on.
 
         Raises:
             ValueError: If the network cannot be scanned, or a reference does not fit it.
@@ -196,11 +196,11 @@ class Scanner:
             raise ValueError(f"{name}: {error}") from error
         problem = guessing(Score(None), net, images)
         if problem is not None and is_first_process():
-            print(f"warning  {name}: as a network to compare with it is useless; {problem}")
+            print(f"warning  {name}: it is useless as a reference, because {problem}")
         return {detector: each.score for detector, each in found.items()}
 
     def _try_triggers(self, net: nn.Module, images: LabeledImages) -> None:
-        """Count how often the recovered triggers work, those of the first network also later."""
+        """Count how often the recovered triggers work; on later networks, those of the first too."""
         for name, each in self.found[-1].items():
             now = success(net, each, images)
             self._blocks[-1]["detectors"][name]["trigger"] = trigger_block(now)
@@ -222,18 +222,18 @@ def _undecided(verdict: Verdict, num_references: int) -> str | None:
         "is its only reference" if num_references == 1 else f"are its {num_references} references"
     )
     return (
-        f"it is more suspicious than {count}, but {FEWEST_REFERENCES} are the fewest that allow "
-        f"a p-value of {ALARM:g}"
+        f"it is more suspicious than {count}, but a p-value of {ALARM:g} needs "
+        f"{FEWEST_REFERENCES} references or more"
     )
 
 
 def scan(
     run: Run, net: nn.Module, images: LabeledImages, detectors: Mapping[str, Detector]
 ) -> tuple[dict[str, Scan], dict[str, float]]:
-    """Run every detector; each has its own random numbers, the same for every network.
+    """Run every detector with its own random numbers, which are the same for every network.
 
     Returns:
-        By name, what was found, and the seconds that it took.
+        The scans and their seconds, both by the detector's name.
     """
     scans, seconds = {}, {}
     for name, detector in detectors.items():
@@ -245,10 +245,10 @@ def scan(
 
 
 def guessing(measured: Score, net: nn.Module, images: LabeledImages) -> str | None:
-    """Why nothing can be said about a network that is no better than guessing; None if it is.
+    """Why a scan cannot judge a network that guesses; None if it is better than guessing.
 
     Args:
-        measured: Its score on the test set; the clean images are counted if that has no rows.
+        measured: Its score on the test set. If that is empty, the clean images count instead.
         net: The network.
         images: Clean images.
     """

@@ -1,4 +1,4 @@
-"""What a run measured, as results.json holds it."""
+"""Scores a network, and builds the blocks of ``results.json``."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ def compare_answers(
     """Count the clean test images that only one of two networks gets right, over all processes.
 
     Args:
-        trainer: Of both tests.
-        before: Which images the network got right before, ``(n,)`` bool, of this process.
-        after: The same after the defense.
+        trainer: The Trainer of both tests.
+        before: The images of this process that the network before the defense classified
+            correctly, ``(n,)`` bool.
+        after: The same for the network after the defense.
 
     Returns:
-        Images lost, images gained, and all images; None if the tests were of different images.
+        The numbers of images lost, images gained, and all images; None if the two tests used
+        different images.
     """
     same = len(before) == len(after)
     counts = [int((before & ~after).sum()), int((~before & after).sum())] if same else [0, 0]
@@ -56,7 +58,7 @@ def compare_answers(
 
 @contextmanager
 def untouched(trainer: L.Trainer, module: ClassifierModule) -> Iterator[None]:
-    """Compute as in a test, on the Trainer's device, and leave everything as it was."""
+    """Compute as in a test on the Trainer's device, and restore modes and random numbers."""
     modes = {part: part.training for part in module.modules()}
     device = trainer.strategy.root_device
     devices = [device] if device.type == "cuda" else []
@@ -76,7 +78,7 @@ def untouched(trainer: L.Trainer, module: ClassifierModule) -> Iterator[None]:
 
 
 def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
-    """What the attack was."""
+    """The block ``attack`` of ``results.json``."""
     block: dict[str, Any] = {"name": run.choices["attack"]}
     if data.attack.has_trigger:
         block |= run.arguments("attack")
@@ -87,7 +89,7 @@ def attack_block(run: Run, data: BackdoorDataModule) -> dict[str, Any]:
 
 
 def spread(count: int, most: int) -> Tensor:
-    """Up to so many of the rows 0 to ``count`` - 1, evenly spread, ``(n,)``.
+    """At most ``most`` of the rows 0 to ``count`` - 1, evenly spread, ``(n,)``.
 
     Example:
         >>> spread(9, 3).tolist(), spread(2, 3).tolist()
@@ -108,7 +110,7 @@ def trigger_examples(run: Run, data: BackdoorDataModule) -> dict[str, float | No
 
 
 def data_block(run: Run, data: BackdoorDataModule, num_poisoned: int | None) -> dict[str, Any]:
-    """How many rows there were of what."""
+    """The block ``data`` of ``results.json``: how many images each part has."""
     tuning = data.purpose == "purify"
     held_out = 0 if data.held_out_rows is None else len(data.held_out_rows)
     return {
@@ -129,17 +131,16 @@ def findings_block(
     defense: Defense,
     answers: tuple[int, int, int] | None,
 ) -> dict[str, Any]:
-    """What the run chose and what the defense found; with ``shortfalls`` if it is no success.
+    """The choices of the run and the findings of the defense, with ``shortfalls`` if there are any.
 
-    A network that was tuned by automatic settings, or by a defense that keeps a budget, must not
-    cost more on the test images: it is a shortfall if the images show, with 95 % confidence, that
-    it costs more.
+    Automatic settings, and a defense that keeps a budget, must keep it on the test images as well.
+    If these show, with 95 % confidence, that the budget was exceeded, that is a shortfall.
 
     Args:
-        run: Its configuration.
-        searches: What the search for automatic settings tried; empty without such settings.
-        defense: After its run.
-        answers: Test images lost, gained, and all: see :func:`compare_answers`.
+        run: The run.
+        searches: The record of the search for automatic settings; empty without such settings.
+        defense: The defense after its run.
+        answers: Test images lost, gained, and all; see :func:`compare_answers`.
     """
     findings = {**searches, **defense.findings()}
     missed = list(searches.get("shortfalls", []))
@@ -161,7 +162,7 @@ def findings_block(
 
 
 def model_block(run: Run, net: nn.Module) -> dict[str, Any]:
-    """What the network was."""
+    """The block ``model`` of ``results.json``."""
     return {
         "name": run.choices["model"],
         "head": run.head,
@@ -171,7 +172,7 @@ def model_block(run: Run, net: nn.Module) -> dict[str, Any]:
 
 
 def environment(run: Run, trainer: L.Trainer) -> dict[str, Any]:
-    """What it was measured on."""
+    """The block ``environment`` of ``results.json``: machine, precision and versions."""
     device = trainer.strategy.root_device
     packages = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
     code = code_commit()

@@ -1,4 +1,4 @@
-"""How far a purification moved head and features: what can be measured without a trigger."""
+"""Measures how far a purification moved the head and the features; needs no trigger."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MOST_IMAGES = 256
 
 
 class Shift:
-    r"""Looks at a network now, and compares what is there later.
+    r"""Records head and features of a network, and compares them with those of a later time.
 
     Args:
-        run: Its configuration.
-        trainer: Whose device and precision are used.
-        module: The network and what comes before it.
-        data: Up to 256 of the images that the defender holds are looked at.
+        run: The run.
+        trainer: The Trainer, whose device and precision are used.
+        module: The network and its inputs.
+        data: The defender's images; up to 256 of them are used.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Shift:
         self._before = self._look()
 
     def measure(self) -> dict[str, float | None]:
-        r"""Cosines between then and now; None for a network without a head.
+        r"""Cosines between the recorded and the present values; None for a network without a head.
 
         Returns:
             ``head_cosine``: :math:`\cos(W, W_0)` of the head's weights; ``feature_cosine``: the

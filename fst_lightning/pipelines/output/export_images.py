@@ -1,4 +1,4 @@
-"""Writes the images of a run as folders, for other tools and other people."""
+"""Writes the images of a run into folders, for other tools."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fst_lightning.data.sources.exported import COLUMNS, INDEX
 
 
 def check_export(folder: Path, data: BackdoorDataModule) -> None:
-    """Refuse what would fail after the training.
+    """Refuse an export that would fail after the training.
 
     Args:
-        folder: To write to.
-        data: Set up, for a training.
+        folder: The folder to write to.
+        data: The data module, set up for a training.
 
     Raises:
-        FileExistsError: If the folder holds something already.
+        FileExistsError: If the folder is not empty.
         TooLargeError: If the images are streamed, and don't fit into memory.
     """
     for rows in (data.data.train, data.data.test):
@@ -31,7 +31,7 @@ def check_export(folder: Path, data: BackdoorDataModule) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"Expected `export` to name a folder that is empty or not there yet, but {folder} "
-            "holds something. Give another one, or delete it."
+            "is not empty. Give another one, or delete it."
         )
 
 
@@ -44,8 +44,8 @@ def export_images(folder: Path, data: BackdoorDataModule) -> None:
     ``data.triggered_root=FOLDER/triggered`` the third.
 
     Args:
-        folder: Empty, or not there yet.
-        data: Set up, for a training.
+        folder: An empty or a new folder.
+        data: The data module, set up for a training.
     """
     original, plan, test = data.data.train, data.plan, data.data.test.in_memory("export")
     train = data.delivered()
@@ -70,12 +70,11 @@ def _triggered(data: BackdoorDataModule, images: Tensor) -> Tensor:
 
 
 class _Writer:
-    """Writes PNGs in parallel, and the list of them."""
+    """Writes PNG files in parallel, and the list of them."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
         self.folder = folder
-        # A class name may come from anywhere, and a folder name is a path; whoever reads the
-        # folders sorts them.
+        # A class name is not trusted as a path, and the number keeps the order of the classes.
         safe = all(name and "/" not in name and not name.startswith(".") for name in classes)
         safe = safe and sort_classes(classes) == list(classes)
         self.names = classes if safe else tuple(str(label) for label in range(len(classes)))

@@ -1,4 +1,4 @@
-"""Hands the purified network over to programs that know nothing of this one."""
+"""Exports the purified network to formats of other programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 FORMATS = {"onnx": "purified.onnx", "torch_export": "purified.pt2"}
-"""What can be asked for, and the file it makes."""
+"""The formats, and the file of each."""
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
 _CARD_KEY = "fst_lightning"
@@ -28,7 +28,7 @@ class ImagesToLogits(nn.Module):
     r"""A network with its normalization: :math:`f((x - \mu) / \sigma)`.
 
     Args:
-        net: The classifier; it stays as it is.
+        net: The classifier; it is not changed.
         mean: Per channel, of images in [0, 1]; None for a network that takes images as they are.
         std: Per channel, greater than 0; None likewise.
 
@@ -58,7 +58,7 @@ class ImagesToLogits(nn.Module):
 
 
 def check_formats(formats: object) -> tuple[str, ...]:
-    """Refuse what can't be exported, before anything is trained.
+    """Refuse an export that is not possible, before anything is trained.
 
     Args:
         formats: The value of ``export_model``.
@@ -94,24 +94,24 @@ def export_model(
     std: Sequence[float] | None,
     card: str,
 ) -> dict[str, dict[str, Any]]:
-    """Write a network in other formats, and try each file on images.
+    """Write a network in other formats, and test each file on images.
 
-    The graph takes any number of float32 images in [0, 1], ``(N, C, H, W)``, normalizes them
-    itself and gives logits. A file stays only where its logits, read back, are those of the
-    network, for batches of several sizes; whatever goes wrong is told, not raised.
+    The graph takes any number of float32 images in [0, 1], ``(N, C, H, W)``, normalizes them and
+    returns logits. A file is kept only if its logits agree with those of the network, for batches
+    of several sizes. Errors are recorded and not raised.
 
     Args:
         net: The purified network.
         images: ``(N, C, H, W)`` in [0, 1], one or more, to compare on.
-        folder: Where to write.
-        formats: Of :data:`FORMATS`.
+        folder: The folder to write to.
+        formats: Keys of :data:`FORMATS`.
         mean: Per channel, of images in [0, 1]; None for images that are not normalized.
         std: Per channel; None likewise.
-        card: What the network is, as JSON, for the file's metadata.
+        card: Describes the network as JSON, for the file's metadata.
 
     Returns:
-        By format: ``file``, ``bytes`` and ``max_difference`` (of logits, in units of the greatest
-        one), or the ``error`` in one line.
+        By format: ``file``, ``bytes`` and ``max_difference`` (of the logits, relative to the
+        largest one), or ``error`` with one line.
     """
     ready, images = ImagesToLogits(net, mean, std), images.cpu()
     found: dict[str, dict[str, Any]] = {}
@@ -145,7 +145,7 @@ Reader = Callable[[Tensor], Tensor]
 
 
 def _program(ready: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    # From two images: one would be taken for a constant.
+    # Two images, because a batch size of one would become a constant.
     example = images[:1].expand(2, -1, -1, -1).contiguous()
     batch = torch.export.Dim("batch", min=1)
     return torch.export.export(ready, (example,), dynamic_shapes={"images": {0: batch}})
@@ -154,7 +154,7 @@ def _program(ready: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 def _write_torch_export(
     ready: nn.Module, images: Tensor, path: Path, told: Mapping[str, str]
 ) -> Reader:
-    # PyTorch insists on the ending.
+    # PyTorch requires the suffix .pt2.
     torch.export.save(_program(ready, images), path, extra_files=dict(told))
     read = torch.export.load(path).module()
     return lambda batch: read(batch)
@@ -171,7 +171,7 @@ def _write_onnx(ready: nn.Module, images: Tensor, path: Path, told: Mapping[str,
         output_names=["logits"],
     )
     if program is None:
-        raise RuntimeError("torch.onnx.export gave nothing")
+        raise RuntimeError("torch.onnx.export returned nothing")
     program.model.metadata_props.update(told)
     program.save(path, external_data=False)
     options = onnxruntime.SessionOptions()
@@ -187,10 +187,10 @@ _WRITERS: dict[str, Callable[[nn.Module, Tensor, Path, Mapping[str, str]], Reade
 
 
 def _largest_difference(ready: nn.Module, read: Reader, images: Tensor) -> float:
-    """Compare on all images, and on batches of several sizes.
+    """Compare the logits on all images, in batches of several sizes.
 
     Raises:
-        ValueError: If the file gives other logits than the network.
+        ValueError: If the logits of the file differ from those of the network.
     """
     worst = 0.0
     for size in (*_SIZES, len(images)):
@@ -200,7 +200,7 @@ def _largest_difference(ready: nn.Module, read: Reader, images: Tensor) -> float
             raise ValueError(f"its logits are {tuple(got.shape)}, not {tuple(expected.shape)}")
         scale = max(1.0, float(expected.abs().max()))
         difference = float((got - expected).abs().max()) / scale
-        # Written this way round so that NaN, which compares with nothing, is refused too.
+        # `not <=` refuses NaN too.
         if not difference <= _TOLERANCE:
             raise ValueError(f"its logits differ from the network's by {difference:.2g}")
         worst = max(worst, difference)
@@ -209,7 +209,7 @@ def _largest_difference(ready: nn.Module, read: Reader, images: Tensor) -> float
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what exporters say of themselves, and the random numbers as they were."""
+    """Silence the exporters, and restore the random numbers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""Where curves, settings and the charts of the report go: CSV, TensorBoard, W&B, MLflow."""
+"""Sends curves, settings and the charts of the report to CSV, TensorBoard, W&B and MLflow."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ _GROUPS = ("attack", "defense", "data", "model", "training", "tuning", "trainer"
 
 
 def make_loggers(run: Run, stage: str) -> list[Logger]:
-    """The loggers of a Trainer, which are told the settings of the run.
+    """The loggers of a Trainer, with the settings of the run.
 
     Args:
-        run: Its configuration.
-        stage: What is being done; ``{stage}`` in a value of a logger's configuration becomes this,
-            and a logger that writes files gets a folder of this name, for the next would empty it.
+        run: The run.
+        stage: The name of the stage. It replaces ``{stage}`` in the logger's configuration. A
+            logger that writes files gets a folder of this name, because the next stage would empty
+            a shared one.
 
     Raises:
-        ValueError: If W&B has no account, or can't be reached.
+        ValueError: If W&B has no account or cannot be reached.
     """
     loggers = [_make_logger(config, stage) for config in run.parts("logger")]
     for logger in loggers:
@@ -48,9 +49,9 @@ def make_loggers(run: Run, stage: str) -> list[Logger]:
 
 @contextmanager
 def _without_questions() -> Iterator[None]:
-    """Let W&B say what is wrong where it would ask for an account: nobody may be there to answer.
+    """Let W&B raise an error instead of asking for an account; there may be nobody to answer.
 
-    It asks only where its standard input is a terminal.
+    It asks only if its standard input is a terminal.
     """
     import wandb
 
@@ -68,7 +69,7 @@ def _without_questions() -> Iterator[None]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What was chosen, flat: ``{"seed": 0, "attack": "badnets", "attack.patch_size": 3}``."""
+    """The settings, flat: ``{"seed": 0, "attack": "badnets", "attack.patch_size": 3}``."""
     found: dict[str, Any] = {"task": run.cfg.task, "seed": run.cfg.seed}
     for group in _GROUPS:
         if group in run.cfg:
@@ -94,7 +95,7 @@ def _make_logger(config: DictConfig, stage: str) -> Logger:
     if "save_dir" in values:
         values["save_dir"] = str(Path(values["save_dir"]) / stage)
     if "wandb" in str(config._target_).lower() and "wandb" in sys.modules:
-        # Lightning would go on in the run of the stage, or the job of a sweep, before.
+        # Otherwise Lightning would continue the W&B run of the previous stage or job.
         sys.modules["wandb"].finish()
     return make(OmegaConf.create({**told, **values}), Logger)
 
@@ -102,16 +103,16 @@ def _make_logger(config: DictConfig, stage: str) -> Logger:
 def log_report(
     trainer: L.Trainer, results: Mapping[str, Any], page: Page | None, folder: Path
 ) -> list[str]:
-    """Hand the figures and the report of a run to its loggers.
+    """Send the figures and the report of a run to its loggers.
 
     Args:
-        trainer: The one that has the loggers.
+        trainer: The Trainer with the loggers.
         results: The content of results.json.
         page: The report, or None if there is none.
         folder: The folder of the run, with the files of the report.
 
     Returns:
-        What went wrong, one line per logger. The other loggers have what they should.
+        One line per logger that failed; the other loggers are complete.
     """
     troubles = []
     for logger in trainer.loggers:

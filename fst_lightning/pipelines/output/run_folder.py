@@ -1,4 +1,4 @@
-"""The beginning and the end of every run: its folder."""
+"""Prepares the folder of a run, and writes the results and the report into it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def prepare_folder(run: Run) -> None:
     """Make the run's folder and write the resolved configuration into it.
 
     Raises:
-        ValueError: If no report could be made as the configuration wants it.
+        ValueError: If the settings of the report are invalid.
     """
     if run.cfg.get("report"):
         check_projection(run.cfg.report.projection)
     if is_first_process():
-        code_commit()  # Now: the files may be edited while the run lasts.
+        code_commit()  # Now, because the files may be edited during the run.
         run.folder.mkdir(parents=True, exist_ok=True)
-        # Of an earlier run in this folder.
+        # Files of an earlier run in this folder.
         files = "results.json", "failure.json", "traceback.txt", "report.html", "charts.pdf"
         pictures = (run.folder / "charts").glob("*.png")
         for stale in (*(run.folder / name for name in files), *pictures):
@@ -47,8 +47,8 @@ def finish(run: Run, results: dict[str, Any], collector: EvidenceCollector | Non
     """Write ``results.json``, print the final table and write the report.
 
     Args:
-        run: Its configuration.
-        results: What ``results.json`` holds.
+        run: The run.
+        results: The content of ``results.json``.
         collector: What has looked at the networks, for the report; None for a run without one.
     """
     if not is_first_process():
@@ -83,7 +83,7 @@ def _write_report(
         curves = {
             stage: read_curves(run.folder / "curves" / stage / "metrics.csv")
             for stage in ("train", "purify")
-            if results["seconds"][stage]  # else they are of an earlier run in this folder
+            if results["seconds"][stage]  # otherwise they belong to an earlier run
         }
         command = f"python {results['task']}.py {shlex.join(run.overrides)}".rstrip()
         page = run_page(results, collector.evidence(), curves, command)

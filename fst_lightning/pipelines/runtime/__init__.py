@@ -1,1 +1,1 @@
-"""What a run needs of the machine: processes, signals, memory, and a way to resume."""
+"""How a run uses the machine: processes, signals, memory, costs and resuming."""

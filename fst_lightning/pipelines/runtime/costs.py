@@ -1,4 +1,4 @@
-"""What the stages of a run cost: seconds, and memory at its peak."""
+"""Measures the seconds and the peak memory of the stages of a run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fst_lightning.pipelines.runtime.memory import peak_memory_mb, reset_peak_me
 
 
 class Costs:
-    """Seconds and peak memory of the stages of a run, each measured by itself.
+    """The seconds and the peak memory of each stage of a run.
 
     Attributes:
-        seconds: By stage; the sum, where a stage was entered several times.
-        peak_memory_mb: By stage, MiB: of the whole process, imports and images included, or of the
-            GPU, where one was used; the greatest, where a stage was entered several times. Stages
-            whose memory nobody counts are left out.
+        seconds: By stage; the sum if a stage is entered several times.
+        peak_memory_mb: By stage, in MiB: of the GPU if one is used, otherwise of the whole process
+            with imports and images; the maximum if a stage is entered several times. Empty if the
+            system does not count memory.
 
     Example:
         >>> costs = Costs()
@@ -32,7 +32,7 @@ class Costs:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Measure what is done inside, unless it fails."""
+        """Measure the block, unless it raises."""
         reset_peak_memory()
         started = time.perf_counter()
         yield

@@ -1,4 +1,4 @@
-"""The checkpoint that an interrupted run goes on from: the last epoch, whole or not at all."""
+"""Writes the checkpoint from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fst_lightning.checkpoints.write import whole_file
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps the last epoch as ``last.ckpt``, and believes no checkpoint about where that lies.
+    """Keeps the last epoch as ``last.ckpt``, and takes no path from a checkpoint.
 
-    Lightning's own takes over from a checkpoint which file to remove after the next one is
-    written: a name from a file that anybody may have made. (With ``save_top_k=0`` and
-    ``save_last=True`` it writes ``last.ckpt`` at the end of the training alone.)
+    Lightning's own callback reads from a checkpoint which file to remove after it has written the
+    next one, but a checkpoint may come from anybody. (With ``save_top_k=0`` and ``save_last=True``
+    it would write ``last.ckpt`` only at the end of the training.)
 
     Args:
-        work: The folder.
+        work: The folder of ``last.ckpt``.
     """
 
     def __init__(self, work: Path) -> None:
@@ -34,26 +34,26 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the folder is known without it."""
+        """Return nothing, because the folder is known without it."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing over."""
+        """Ignore the state of a checkpoint."""
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside the one before, and only then puts it in its place.
+    """Writes a checkpoint beside the previous one, and then replaces that in one step.
 
-    Lightning's own goes through the system's folder for temporary files: where that is on another
-    disk, a process that is killed while the file is copied leaves half of it, and nothing of the
-    one before.
+    Lightning writes into the system's folder for temporary files and copies from there. If that is
+    on another disk and the process is killed while it copies, half of the new checkpoint is left
+    and nothing of the previous one.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write the file; its folder is made where there is none."""
-        # In memory first: torch hides what the system says where a file can't be written.
+        """Write the file, and make its folder if it does not exist."""
+        # In memory first, because torch hides the system's error if a file cannot be written.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         with whole_file(Path(path)) as temporary:

@@ -1,4 +1,4 @@
-"""The memory of the process: kept from one step to the next, and counted at its peak."""
+"""Keeps freed memory for the next step, and measures the peak memory of the process."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Names of options in glibc's ``malloc.h``."""
 
 _PROCESS = Path("/proc/self")
-"""Where Linux tells a process about itself."""
+"""The folder in which Linux describes a process to itself."""
 
 _LARGEST = 32 * 2**20
-"""The largest threshold that glibc takes."""
+"""The largest threshold that glibc accepts."""
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed, instead of asking the system for it again.
+    """Tell glibc to keep freed memory instead of returning it to the system.
 
-    Activations of tens of megabytes come and go in every step. glibc gives them back to the system,
-    which clears every page before it hands it out again. Settings of the user's (``MALLOC_...``),
-    and other allocators, are left as they are.
+    Each step allocates and frees activations of tens of megabytes. By default, glibc returns them
+    to the system, which clears every page before it hands it out again. Settings of the user
+    (``MALLOC_...``) and other allocators are left as they are.
 
     Returns:
-        Whether the allocator took it.
+        Whether the allocator accepted the setting.
     """
     told = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
     if told or not sys.platform.startswith("linux"):
@@ -36,17 +36,17 @@ def keep_freed_memory() -> bool:
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return False  # musl has no such thing.
+        return False  # musl has no such function.
     kept = set_option(_M_MMAP_THRESHOLD, _LARGEST)
     return bool(kept and set_option(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def reset_peak_memory() -> None:
-    """Let the peak of memory begin anew, from what is held now.
+    """Restart the measurement of peak memory.
 
-    What the allocator keeps for later goes back to the system first, or whatever ran before in this
-    process would count. Where the system knows no new beginning (only Linux does), the peak stays
-    that of the whole process.
+    Memory that the allocator keeps for later is returned to the system first, because otherwise
+    earlier work of this process would count. Only Linux can restart the measurement; on other
+    systems the peak is that of the whole process.
     """
     for device in _gpus():
         torch.cuda.reset_peak_memory_stats(device)
@@ -54,15 +54,15 @@ def reset_peak_memory() -> None:
         return
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):  # a sandbox that lets nobody write there
+    with suppress(OSError):  # a sandbox that forbids writing there
         (_PROCESS / "clear_refs").write_text("5")
 
 
 def peak_memory_mb() -> float | None:
-    """The most memory since `reset_peak_memory`, in MiB; None where nobody counts it.
+    """The peak memory since `reset_peak_memory`, in MiB; None if the system does not count it.
 
-    Of a GPU, what torch has allocated there, where it has anything; else what the process has
-    resident.
+    On a GPU it is the memory that torch has allocated there, otherwise the resident memory of the
+    process.
     """
     if allocated := max((torch.cuda.max_memory_allocated(gpu) for gpu in _gpus()), default=0):
         return allocated / 2**20

@@ -1,4 +1,4 @@
-"""How the first process of a run tells the others what it found."""
+"""Lets the first process of a run tell the others what it found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _PATIENCE = timedelta(days=14)
-"""The first process may wait for another job to train the same model."""
+"""A long time, because the first process may wait for another job that trains the model."""
 
 _questions = itertools.count()
 
@@ -27,7 +27,7 @@ def is_first_process() -> bool:
 def started_together() -> bool:
     """Whether a launcher (torchrun, SLURM) started all processes of this run at once.
 
-    The processes that Lightning starts itself come later, when the first one has decided already.
+    Processes that Lightning starts itself come later, when the first one has decided already.
     """
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
@@ -36,19 +36,19 @@ def started_together() -> bool:
 
 
 def agreed(value: bool) -> bool:
-    """What the first process says, on all processes that were started together; else the value."""
+    """The value of the first process if all were started together; otherwise this one's value."""
     if not started_together():
         return value
     distributed = torch.distributed
     if distributed.is_initialized():
-        # A second question in one run: Lightning's group is there, and talks through its devices.
+        # Lightning's process group exists already and communicates through its devices.
         nccl = distributed.get_backend() == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu"
         said = torch.tensor([int(value)], device=device)
         distributed.broadcast(said, src=0)
         return bool(said.item())
-    # No process group for a word: Lightning's own, a moment later, would meet under the same names
-    # in the same place, and whoever comes late finds the addresses of the group that is gone.
+    # A process group of our own would use the same names in the same store as Lightning's group a
+    # moment later, and a late process would read the addresses of the wrong group.
     store, rank = _blackboard()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     question = f"fst_lightning/{attempt}/{next(_questions)}"
@@ -61,14 +61,14 @@ def agreed(value: bool) -> bool:
 
 @functools.cache
 def _blackboard() -> tuple[TCPStore, int]:
-    """Where the first process writes and all read, for as long as this process lives."""
+    """The store that the first process writes and all read, and the rank of this process."""
     elastic = TorchElasticEnvironment.detect()
     environment = TorchElasticEnvironment() if elastic else SLURMEnvironment()
     rank = environment.global_rank()
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = TCPStore(
         environment.main_address,
-        # Not the port that Lightning binds in a moment, unless torchrun serves there already.
+        # Lightning binds the main port in a moment, unless torchrun serves there already.
         environment.main_port + (0 if served else 1),
         is_master=rank == 0 and not served,
         wait_for_workers=False,

@@ -1,4 +1,4 @@
-"""Where an interrupted run goes on."""
+"""Finds the checkpoint from which a run resumes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Stage = Literal["train", "tune"]
 def resume_point(run: Run, work: Path, stage: Stage) -> Path | None:
     """The checkpoint to continue from; None to start anew.
 
-    ``resume=true`` looks where a run of this very configuration keeps its last checkpoint, and
-    starts anew where there is none: the run was finished, or had not begun. ``resume=PATH`` names
-    a ``.ckpt`` file, or a folder with a ``last.ckpt``.
+    ``resume=true`` looks for the last checkpoint of a run with the same configuration. If there is
+    none, the run has finished or not begun, and the stage starts anew. ``resume=PATH`` names a
+    ``.ckpt`` file, or a folder with a ``last.ckpt``.
 
     Args:
-        run: Its configuration.
-        work: Where a run of this configuration keeps its last checkpoint.
-        stage: ``train`` or ``tune``, whichever is about to begin.
+        run: The run.
+        work: The folder in which a run of this configuration keeps its last checkpoint.
+        stage: The stage that is about to begin, ``train`` or ``tune``.
 
     Raises:
-        FileNotFoundError: If the path holds no checkpoint.
+        FileNotFoundError: If there is no checkpoint at the path.
     """
     last = work / "last.ckpt"
     named = named_checkpoint(run)
@@ -47,13 +47,14 @@ def resume_point(run: Run, work: Path, stage: Stage) -> Path | None:
 def named_digest(run: Run, stage: Stage, own: Path) -> str | None:
     """A digest of the checkpoint that ``resume=PATH`` names for a stage; None without one.
 
-    What it took part in is another model than that of an undisturbed run, and has another key.
+    A model that continues from it differs from that of an uninterrupted run, and so has another
+    key.
 
     Args:
-        run: Its configuration.
+        run: The run.
         stage: ``train`` or ``tune``.
-        own: Where an undisturbed run of this configuration keeps its last checkpoint; to name that
-            is to say ``resume=true``.
+        own: The folder in which an uninterrupted run of this configuration keeps its last
+            checkpoint; naming this one means ``resume=true``.
     """
     path = named_checkpoint(run)
     if path is None or not _is_meant(run, stage):
@@ -65,9 +66,9 @@ def named_digest(run: Run, stage: Stage, own: Path) -> str | None:
 
 
 def _is_meant(run: Run, stage: Stage) -> bool:
-    """Whether ``resume=PATH`` is for this stage: that which the command is about.
+    """Whether ``resume=PATH`` is for this stage, which is that of the command.
 
-    The other one looks for its own checkpoint.
+    Other stages look for their own checkpoint.
     """
     return bool((stage == "train") == (run.cfg.task == "train"))
 
@@ -76,9 +77,9 @@ def named_checkpoint(run: Run) -> Path | None:
     """The checkpoint that ``resume=PATH`` names; None for true and false.
 
     Raises:
-        FileNotFoundError: If the path holds no checkpoint.
-        CheckpointError: If a file is none of Lightning's, or made to harm.
-        ValueError: If a training can't go on from it.
+        FileNotFoundError: If there is no checkpoint at the path.
+        CheckpointError: If the file is not a safe Lightning checkpoint.
+        ValueError: If a training cannot continue from it.
     """
     resume = run.cfg.resume
     if resume is None or isinstance(resume, bool):
@@ -90,7 +91,7 @@ def named_checkpoint(run: Run) -> Path | None:
             f"Expected `resume` to be true, or a checkpoint (.ckpt) or a folder with last.ckpt, "
             f"but there is no file {path}."
         )
-    read_checkpoint(path, plain=True)  # before torch.load, which is not as careful
+    read_checkpoint(path, plain=True)  # before torch.load, which checks less
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         goes_on = isinstance(content, dict) and {"state_dict", "loops"} <= content.keys()

@@ -1,4 +1,4 @@
-"""Whose business SIGTERM is while a Trainer runs."""
+"""Restores the SIGTERM handler that was installed before the Trainer."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import lightning as L
 
 
 class SigtermAsBefore(L.Callback):
-    """Leaves SIGTERM to whoever it was left to before the Trainer.
+    """Restores the SIGTERM handler that was installed before the Trainer.
 
-    Lightning's handler broadcasts to the other processes first, in the middle of whatever they
-    exchange at that moment: then each waits for the other, for ever.
+    Lightning's handler broadcasts to the other processes. If they are exchanging something else at
+    that moment, all of them wait for each other without end.
     """
 
     _before: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Look who that is; Lightning comes after this."""
+        """Remember the handler; Lightning installs its own after this."""
         self._before = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the handler back."""
-        self._put_back()
+        """Restore the handler."""
+        self._restore()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the handler back."""
-        self._put_back()
+        """Restore the handler."""
+        self._restore()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the handler back."""
-        self._put_back()
+        """Restore the handler."""
+        self._restore()
 
-    def _put_back(self) -> None:
-        # None: a handler that is not Python's. Other threads may set none.
+    def _restore(self) -> None:
+        # None stands for a handler outside Python. Only the main thread may set one.
         if self._before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)

@@ -1,4 +1,4 @@
-"""Chooses a learning rate and the weight of a penalty without a trigger: on clean images alone."""
+"""Chooses a learning rate and the weight of a penalty on clean images, without a trigger."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fst_lightning.pipelines.search.probe import Probe, Trial
 from fst_lightning.reports.results.choices import choice
 
 OnNoSetting = Literal["stop", "weakest"]
-"""What a run does if no setting is within the budget: stop, or go on from the least costly one."""
+"""Whether a run without a setting within the budget stops, or takes the least costly one."""
 
 PER_DECADE = 3
-"""How many settings are told apart between one power of ten and the next."""
+"""The number of settings per power of ten."""
 
 _FEWEST = 6
-_BY_HEART = 0.99  # of the images right before: a sign that the network was trained on them
+_BY_HEART = 0.99  # of the images right before suggest that the network was trained on them
 
 
 def choose_settings(
@@ -34,35 +34,36 @@ def choose_settings(
 ) -> dict[str, Any]:
     """Choose what the configuration leaves to the run: a learning rate, then an alpha.
 
-    Each is the strongest that the budget of clean accuracy allows, on a logarithmic grid. To try a
-    setting, copies of the network are tuned for half the epochs of the recipe, one for each of
-    ``tuning.folds`` folds, on all other images of the defender. Together they answer every image
-    once, unseen. The answers are compared with those of the network before, image by image.
+    Each is the strongest value on a logarithmic grid that the budget of clean accuracy allows. To
+    try a value, the defender's images are split into ``tuning.folds`` folds. For each fold, a copy
+    of the network is tuned on the images of the other folds, for half the epochs of the recipe, and
+    classifies the images of this fold. The answers are compared with those of the network before
+    the defense, image by image.
 
-    A setting is rejected if the images show, with 95 % confidence, that it costs more than the
-    budget. The burden of proof is with the weaker defense: nobody can see without a trigger what it
-    leaves behind, but everybody can see clean accuracy.
+    A value is rejected only if the images show, with 95 % confidence, that it costs more than the
+    budget. The search favors the stronger defense, because clean accuracy can be measured without a
+    trigger, but the remaining backdoor cannot.
 
-    The budget is ``tuning.max_ca_drop``. The learning rate is the highest within the budget, or
-    within half of it if alpha is chosen too, which is then at its weakest. A rate that is too low
-    costs accuracy as well if the head is learned anew, so the rates are tried one by one, from the
-    highest. Alpha is the strongest within the budget, by bisection: the drop is assumed to grow
-    with alpha.
+    The budget is ``tuning.max_ca_drop``. The learning rate is the highest within the budget. If
+    alpha is chosen too, the rate has half of the budget and is searched with the weakest alpha. If
+    the head is initialized anew, a rate that is too low costs accuracy as well, so the rates are
+    tried one by one from the highest. Alpha is searched by bisection, because the drop is assumed
+    to grow with alpha.
 
-    If no rate, or not even the weakest alpha, is within the budget, the run stops before the
-    tuning. With ``tuning.on_no_setting=weakest`` it goes on: the least costly setting becomes the
-    baseline, the strongest setting that costs no more than the budget on top of it is chosen, and
-    the results say that the budget was not kept.
+    If no rate is within the budget, or not even the weakest alpha, the run stops before the tuning.
+    With ``tuning.on_no_setting=weakest`` it continues. The least costly value becomes the baseline,
+    the strongest value that costs at most the budget on top of it is chosen, and the results record
+    that the budget was exceeded.
 
     Args:
-        run: Its configuration, with ``tuning.optimizer.lr=auto``, ``defense.alpha=auto`` or both;
-            the numbers that are chosen are written into it.
-        net: The backdoored network; it stays as it is.
-        data: Holds the defender's images. Its test set and trigger are not looked at.
+        run: The run, with ``tuning.optimizer.lr=auto``, ``defense.alpha=auto`` or both; the chosen
+            numbers are written into its configuration.
+        net: The backdoored network; it is not changed.
+        data: The defender's images. Its test set and trigger are not used.
         poisoned: The training set as it was delivered, for a defense that inspects it.
 
     Returns:
-        What was tried, for ``results.json``; with ``shortfalls`` if the budget was not kept.
+        The tried values, for ``results.json``; with ``shortfalls`` if the budget was exceeded.
 
     Raises:
         ValueError: If there are too few images, or no setting is within the budget.
@@ -101,7 +102,7 @@ def choose_settings(
 
 
 def _settle(run: Run, name: str, search: _Search) -> dict[str, Any]:
-    """Write the chosen number into the configuration, and say why it was chosen."""
+    """Write the chosen number into the configuration, and print why it was chosen."""
     search.probe.set(search.key, search.chosen)
     OmegaConf.update(run.cfg, search.key, search.chosen)
     record = search.record()
@@ -115,10 +116,10 @@ class _Search:
 
     Args:
         probe: Tries the values.
-        key: Of the configuration.
-        before: Which images the network gets right before, ``(N,)`` bool.
-        allowed: The drop in clean accuracy that a value may cost, in [0, 1].
-        on_no_setting: What happens if no value is within it.
+        key: Its key in the configuration.
+        before: The images that the network classifies correctly before the defense, ``(N,)`` bool.
+        allowed: The largest drop in clean accuracy, in [0, 1].
+        on_no_setting: Whether to stop or continue if no value is within the budget.
     """
 
     def __init__(
@@ -137,10 +138,10 @@ class _Search:
         self.chosen = math.nan
 
     def highest(self, grid: list[float]) -> None:
-        """Choose the first of the values that fits.
+        """Choose the first value that fits.
 
         Raises:
-            ValueError: If none does and the run is to stop then.
+            ValueError: If none fits and the run must stop then.
         """
         fitting = next(filter(self.fits, grid), None)
         if fitting is None:
@@ -150,10 +151,10 @@ class _Search:
         self.chosen = fitting
 
     def strongest(self, grid: list[float]) -> None:
-        """Choose the last of the values that fits; all before one that fits are assumed to fit.
+        """Choose the last value that fits, assuming that all values before it fit.
 
         Raises:
-            ValueError: If not even the first one fits and the run is to stop then.
+            ValueError: If not even the first one fits and the run must stop then.
         """
         if not self.fits(grid[0]):
             self.compare_with(grid[0])
@@ -167,10 +168,10 @@ class _Search:
         return self.tried[value].found.within(self.allowed)
 
     def compare_with(self, value: float) -> None:
-        """Take the answers under this value as the baseline, for it costs too much itself.
+        """Take the answers with this value as the baseline, because it exceeds the budget itself.
 
         Raises:
-            ValueError: If the run is to stop instead.
+            ValueError: If the run must stop instead.
         """
         self.probe.set(self.key, value)
         trial = self.probe(self.before, 1.0)
@@ -179,16 +180,16 @@ class _Search:
             raise ValueError(self.refusal())
 
     def refusal(self) -> str:
-        """Why the run stops, and what to do."""
+        """The error message: why the run stops, and what to do."""
         right, total = int(self.before.sum()), len(self.before)
         advice = (
-            f"Raise tuning.max_ca_drop, give {self.key} a number, or go on all the same with "
+            f"Raise tuning.max_ca_drop, give {self.key} a number, or continue with "
             "tuning.on_no_setting=weakest (docs/automatic.md)."
         )
         if right >= _BY_HEART * total:
             advice += (
-                f" The network gets {right} of these {total} images right, perhaps because it was "
-                "trained on them: images that it has not seen judge better "
+                f" The network classifies {right} of these {total} images correctly, perhaps "
+                "because it was trained on them. Images that it has not seen estimate better "
                 "(tuning.clean_source=heldout)."
             )
         return (
@@ -198,7 +199,7 @@ class _Search:
         )
 
     def least(self) -> str:
-        """What the least costly value costs; a sentence."""
+        """A sentence on the cost of the least costly value."""
         if self.baseline is None:
             return ""
         value, trial = self.baseline
@@ -210,7 +211,7 @@ class _Search:
         )
 
     def shortfalls(self) -> list[dict[str, str]]:
-        """What ``results.json`` and the report say if no value was within the budget."""
+        """The entry for ``results.json`` and the report if no value was within the budget."""
         if self.baseline is None:
             return []
         return [
@@ -221,7 +222,7 @@ class _Search:
         ]
 
     def record(self) -> dict[str, Any]:
-        """What was tried, as plain values."""
+        """The tried values, as plain data."""
         return {
             "chosen": self.chosen,
             "within_budget": self.baseline is None,
@@ -244,7 +245,7 @@ def _short(value: float) -> str:
 
 
 def log_grid(weakest: float, strongest: float) -> list[float]:
-    """Numbers from the first to the last, at least :data:`PER_DECADE` per power of ten.
+    """Evenly spaced numbers on a logarithmic scale, at least :data:`PER_DECADE` per power of ten.
 
     Example:
         >>> [round(value, 3) for value in log_grid(1.0, 0.01)]
@@ -255,11 +256,11 @@ def log_grid(weakest: float, strongest: float) -> list[float]:
 
 
 def strongest(grid: list[float], fits: Callable[[float], bool]) -> float:
-    """The last of the numbers that fit, by bisection; all before one that fits must fit as well.
+    """Find the last number that fits, by bisection; all numbers before it must fit as well.
 
     Args:
         grid: The numbers in order; the first one is assumed to fit.
-        fits: Called about as often as the logarithm of their count.
+        fits: Whether a number fits; called about log2 of their count times.
 
     Example:
         >>> strongest([1.0, 2.0, 3.0, 4.0, 5.0], lambda number: number < 3.5)

@@ -1,4 +1,4 @@
-"""What a setting of a defense costs in clean accuracy, on images that no step has seen."""
+"""Measures the clean accuracy that a setting of a defense costs, on images unseen in tuning."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from fst_lightning.pipelines.measure.score import untouched
 from fst_lightning.seeds import derived_seed
 
 CONFIDENCE = 0.95
-"""One-sided confidence with which a setting must be shown to cost too much to be rejected."""
+"""The one-sided confidence that is needed to reject a setting."""
 
 _BATCH = 500
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks' answers to the same clean images.
+    """The answers of two networks to the same clean images.
 
     Attributes:
-        lost: Images that only the first one gets right.
-        gained: Images that only the second one gets right.
-        total: Images that were compared.
+        lost: Number of images that only the first network classifies correctly.
+        gained: Number of images that only the second network classifies correctly.
+        total: Number of images.
     """
 
     lost: int
@@ -48,26 +48,26 @@ class Comparison:
 
     @property
     def drop(self) -> float:
-        """How much accuracy the second one lost."""
+        """The accuracy that the second network lost."""
         return (self.lost - self.gained) / self.total
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """What it lost at least, and at most, with a confidence of :data:`CONFIDENCE` each."""
+        """The bounds of that loss, each with confidence :data:`CONFIDENCE`."""
         return paired_drop_interval(self.lost, self.gained, self.total, 2 * CONFIDENCE - 1)
 
     def within(self, allowed: float) -> bool:
-        """Whether the drop may be within what is allowed: it is not shown to be greater."""
+        """Whether the drop is not shown to be greater than allowed."""
         return self.bounds[0] <= allowed
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one setting gave.
+    """The result of one setting.
 
     Attributes:
-        right: Which images were classified right, ``(N,)`` bool.
-        asked: Which images were classified, ``(N,)`` bool: all, unless too much was lost early.
+        right: The images that were classified correctly, ``(N,)`` bool.
+        asked: The images that were classified, ``(N,)`` bool; all, unless the trial ended early.
         found: The comparison with the baseline.
     """
 
@@ -77,21 +77,21 @@ class Trial:
 
     @property
     def drop(self) -> float:
-        """The accuracy that it lost on the images that were asked."""
+        """The accuracy that it lost on the classified images."""
         return (self.found.lost - self.found.gained) / int(self.asked.sum())
 
 
 class Probe:
-    """Answers of briefly tuned copies of a network to images that they have not seen.
+    """Tries settings on copies of a network, and counts correct answers to unseen images.
 
-    The defender's images are split into ``tuning.folds`` folds. One copy per fold is tuned on the
-    images of all other folds and classifies those of the fold, so that every image counts. A
-    defense that holds images out of its steps gets its share of the images that a copy is tuned on.
+    The defender's images are split into ``tuning.folds`` folds. For each fold, a copy is tuned
+    briefly on the images of the other folds and classifies those of this fold, so that every image
+    counts. If the defense holds images out of its steps, they are taken from the tuning images.
 
     Args:
-        run: Its configuration; what :meth:`set` writes goes into a copy.
-        net: The network before the defense; it stays as it is.
-        data: Holds the defender's images.
+        run: The run; :meth:`set` writes into a copy of its configuration.
+        net: The network before the defense; it is not changed.
+        data: The defender's images.
         poisoned: The training set as it was delivered, for a defense that inspects it.
     """
 
@@ -117,25 +117,25 @@ class Probe:
         self._answers: dict[tuple[Any, ...], Tensor] = {}
 
     def before(self) -> Tensor:
-        """Which images the network gets right before the defense, ``(N,)`` bool."""
+        """The images that the network classifies correctly before the defense, ``(N,)`` bool."""
         with TemporaryDirectory() as scratch:
             trainer = make_trainer(self.run, "before", 0, Path(scratch), quiet=True)
             module = make_module(self.run, copy.deepcopy(self.net), NoDefense(), self.data)
             return _right(trainer, module, self.rows)
 
     def set(self, key: str, value: float) -> None:
-        """Tune by this value from now on."""
+        """Use this value in the next trials."""
         OmegaConf.update(self.run.cfg, key, value, force_add=True)
         self._settings[key] = value
 
     def __call__(self, reference: Tensor, allowed: float) -> Trial:
-        """Try the current setting; stop early once the folds so far have lost too much.
+        """Try the current setting, and stop as soon as the folds so far have lost too much.
 
         A fold that was tuned with this setting before is not tuned again.
 
         Args:
-            reference: Which images the baseline gets right, ``(N,)`` bool.
-            allowed: The drop in accuracy that the setting may cost, in [0, 1].
+            reference: The images that the baseline classifies correctly, ``(N,)`` bool.
+            allowed: The largest drop in accuracy, in [0, 1].
         """
         rows = self.rows
         right, asked = (torch.zeros(len(rows), dtype=torch.bool) for _ in range(2))
@@ -154,7 +154,7 @@ class Probe:
         return trial
 
     def _tuned(self, rows: ImageSet, unseen: ImageSet) -> Tensor:
-        """Tune a copy by the recipe, and ask it about images that it has not seen."""
+        """Tune a copy with the recipe, and let it classify images that it has not seen."""
         held_out = None
         if self.data.held_out:
             stream = torch.Generator().manual_seed(derived_seed(self.run.cfg.seed, "unseen"))
@@ -178,7 +178,7 @@ class Probe:
 
 @torch.no_grad()
 def _right(trainer: L.Trainer, module: ClassifierModule, rows: ImageSet) -> Tensor:
-    """Which images are classified as labeled, ``(N,)`` bool; the same in every process."""
+    """The images that are classified as labeled, ``(N,)`` bool; the same in every process."""
     device = trainer.strategy.root_device
     hits = []
     with untouched(trainer, module):
@@ -187,7 +187,7 @@ def _right(trainer: L.Trainer, module: ClassifierModule, rows: ImageSet) -> Tens
             hits.append(module(images.to(device)).argmax(1).cpu() == labels)
     right = torch.cat(hits)
     if trainer.world_size > 1:
-        right = trainer.strategy.broadcast(right)  # a last digit may differ
+        right = trainer.strategy.broadcast(right)  # processes may differ in the last digit
     return right
 
 
@@ -195,9 +195,9 @@ def compare(first: Tensor, second: Tensor, total: int) -> Comparison:
     """Count the images that only one of two networks gets right.
 
     Args:
-        first: ``(n,)`` bool, whether it is right.
-        second: ``(n,)`` bool.
-        total: All images, n or more; those that were not asked count as unchanged.
+        first: ``(n,)`` bool, whether the first network is right.
+        second: ``(n,)`` bool, the same for the second network.
+        total: Number of all images, n or more; those that were not classified count as unchanged.
 
     Example:
         >>> compare(torch.tensor([True, True, False]), torch.tensor([True, False, False]), 3)

@@ -69,7 +69,7 @@ def test_the_index_says_what_every_file_is(tmp_path: Path) -> None:
 
 def test_refuses_a_folder_with_something_in_it(go: Go, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("keep", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="holds something"):
+    with pytest.raises(FileExistsError, match="is not empty"):
         go("attack=badnets", f"export={tmp_path}", task="train")
     assert not (tmp_path / "store" / "models").exists()
 
