@@ -200,7 +200,7 @@ class Scanner:
         return {detector: each.score for detector, each in found.items()}
 
     def _try_triggers(self, net: nn.Module, images: LabeledImages) -> None:
-        """Count how often the recovered triggers work; on later networks, those of the first too."""
+        """Count how often recovered triggers work; on later networks, those of the first too."""
         for name, each in self.found[-1].items():
             now = success(net, each, images)
             self._blocks[-1]["detectors"][name]["trigger"] = trigger_block(now)
