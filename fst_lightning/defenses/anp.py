@@ -135,7 +135,7 @@ class AdversarialNeuronPruning(MaskDefense):
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Put masks on the scales, and make scales and shifts ready for perturbation."""
         super().prepare(net, generator)
-        self._perturbed = [m for m in self._masks.values() if isinstance(m, PerturbedMask)]
+        self._perturbed = [m for m in self.masks.values() if isinstance(m, PerturbedMask)]
         for norm in self._norms.values():
             shift = PerturbedShift()
             attach(norm, "bias", shift)
@@ -157,7 +157,7 @@ class AdversarialNeuronPruning(MaskDefense):
         return self.alpha * natural + (1 - self.alpha) * perturbed
 
     def _perturb(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
-        masks = list(self._masks.values())
+        masks = list(self.masks.values())
         sizes = [mask.mask for mask in masks] * 2  # Scales first, then the shifts of the same.
         deltas = [torch.zeros_like(size) for size in sizes]
         for _ in range(self.inner_steps):

@@ -122,7 +122,7 @@ class NeuralMaskFineTuning(MaskDefense):
         r""":math:`\eta / N_c \sum |1 - m|` over all masks; None if :math:`\eta` is 0."""
         if self.eta == 0:
             return None
-        distance = torch.stack([(1 - mask.mask).abs().sum() for mask in self._masks.values()]).sum()
+        distance = torch.stack([(1 - mask.mask).abs().sum() for mask in self.masks.values()]).sum()
         return self.eta * distance / self.images_per_class
 
     def floor(self, number: int) -> float:
@@ -131,7 +131,7 @@ class NeuralMaskFineTuning(MaskDefense):
 
     def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Record the learned masks."""
-        masks = {name: mask.mask.detach().float() for name, mask in self._masks.items()}
+        masks = {name: mask.mask.detach().float() for name, mask in self.masks.items()}
         self._found = {
             "masked_channels": sum(len(mask) for mask in masks.values()),
             "halved_channels": sum(int((mask < 0.5).sum()) for mask in masks.values()),

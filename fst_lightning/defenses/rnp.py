@@ -134,7 +134,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
         self._restored = False
 
     def _state(self) -> list[Tensor]:
-        masks = {id(mask.mask) for mask in self._masks.values()}
+        masks = {id(mask.mask) for mask in self.masks.values()}
         return [
             value
             for net in self._net
@@ -155,7 +155,7 @@ class ReconstructiveNeuronPruning(MaskDefense):
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Increase the loss on the clean images until the accuracy is low enough."""
-        masks = [mask.mask for mask in self._masks.values()]
+        masks = [mask.mask for mask in self.masks.values()]
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         optimizer = torch.optim.SGD(self._frozen, lr=self.unlearn_lr, momentum=0.9)

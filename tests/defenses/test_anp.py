@@ -35,9 +35,9 @@ def test_the_loss_against_a_slow_loop(inner_steps: int, epsilon: float) -> None:
     generator = pruning.seeded(4)
     masks = {
         name: torch.rand(len(mask.mask), generator=generator)
-        for name, mask in defense._masks.items()
+        for name, mask in defense.masks.items()
     }
-    defense._set(masks)
+    defense.set_masks(masks)
     net.train()
     found = defense.loss(net, images, labels)
 
@@ -72,7 +72,7 @@ def test_the_loss_against_a_slow_loop(inner_steps: int, epsilon: float) -> None:
     assert all(module.delta is None for module in defense._perturbed)
     found.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None for p in net.parameters() if not p.requires_grad)
-    assert all(mask.mask.grad is not None for mask in defense._masks.values())
+    assert all(mask.mask.grad is not None for mask in defense.masks.values())
     defense.finish()
 
 
@@ -97,7 +97,7 @@ def test_masks_stay_between_0_and_1() -> None:
     net, clean = pruning.network(), pruning.clean_data()
     defense = AdversarialNeuronPruning()
     pruning.after_steps(defense, net, clean, steps=3, lr=20.0)
-    masks = torch.cat([mask.mask.detach() for mask in defense._masks.values()])
+    masks = torch.cat([mask.mask.detach() for mask in defense.masks.values()])
     assert masks.min() == 0
     assert masks.max() == 1
     assert 0 < float(defense.statistics()["mask_mean"]) < 1

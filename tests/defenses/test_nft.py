@@ -21,13 +21,13 @@ def test_masks_are_projected_to_their_floor_and_to_1() -> None:
     defense = NeuralMaskFineTuning()
     defense.prepare(net, pruning.seeded())
     for value in (-3.0, 0.1, 0.9, 5.0):
-        defense._set({n: torch.full_like(m.mask, value) for n, m in defense._masks.items()})
+        defense.set_masks({n: torch.full_like(m.mask, value) for n, m in defense.masks.items()})
         defense.after_step()
-        for number, mask in enumerate(defense._masks.values(), start=1):
+        for number, mask in enumerate(defense.masks.values(), start=1):
             floor = FLOORS.get(number, defense.floor(number))
             expected = min(max(value, floor), 1.0)
             assert mask.mask.tolist() == pytest.approx([expected] * len(mask.mask), abs=5e-5)
-    assert list(defense._masks)[:2] == ["bn1", "layer1.0.bn1"]
+    assert list(defense.masks)[:2] == ["bn1", "layer1.0.bn1"]
     defense.finish()
 
 
@@ -62,7 +62,7 @@ def test_the_penalty_is_the_distance_from_1_a_class() -> None:
     assert float(penalty.detach()) == 0
     defense.study(net, clean, pruning.seeded())
     total = 0.0
-    for number, mask in enumerate(defense._masks.values(), start=1):
+    for number, mask in enumerate(defense.masks.values(), start=1):
         with torch.no_grad():
             mask.mask.fill_(1 - number / 100)
         total += number / 100 * len(mask.mask)
@@ -70,7 +70,7 @@ def test_the_penalty_is_the_distance_from_1_a_class() -> None:
     assert penalty is not None
     assert float(penalty.detach()) == pytest.approx(0.5 * total / (24 / 4), rel=1e-4)
     penalty.backward()  # type: ignore[no-untyped-call]
-    for mask in defense._masks.values():
+    for mask in defense.masks.values():
         assert mask.mask.grad is not None
         assert mask.mask.grad.tolist() == pytest.approx([-0.5 / 6] * len(mask.mask))
     defense.finish()

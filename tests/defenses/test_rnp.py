@@ -30,7 +30,7 @@ def test_unlearning_stops_once_the_classes_are_forgotten() -> None:
     moved = [n for n, p in net.named_parameters() if not torch.equal(p, before[n])]
     assert moved == [n for n in before if not n.endswith("mask")]
     assert [p for p in net.parameters() if p.requires_grad] == [
-        mask.mask for mask in defense._masks.values()
+        mask.mask for mask in defense.masks.values()
     ]
     assert not any(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
     defense.finish()
@@ -90,7 +90,7 @@ def test_a_step_of_ascent_by_hand() -> None:
     gradients = [p.grad for p in other.parameters() if p.grad is not None]
     norm_of_all = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     scale = min(1.0, 20.0 / float(norm_of_all))
-    masks = {id(mask.mask) for mask in defense._masks.values()}
+    masks = {id(mask.mask) for mask in defense.masks.values()}
     found = dict(net.named_parameters())
     for name, parameter in other.named_parameters():
         layer, _, kind = name.rpartition(".")
@@ -138,7 +138,7 @@ def test_a_resumed_run_still_has_the_original() -> None:
     other.load_state_dict(net.state_dict())
     second.load_state_dict(first.state_dict())
     assert second.findings()["unlearned_accuracy"] == first.findings()["unlearned_accuracy"]
-    second._set({name: torch.ones_like(m.mask) for name, m in second._masks.items()})
+    second.set_masks({name: torch.ones_like(m.mask) for name, m in second.masks.items()})
     second.finish()
     for name, value in other.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -168,9 +168,9 @@ def test_the_network_is_an_ordinary_one_afterwards() -> None:
     defense = unlearning(max_pruning_ca_drop=1.0)
     defense.prepare(net, pruning.seeded())
     defense.study(net, clean, pruning.seeded())
-    defense._set({n: torch.full_like(m.mask, 0.96) for n, m in defense._masks.items()})
+    defense.set_masks({n: torch.full_like(m.mask, 0.96) for n, m in defense.masks.items()})
     with torch.no_grad():
-        defense._masks["layer1.0.bn1"].mask[1] = 0.2
+        defense.masks["layer1.0.bn1"].mask[1] = 0.2
     defense.conclude(net, clean, pruning.seeded())
     masked = pruning.logits(net, clean)
     assert defense.findings()["pruned"] == {"layer1.0.bn1": [1]}

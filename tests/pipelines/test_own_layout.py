@@ -36,7 +36,7 @@ def test_a_network_that_views_is_trained_purified_and_measured(
     assert results["after"]["ca"] is not None
     printed = capsys.readouterr().out
     assert "cannot compute in the memory layout channels_last (view size is not" in printed
-    assert "the contiguous one is used" in printed
+    assert "so it uses the contiguous one" in printed
 
 
 @pytest.mark.parametrize("task", ["train", "purify"])

@@ -208,7 +208,7 @@ class MaskDefense(Defense):
         # Kept in containers so that `nn.Module` does not register them and save the weights twice.
         self._net: list[nn.Module] = []
         self._norms: dict[str, _BatchNorm] = {}
-        self._masks: dict[str, ChannelMask] = {}
+        self.masks: dict[str, ChannelMask] = {}
         self._momenta: dict[str, float | None] = {}
         self._frozen: list[nn.Parameter] = []
         self._found: dict[str, Any] = {}
@@ -220,8 +220,8 @@ class MaskDefense(Defense):
         self._net, self._norms, self._found = [net], norms, {}
         self._frozen = freeze(net.parameters())
         for name, norm in norms.items():
-            self._masks[name] = self.make_mask(norm.weight)
-            attach(norm, "weight", self._masks[name])
+            self.masks[name] = self.make_mask(norm.weight)
+            attach(norm, "weight", self.masks[name])
         self._momenta = {name: norm.momentum for name, norm in norms.items()}
         for norm in norms.values():
             # In training mode, normalize by the batch without updating the running statistics.
@@ -234,7 +234,7 @@ class MaskDefense(Defense):
     @torch.no_grad()
     def after_step(self) -> None:
         r"""Project: :math:`m \in [\mu_l, 1]`, with :meth:`floor` for :math:`\mu_l`."""
-        for number, mask in enumerate(self._masks.values(), start=1):
+        for number, mask in enumerate(self.masks.values(), start=1):
             mask.mask.clamp_(self.floor(number), 1)
 
     def floor(self, number: int) -> float:
@@ -249,7 +249,7 @@ class MaskDefense(Defense):
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:
         """The mean and the minimum of all masks."""
-        masks = torch.cat([mask.mask.float() for mask in self._masks.values()])
+        masks = torch.cat([mask.mask.float() for mask in self.masks.values()])
         return {"mask_mean": masks.mean(), "mask_min": masks.min()}
 
     @torch.no_grad()
@@ -267,21 +267,21 @@ class MaskDefense(Defense):
             max_ca_drop: In [0, 1].
         """
         judges = clean if clean.held_out is None else clean.held_out
-        values = {name: mask.mask.detach().clone() for name, mask in self._masks.items()}
-        self._set({name: torch.ones_like(value) for name, value in values.items()})
+        values = {name: mask.mask.detach().clone() for name, mask in self.masks.items()}
+        self.set_masks({name: torch.ones_like(value) for name, value in values.items()})
         before = after = accuracy(net, judges)
         threshold, pruned = 0.0, {name: torch.zeros_like(v).bool() for name, v in values.items()}
         least = (-1.0, 0.0, 0)  # accuracy, threshold and channels of the least costly refused one
         for candidate in THRESHOLDS:
             flags = {name: value < candidate for name, value in values.items()}
-            self._set({name: (~flag).to(values[name].dtype) for name, flag in flags.items()})
+            self.set_masks({name: (~flag).to(values[name].dtype) for name, flag in flags.items()})
             reached = accuracy(net, judges)
             if reached >= before - max_ca_drop - 1e-9:
                 threshold, pruned, after = candidate, flags, reached
                 break
             if reached >= least[0]:
                 least = reached, candidate, sum(int(flag.sum()) for flag in flags.values())
-        self._set({name: (~flag).to(values[name].dtype) for name, flag in pruned.items()})
+        self.set_masks({name: (~flag).to(values[name].dtype) for name, flag in pruned.items()})
         count = sum(int(flag.sum()) for flag in pruned.values())
         total = sum(len(flag) for flag in pruned.values())
         if count:
@@ -311,9 +311,10 @@ class MaskDefense(Defense):
         }
 
     @torch.no_grad()
-    def _set(self, values: Mapping[str, Tensor]) -> None:
+    def set_masks(self, values: Mapping[str, Tensor]) -> None:
+        """Set masks, by the name of their BatchNorm layer, to values of the same shape."""
         for name, value in values.items():
-            self._masks[name].mask.copy_(value)
+            self.masks[name].mask.copy_(value)
 
     def finish(self) -> None:
         """Fold the masks into the scales; undo the freezes."""
@@ -323,7 +324,7 @@ class MaskDefense(Defense):
                 norm.momentum = self._momenta[name]
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-        self._masks, self._momenta, self._frozen = {}, {}, []
+        self.masks, self._momenta, self._frozen = {}, {}, []
         self._norms, self._net = {}, []
 
     def findings(self) -> dict[str, Any]:

@@ -66,8 +66,8 @@ def adopt_card(run: Run, checkpoint: Checkpoint) -> Run:
         if name not in groups()["model"]:
             raise ValueError(
                 f"Expected `model=` or `model._target_=package.module.Class` beside "
-                f"{checkpoint.path}, because no network here is called {name[:100]!r}, and no class "
-                f"is taken from a file. Valid: {', '.join(groups()['model'])}."
+                f"{checkpoint.path}, because no network here is called {name[:100]!r}, and no "
+                f"class is taken from a file. Valid: {', '.join(groups()['model'])}."
             )
         numbers = sum(tensor.numel() for tensor in checkpoint.tensors.values())
         checked = check_description(

@@ -138,9 +138,9 @@ def test_a_cut_prunes_the_largest_set_that_is_cheap() -> None:
     generator = pruning.seeded(3)
     values = {
         name: torch.rand(mask.mask.shape, generator=generator) ** 0.25
-        for name, mask in defense._masks.items()
+        for name, mask in defense.masks.items()
     }
-    defense._set(values)
+    defense.set_masks(values)
 
     def loss_of_accuracy(threshold: float) -> float:
         cut = copy.deepcopy(plain)
@@ -189,7 +189,7 @@ def test_a_cut_that_costs_too_much_prunes_nothing() -> None:
     defense = AdversarialNeuronPruning(max_pruning_ca_drop=0.0)
     defense.prepare(net, pruning.seeded())
     # Every mask lies below the least threshold: without any channel all images look alike.
-    defense._set({name: torch.zeros(len(m.mask)) for name, m in defense._masks.items()})
+    defense.set_masks({name: torch.zeros(len(m.mask)) for name, m in defense.masks.items()})
     assert len(set(clean.labels.tolist())) > 1
     defense.conclude(net, clean, pruning.seeded())
     defense.finish()

@@ -76,7 +76,7 @@ def test_another_order_of_the_classes_stops_and_is_told(start: Start) -> None:
     # Label k belongs to the class that the network gives it to.
     names = [OTHER.index(label) for label in range(CLASSES)]
     listed = ",".join(f'"class {name}"' for name in names)
-    assert "one folder for each class, say data=image_folder, and set" in text
+    assert "one folder for each class, set data=image_folder, and set" in text
     assert f"'data.classes=[{listed}]'" in text
     assert "on_mismatch=warn" in text
 
