@@ -1,6 +1,7 @@
 """Clean accuracy, attack success rate, robust accuracy, DER, intervals, paired tests."""
 
 from fst_lightning.metrics.backdoor import BackdoorMetrics
+from fst_lightning.metrics.effectiveness import defense_effectiveness_rating
 from fst_lightning.metrics.interval import rate_difference_interval, wilson_interval
 from fst_lightning.metrics.paired import paired_drop_interval
 from fst_lightning.metrics.rates import (
@@ -10,7 +11,6 @@ from fst_lightning.metrics.rates import (
     RobustAccuracy,
     matches,
 )
-from fst_lightning.metrics.rating import defense_effectiveness_rating
 
 __all__ = [
     "AttackSuccessRate",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.arguments import ShowsArguments
+from fst_lightning.argument_repr import ShowsArguments
 from fst_lightning.attacks.common.plan import PoisonPlan, draw_rows
 from fst_lightning.pixels import check_pixels
 from fst_lightning.seeds import derived_seed

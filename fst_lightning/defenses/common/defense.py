@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.arguments import ShowsArguments
+from fst_lightning.argument_repr import ShowsArguments
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.found_buffers import FoundBuffers
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded

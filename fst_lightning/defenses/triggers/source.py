@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fst_lightning.arguments import ShowsArguments
+from fst_lightning.argument_repr import ShowsArguments
 from fst_lightning.defenses.common.clean_data import LabeledImages
 from fst_lightning.defenses.common.found_buffers import FoundBuffers
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fst_lightning.arguments import ShowsArguments
+from fst_lightning.argument_repr import ShowsArguments
 from fst_lightning.attacks import BadNets, Blended
 from fst_lightning.defenses import FST, Defense, FineTuning
 
