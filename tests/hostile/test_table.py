@@ -48,7 +48,7 @@ def test_the_table_counts_the_corpus() -> None:
 
 def test_every_place_that_content_reaches_has_a_guard_and_a_test() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    part = text.partition("## Content of a file reaches here")[2].partition("\n## ")[0]
+    part = text.partition("## What guards each place")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| .* \| `([\w.]+)` \| `([\w/]+\.py)::(\w+)` \|$", part, re.MULTILINE)
     assert len(rows) == part.count("\n| ") - 1  # all but the head
     for guard, file, test in rows:
