@@ -18,6 +18,8 @@ from fst_lightning.pipelines.runtime.last_checkpoint import WholeFiles
 from tests.cli.conftest import Command, Outcome
 
 LINES = ("report.enabled=false", "training.max_epochs=2", "hydra.run.dir=run/one")
+ONE_REASON = pytest.mark.parametrize("lose_locks", ["ENOLCK"], indirect=True)
+"""A command treats all reasons alike: the tests of locks and of the store go through them."""
 
 
 @contextmanager
@@ -105,6 +107,7 @@ def test_a_store_that_is_read_only_and_empty(tmp_path: Path, command: Command) -
         check_line(failed, "the store cannot be written", "paths.store=")
 
 
+@ONE_REASON
 def test_a_disk_without_locks(
     lose_locks: Callable[[], str], command: Command, tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ def test_a_disk_without_locks(
     assert not list((tmp_path / "store").rglob("*.*"))
 
 
+@ONE_REASON
 def test_a_disk_without_locks_serves_what_it_holds(
     lose_locks: Callable[[], str], command: Command
 ) -> None:
