@@ -23,6 +23,8 @@ from fst_lightning.defenses.triggers import (
     RandomTriggers,
     TriggerSource,
     TriggerSources,
+    UniversalTriggers,
+    WarpTriggers,
     put_triggers,
     study_sources,
 )
@@ -37,13 +39,15 @@ class AutoPurification(FST):
     it learns to ignore triggers. The network from before the purification teaches it what the
     clean task needs. The parts cover each other's gaps.
 
-    1. Before the tuning, a generator of triggers is recovered from the network
-       (:class:`~fst_lightning.defenses.triggers.InvertedTriggers`), and the smallest patch of each
-       class (:class:`~fst_lightning.defenses.triggers.PatchTriggers`). While the network is tuned,
-       a share of the images gets them and keeps its labels.
-    2. Another share, drawn independently, gets random triggers
-       (:class:`~fst_lightning.defenses.triggers.RandomTriggers`), for backdoors that neither
-       search finds.
+    1. Before the tuning, the smallest patch
+       (:class:`~fst_lightning.defenses.triggers.PatchTriggers`) and the smallest perturbation
+       (:class:`~fst_lightning.defenses.triggers.UniversalTriggers`) of each class are recovered.
+       If those of a class are much smaller than those of the others, a share of the images gets
+       them while the network is tuned.
+    2. Other shares, drawn independently, get random noise, waves and patches
+       (:class:`~fst_lightning.defenses.triggers.RandomTriggers`) and random warps
+       (:class:`~fst_lightning.defenses.triggers.WarpTriggers`), for backdoors that neither search
+       finds. All images keep their labels.
     3. The network from before the purification is a teacher: on the same images *without* triggers
        it says what the clean task needs. It never sees a trigger, so it cannot hand the backdoor
        on.
@@ -52,8 +56,8 @@ class AutoPurification(FST):
         + \lambda\, T^2\, \mathrm{KL}\big(p_T(f_0(x)) \,\|\, p_T(f(t(x)))\big)
         + \alpha \langle W, W_0 \rangle
 
-    with the triggers :math:`t`, the old network :math:`f_0`, the softmax :math:`p_T` at temperature
-    :math:`T`, and the weights averaged over the steps.
+    with the triggers :math:`t`, the old network :math:`f_0`, and the softmax :math:`p_T` at
+    temperature :math:`T`.
 
     Args:
         alpha: Weight :math:`\alpha` of FST's penalty, 0 or more. On the networks that the recipe
@@ -62,11 +66,12 @@ class AutoPurification(FST):
         reinit: How the head is drawn anew: ``orthogonal``, ``uniform`` or ``none``.
         distillation: :math:`\lambda`, the share of the teacher in the loss, in [0, 1].
         temperature: :math:`T`, greater than 0.
-        averaging: Decay of the exponential moving average of the weights, in [0, 1); 0 keeps the
-            last weights.
-        inverted_share: Share of the images with the trigger of the generator, in [0, 1].
+        random_share: Share of the images with random noise, waves and patches, in [0, 1].
+        warp_share: Share of the images with a random warp, in [0, 1].
         patch_share: Share of the images with the patch of a suspected class, in [0, 1].
-        random_share: Share of the images with a random trigger, in [0, 1].
+        universal_share: Share of the images with the perturbation of a suspected class, in [0, 1].
+        inverted_share: Share of the images with the trigger of a recovered generator
+            (:class:`~fst_lightning.defenses.triggers.InvertedTriggers`), in [0, 1].
         head: Dotted name of the linear head; None finds it.
 
     Shape:
@@ -79,21 +84,21 @@ class AutoPurification(FST):
         Clean images with true labels, and a linear head that takes one feature vector per image.
 
     Cost:
-        One inversion of a generator and one search for a patch per class, then the tuning. Each
-        step takes one forward and backward pass, and one forward pass of the teacher.
+        A search for a patch and one for a perturbation per class, then the tuning. Each step takes
+        one forward and backward pass, and one forward pass of the teacher.
         ``docs/auto.md`` lists measured seconds.
 
     When it fails:
-        A backdoor stays if neither search finds it and no random trigger resembles it, such as a
-        faint sinusoid. All-to-all attacks are covered only in part, because the generator learns
-        one trigger for all classes. With few images, teacher and labels say little.
+        A backdoor stays if neither search finds it and no random trigger resembles it. The searches
+        look for a class that stands out, so they find no all-to-all backdoor. With few images,
+        teacher and labels say little.
 
     Note:
         Use a detector before and after, and FST's shift (``alpha=0.05, reinit="orthogonal"``) if
         the network is still suspicious.
 
     Example:
-        >>> defense = AutoPurification(inverted_share=0.0, patch_share=0.0)
+        >>> defense = AutoPurification(universal_share=0.0, patch_share=0.0)
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> defense.prepare(net, torch.Generator().manual_seed(0))
         >>> clean = CleanData(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]))
@@ -123,8 +128,6 @@ class AutoPurification(FST):
 
     original: Tensor
     """The network from before the purification, as one vector."""
-    average: Tensor
-    """The moving average of the weights, as one vector; empty before the first step."""
 
     def __init__(
         self,
@@ -132,40 +135,37 @@ class AutoPurification(FST):
         reinit: Reinit = "none",
         distillation: float = 0.7,
         temperature: float = 2.0,
-        averaging: float = 0.99,
-        inverted_share: float = 0.5,
-        patch_share: float = 0.3,
         random_share: float = 0.5,
+        warp_share: float = 0.3,
+        patch_share: float = 0.2,
+        universal_share: float = 0.2,
+        inverted_share: float = 0.0,
         head: str | None = None,
     ) -> None:
         super().__init__(alpha=alpha, reinit=reinit, project_norm=reinit != "none", head=head)
         check_number("distillation", distillation, high=1)
         check_number("temperature", temperature, low_open=True)
-        check_number("averaging", averaging, high=1, high_open=True)
         self.distillation = distillation
         self.temperature = temperature
-        self.averaging = averaging
-        self.inverted_share = inverted_share
-        self.patch_share = patch_share
         self.random_share = random_share
-        sources: list[TriggerSource] = []
-        if inverted_share:
-            sources.append(InvertedTriggers(inverted_share, head=head))
-        if patch_share:
-            sources.append(PatchTriggers(patch_share))
-        if random_share:
-            sources.append(RandomTriggers(random_share))
-        self.triggers = TriggerSources(sources)
-        for name in ("original", "average"):
-            self.register_buffer(name, torch.empty(0))
+        self.warp_share = warp_share
+        self.patch_share = patch_share
+        self.universal_share = universal_share
+        self.inverted_share = inverted_share
+        sources: list[TriggerSource] = [
+            RandomTriggers(random_share),
+            WarpTriggers(warp_share),
+            PatchTriggers(patch_share),
+            UniversalTriggers(universal_share),
+            InvertedTriggers(inverted_share, head=head),
+        ]
+        self.triggers = TriggerSources(source for source in sources if source.share)
+        self.register_buffer("original", torch.empty(0))
         self.pixel_range = PixelRange()
-        self.register_buffer("steps", torch.zeros(()))
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Keep the network as it is, then prepare the head as FST does."""
         self.original = snapshot(net)
-        self.average = torch.empty(0)
-        self.steps = torch.zeros(())
         super().prepare(net, generator)
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
@@ -200,27 +200,6 @@ class AutoPurification(FST):
         pixels = self.pixel_range.to_pixels(images)
         changed = put_triggers(self.triggers, pixels, labels, classify)
         return self.pixel_range.to_inputs(changed).to(images.dtype)
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Project the head, and let the average follow the weights."""
-        super().after_step()
-        if self.averaging == 0:
-            return
-        (net,) = self._net
-        weights = snapshot(net)
-        self.steps = self.steps.to(weights.device) + 1
-        if len(self.average) == 0:
-            self.average = weights
-            return
-        # At first the average follows closely, so that the weights before the steps do not count.
-        decay = torch.clamp((1 + self.steps) / (10 + self.steps), max=self.averaging)
-        self.average.lerp_(weights, (1 - decay).to(weights.dtype))
-
-    def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
-        """Put the averaged weights into the network."""
-        if len(self.average):
-            restore(net, self.average.to(self.original.device))
 
     def findings(self) -> dict[str, Any]:
         """What the sources found in the network."""

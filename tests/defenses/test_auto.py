@@ -1,4 +1,4 @@
-"""Automatic purification: its loss by hand, its teacher, its average, and a whole run."""
+"""Automatic purification: its loss by hand, its teacher, its sources, and a whole run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fst_lightning.pipelines import purify
 from tests import tiny
 from tests.defenses.drive import drive
 
-PLAIN: dict[str, Any] = {"inverted_share": 0.0, "patch_share": 0.0, "random_share": 0.0}
+SHARES = ("random_share", "warp_share", "patch_share", "universal_share", "inverted_share")
+PLAIN: dict[str, Any] = dict.fromkeys(SHARES, 0.0)
 
 
 def clean_data(count: int = 24) -> CleanData:
@@ -68,22 +69,15 @@ def test_the_teacher_sees_no_trigger_and_gets_no_gradient() -> None:
     assert torch.equal(defense.original[: first.numel()], first)
 
 
-def test_the_average_follows_the_steps() -> None:
-    decay = 0.5
-    defense, net, _ = prepared(averaging=decay, alpha=0.0, reinit="none")
-    expected: Tensor | None = None
-    for step in range(1, 6):
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter.add_(0.1 * step)
-        defense.after_step()
-        weights = torch.cat([p.detach().flatten() for p in net.parameters()])
-        kept = min(decay, (1 + step) / (10 + step))
-        expected = weights if expected is None else kept * expected + (1 - kept) * weights
-    defense.conclude(net, clean_data(), torch.Generator())
-    assert expected is not None
-    found = torch.cat([p.detach().flatten() for p in net.parameters()])
-    assert torch.allclose(found, expected, atol=1e-6)
+@pytest.mark.parametrize("share", SHARES)
+def test_each_share_adds_its_source(share: str) -> None:
+    names = {"random": "Random", "warp": "Warp", "patch": "Patch", "universal": "Universal"}
+    names["inverted"] = "Inverted"
+    defense = AutoPurification(**(PLAIN | {share: 0.25}))
+    (source,) = defense.triggers
+    assert type(source).__name__ == names[share.removesuffix("_share")] + "Triggers"
+    assert source.share == 0.25
+    assert list(AutoPurification(**PLAIN).triggers) == []
 
 
 def test_without_any_part_it_is_fine_tuning() -> None:
@@ -91,7 +85,7 @@ def test_without_any_part_it_is_fine_tuning() -> None:
 
     states = []
     for defense in (
-        AutoPurification(**PLAIN, distillation=0.0, averaging=0.0, alpha=0.0, reinit="none"),
+        AutoPurification(**PLAIN, distillation=0.0, alpha=0.0, reinit="none"),
         FineTuning(),
     ):
         net = tiny.conv_net()
@@ -110,13 +104,13 @@ def test_purify_runs_it_by_name() -> None:
         tiny.conv_net(), loader, "auto", max_epochs=1, return_result=True, accelerator="cpu"
     )
     found = result.findings["triggers"]
-    assert set(found) == {"InvertedTriggers", "PatchTriggers"}
+    assert set(found) == {"PatchTriggers", "UniversalTriggers"}
     assert all(bool(p.isfinite().all()) for p in result.net.parameters())
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("distillation", 1.2), ("temperature", 0.0), ("averaging", 1.0), ("patch_share", 2.0)],
+    [("distillation", 1.2), ("temperature", 0.0), ("patch_share", 2.0)],
 )
 def test_arguments_out_of_their_range(name: str, value: float) -> None:
     options: dict[str, Any] = {name: value}

@@ -10,6 +10,8 @@ from fst_lightning.defenses.triggers.source import (
     put_triggers,
     study_sources,
 )
+from fst_lightning.defenses.triggers.universal import UniversalTriggers
+from fst_lightning.defenses.triggers.warp import WarpTriggers
 
 __all__ = [
     "AdversarialTriggers",
@@ -18,6 +20,8 @@ __all__ = [
     "RandomTriggers",
     "TriggerSource",
     "TriggerSources",
+    "UniversalTriggers",
+    "WarpTriggers",
     "put_triggers",
     "random_triggers",
     "study_sources",

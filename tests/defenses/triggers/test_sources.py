@@ -178,11 +178,15 @@ def test_patches_of_suspected_classes_alone() -> None:
     masks[4, :, 0, 0] = 1.0  # One pixel, where all other classes take eight.
     source.search.masks, source.search.patterns = masks, torch.ones(5, 3, 4, 4)
     source.search.rates = torch.ones(5)
-    assert source.search.flagged.tolist() == [4]
+    assert source.suspected.tolist() == [4]
     changed = source(images, torch.zeros(6), nothing)
     assert torch.equal(changed[..., 0, 0], torch.ones(6, 3))
     assert int((changed != images).sum()) == 6 * 3
-    assert "summary" not in source.findings()
+    assert source.findings()["suspected"] == [4]
+    assert set(source.findings()) == {"norms", "success", "suspected"}
+    # A patch that does not work is no sign of a backdoor, however small it is.
+    source.search.rates = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5])
+    assert source.suspected.tolist() == []
 
 
 def test_one_perturbation_raises_the_loss_and_stays_in_its_ball() -> None:
