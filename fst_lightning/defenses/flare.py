@@ -82,7 +82,12 @@ class FLARE(DatasetDefense):
     Note:
         The paper's abstract calls the cluster with the *higher stability* the poisoned one. The
         public code cuts the tree at the first stable cluster and calls the *largest* cluster clean,
-        and so does this class. Rows that belong to no cluster stay in the training set.
+        and so does this class, because the size of a cluster needs no further definition. On
+        backdoored networks of the digits, both rules suspected the same cluster if stability is the
+        range of :math:`\lambda` over which a cluster exists. They differed with HDBSCAN's own
+        stability, a sum over the rows of a cluster: it is largest for the large clean cluster, so
+        that the clean rows would be removed. Rows that belong to no cluster stay in the training
+        set.
 
     Example:
         >>> net = nn.Sequential(nn.BatchNorm2d(3)).eval()
