@@ -219,12 +219,13 @@ def batchnorm_scores(net: nn.Module, images: LabeledImages, batch_size: int = 50
         mean, variance = norms[name].running_mean, norms[name].running_var
         assert mean is not None
         assert variance is not None
-        spread = variance.float()[:, None] + _EPSILON
-        squares = (values - mean.float()[:, None]).square() / spread
-        likely = -0.5 * (squares + torch.log(2 * math.pi * spread))
         if values.shape[1] % size[0] == 0:
-            by_image = likely.reshape(len(likely), size[0], -1)
-            found[name].append(by_image.amin(dim=(0, 2)).cpu())
+            # The least likely value of a channel is the one farthest from its mean.
+            distances = (values - mean.float()[:, None]).abs_().reshape(len(values), size[0], -1)
+            spread = variance.float()[:, None] + _EPSILON
+            squares = distances.amax(2).square() / spread
+            likely = -0.5 * (squares + torch.log(2 * math.pi * spread))
+            found[name].append(likely.amin(0).cpu())
 
     watch_inputs(net, norms, sized(), look)
     columns = [torch.cat(parts) for parts in found.values() if parts]
