@@ -19,6 +19,7 @@ from fst_lightning.defenses.common.channel_masks import (
     detach,
 )
 from fst_lightning.defenses.common.clean_data import CleanData
+from fst_lightning.defenses.common.known_gradient import gradients, with_gradients
 from fst_lightning.validate import check_number
 
 
@@ -108,6 +109,7 @@ class AdversarialNeuronPruning(MaskDefense):
         - :class:`~fst_lightning.defenses.NeuralMaskFineTuning`: masks without pruning.
     """
 
+    searches_in_bfloat16: ClassVar[bool] = True
     held_out: ClassVar[float] = 0.2
 
     def __init__(
@@ -148,30 +150,43 @@ class AdversarialNeuronPruning(MaskDefense):
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The weighted sum of the plain loss and the loss under the worst perturbation found."""
         try:
-            self._perturb(net, images, labels)
+            natural = self._perturb(net, images, labels)
             perturbed = functional.cross_entropy(net(images), labels)
         finally:
             for module in self._perturbed:
                 module.delta = None
-        natural = functional.cross_entropy(net(images), labels)
         return self.alpha * natural + (1 - self.alpha) * perturbed
 
-    def _perturb(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
-        masks = list(self.masks.values())
-        sizes = [mask.mask for mask in masks] * 2  # Scales first, then the shifts of the same.
-        deltas = [torch.zeros_like(size) for size in sizes]
+    def _perturb(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Set the worst perturbation, and return the loss without one.
+
+        The search starts from zero, so that its first pass is the one without a perturbation. One
+        backward pass through it gives the gradient in the masks and in the perturbation.
+        """
+        masks = [mask.mask for mask in self.masks.values()]
+        deltas = [torch.zeros_like(mask) for mask in masks * 2]  # Scales first, then shifts.
+        natural: Tensor | None = None
         for _ in range(self.inner_steps):
             for module, delta in zip(self._perturbed, deltas, strict=True):
                 module.delta = delta.requires_grad_()
-            worst = functional.cross_entropy(net(images), labels)
-            gradients = torch.autograd.grad(worst, deltas, allow_unused=True)
+            loss = functional.cross_entropy(net(images), labels)
+            if natural is None:
+                known = gradients(loss, [*masks, *deltas])
+                natural, slopes = (
+                    with_gradients(loss, masks, known[: len(masks)]),
+                    known[len(masks) :],
+                )
+            else:
+                slopes = gradients(loss, deltas)
             step = self.epsilon / self.inner_steps
             deltas = [
-                delta.detach() if gradient is None else delta.detach() + step * gradient.sign()
-                for delta, gradient in zip(deltas, gradients, strict=True)
+                delta.detach() if slope is None else delta.detach() + step * slope.sign()
+                for delta, slope in zip(deltas, slopes, strict=True)
             ]
         for module, delta in zip(self._perturbed, deltas, strict=True):
             module.delta = delta
+        assert natural is not None  # There is at least one inner step.
+        return natural
 
     def conclude(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
         """Prune the channels with the smallest masks."""

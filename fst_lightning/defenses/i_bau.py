@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
+from fst_lightning.defenses.common.folded_batchnorm import FoldedBatchNorm
 from fst_lightning.defenses.common.whole_set import keep_modes, twice_differentiable
 from fst_lightning.validate import check_number
 
@@ -90,6 +92,8 @@ class ImplicitUnlearning(Defense):
           feature space.
     """
 
+    searches_in_bfloat16: ClassVar[bool] = True
+
     delta: Tensor
     """The perturbation of this epoch, ``(1, C, H, W)`` in units of [0, 1]; empty before it."""
 
@@ -124,10 +128,12 @@ class ImplicitUnlearning(Defense):
         self.register_buffer("delta", torch.empty(0))
         self.register_buffer("unit", torch.ones(1, 1, 1, 1))
         self._net: list[nn.Module] = []
+        self._folded = FoldedBatchNorm()
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Discard the perturbation of an earlier run."""
         self._net = [net]
+        self._folded = FoldedBatchNorm()
         self.delta = torch.empty(0)
 
     def begin_epoch(
@@ -139,7 +145,7 @@ class ImplicitUnlearning(Defense):
             clean.batches(self.search_batch_size, generator) for _ in repeat(None)
         )
         delta = torch.zeros_like(clean.normalize(clean.images[:1]))
-        with keep_modes(net):
+        with keep_modes(net), self._folded.of(net, delta):
             net.eval()
             for _ in range(self.search_steps):
                 images, labels = next(batches)
@@ -153,21 +159,29 @@ class ImplicitUnlearning(Defense):
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The loss on the partly perturbed mini-batch; its gradient is the total derivative."""
+        count = len(images)
+        # Mini-batches are shuffled, so that the first images are a random sample.
+        moved = max(1, round(self.share * count))
         delta = self.delta if self.delta.numel() else torch.zeros_like(images[:1])
-        # Batches are shuffled, so that the first images are a random sample.
-        scale = self.unit.repeat(len(images), 1, 1, 1)
-        scale[max(1, round(self.share * len(images))) :] = 0
-        return implicit_loss(
-            lambda moved: functional.cross_entropy(net(images + moved * scale), labels),
-            delta,
-            radius=self.radius,
-            step=self.fixed_point_step,
-            iterations=self.fixed_point_iterations,
-        )
+
+        def part(images: Tensor, labels: Tensor) -> Tensor:
+            return functional.cross_entropy(net(images), labels, reduction="sum") / count
+
+        with self._folded.of(net, images):
+            total = implicit_loss(
+                lambda delta: part(images[:moved] + delta * self.unit, labels[:moved]),
+                delta,
+                radius=self.radius,
+                step=self.fixed_point_step,
+                iterations=self.fixed_point_iterations,
+            )
+            # The other images do not depend on the perturbation: plain passes suffice.
+            return total + part(images[moved:], labels[moved:]) if moved < count else total
 
     def finish(self) -> None:
-        """Drop the reference to the network."""
+        """Drop the references to the network."""
         self._net = []
+        self._folded = FoldedBatchNorm()
 
     def always_eval(self) -> Iterator[nn.Module]:
         """The whole network."""

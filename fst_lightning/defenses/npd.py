@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.conv_norm_pairs import conv_batchnorm_pairs
 from fst_lightning.defenses.common.defense import Defense, freeze
+from fst_lightning.defenses.common.folded_batchnorm import FoldedBatchNorm
+from fst_lightning.defenses.common.known_gradient import settled
 from fst_lightning.defenses.common.whole_set import require_batchnorm
 from fst_lightning.validate import check_number
 
@@ -43,6 +45,17 @@ class Polarizer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Mix the channels at every position."""
         return functional.conv2d(images, self.weight[:, :, None, None], self.bias)
+
+
+class _Point(NamedTuple):
+    """A point of the search for adversarial examples."""
+
+    delta: Tensor
+    """The perturbation in units of [0, 1], ``(N, C, H, W)``."""
+    images: Tensor
+    """The perturbed images, normalized, without a graph."""
+    logits: Tensor | None
+    """What the network answers, with a graph to ``delta``; None if it was not asked."""
 
 
 class NeuralPolarizer(Defense):
@@ -161,6 +174,7 @@ class NeuralPolarizer(Defense):
         self._polarizer: list[Polarizer] = []
         self._handle: list[RemovableHandle] = []
         self._frozen: list[nn.Parameter] = []
+        self._folded = FoldedBatchNorm()
         self._found: dict[str, Any] = {}
 
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
@@ -181,16 +195,23 @@ class NeuralPolarizer(Defense):
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The loss on the images and on adversarial examples of them."""
-        logits = net(images)
-        total = self.clean_weight * functional.cross_entropy(logits, labels)
-        target = best_wrong_class(logits, labels)
-        logits = net(self.adversarial(net, images, target))
-        return (
-            total
-            + self.adv_weight * functional.cross_entropy(logits, labels)
-            - self.wrong_weight * log_other(logits, best_wrong_class(logits, labels)).mean()
-            - self.target_weight * log_other(logits, target).mean()
-        )
+        trained = list(self._polarizer[0].parameters())
+        with self._folded.of(net, images):
+            # One pass over the images gives the loss on them and the first step of the search.
+            start = self._start(net, images)
+            logits = start.logits
+            assert logits is not None
+            clean = self.clean_weight * functional.cross_entropy(logits, labels)
+            clean = settled(clean, trained, retain_graph=True)
+            target = best_wrong_class(logits, labels)
+            end = self._search(net, images, target, start)
+            moved = net(end.images) if end.logits is None else end.logits
+            adversarial = (
+                self.adv_weight * functional.cross_entropy(moved, labels)
+                - self.wrong_weight * log_other(moved, best_wrong_class(moved, labels)).mean()
+                - self.target_weight * log_other(moved, target).mean()
+            )
+            return clean + settled(adversarial, trained)
 
     def adversarial(self, net: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         """Move images towards a class, within the ball.
@@ -203,18 +224,32 @@ class NeuralPolarizer(Defense):
         Returns:
             Images ``(N, C, H, W)``, normalized; not clipped to [0, 1].
         """
-        images = images.detach()
-        delta = torch.zeros_like(images)
-        for _ in range(self.adv_steps):
-            delta.requires_grad_()
-            logits = net(images + delta * self.unit)
+        return self._search(net, images, target, self._start(net, images)).images
+
+    def _start(self, net: nn.Module, images: Tensor) -> _Point:
+        return self._point(net, images, torch.zeros_like(images))
+
+    def _point(self, net: nn.Module, images: Tensor, delta: Tensor) -> _Point:
+        delta = delta.detach().requires_grad_()
+        moved = images.detach() + delta * self.unit
+        return _Point(delta, moved.detach(), net(moved))
+
+    def _search(self, net: nn.Module, images: Tensor, target: Tensor, start: _Point) -> _Point:
+        """Move images towards a class; logits are None if no pass was made at the last point."""
+        point = start
+        for number in range(self.adv_steps):
+            if number:
+                point = self._point(net, images, point.delta)
+            logits = point.logits
+            assert logits is not None
             if float((logits.argmax(1) == target).float().mean()) > self.adv_rate:
-                break
-            (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, target), delta)
-            moved = delta.detach() - self.adv_lr * gradient.sign()
-            norm = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
-            delta = moved * (self.radius / norm).clamp_max(1)[:, None, None, None]
-        return images + delta.detach() * self.unit
+                return point
+            (slope,) = torch.autograd.grad(functional.cross_entropy(logits, target), point.delta)
+            delta = point.delta.detach() - self.adv_lr * slope.sign()
+            norm = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+            delta = delta * (self.radius / norm).clamp_max(1)[:, None, None, None]
+            point = _Point(delta, images.detach() + delta * self.unit, None)
+        return point
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -228,6 +263,7 @@ class NeuralPolarizer(Defense):
             parameter.requires_grad_(True)
         self._net, self._place, self._polarizer = [], [], []
         self._handle, self._frozen = [], []
+        self._folded = FoldedBatchNorm()
 
     def always_eval(self) -> Iterator[nn.Module]:
         """The whole network."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fst_lightning.defenses.common.clean_data import CleanData
 from fst_lightning.defenses.common.defense import Defense
+from fst_lightning.defenses.common.folded_batchnorm import FoldedBatchNorm
 from fst_lightning.defenses.common.snapshot import call_with, snapshot
 from fst_lightning.validate import check_number
 
@@ -64,8 +65,9 @@ class SharedAdversarialUnlearning(Defense):
         Clean images with true labels.
 
     Cost:
-        Each step takes ``adv_steps`` forward and backward passes through both networks, and then
-        one through each. It is one of the slowest defenses that tune.
+        Each step takes up to ``adv_steps`` forward and backward passes through both networks, and
+        then one through each. The search for an image ends once both networks give the same wrong
+        class. It is one of the slowest defenses that tune.
 
     When it fails:
         Triggers that no perturbation within ``radius`` resembles stay in part: strong patches,
@@ -135,6 +137,7 @@ class SharedAdversarialUnlearning(Defense):
     def prepare(self, net: nn.Module, generator: torch.Generator) -> None:
         """Keep a copy of the backdoored weights."""
         self._net, self._rates = [net], {}
+        self._folded = FoldedBatchNorm()
         self.original = snapshot(net)
 
     def study(self, net: nn.Module, clean: CleanData, generator: torch.Generator) -> None:
@@ -143,18 +146,30 @@ class SharedAdversarialUnlearning(Defense):
 
     def loss(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The loss on the images and on shared adversarial examples of them."""
-        moved = images + self.perturb(net, images, labels) * self.unit
-        with torch.no_grad():
-            answer = call_with(net, self.original, moved).argmax(1)
-        logits = net(moved)
-        fooled = answer != labels
-        total = self.shared_weight * unlearning_loss(logits, answer, fooled)
-        if self.clean_weight:
-            total = total + self.clean_weight * functional.cross_entropy(net(images), labels)
-        if self.adv_weight:
-            total = total + self.adv_weight * functional.cross_entropy(logits, labels)
-        shared = fooled & (logits.detach().argmax(1) == answer)
-        self._rates = {"fooled_original": fooled.float().mean(), "shared": shared.float().mean()}
+        with self._folded.of(net, images):
+            moved = images + self.perturb(net, images, labels) * self.unit
+            with torch.no_grad():
+                answer = call_with(net, self.original, moved).argmax(1)
+            fooled = answer != labels
+            # The others count only in the cross-entropy.
+            rows = (
+                first_rows(fooled)
+                if self.adv_weight == 0
+                else torch.arange(len(images), device=images.device)
+            )
+            logits = net(moved[rows])
+            share = len(rows) / len(images)
+            unlearning = unlearning_loss(logits, answer[rows], fooled[rows])
+            total = self.shared_weight * share * unlearning
+            if self.clean_weight:
+                total = total + self.clean_weight * functional.cross_entropy(net(images), labels)
+            if self.adv_weight:
+                total = total + self.adv_weight * functional.cross_entropy(logits, labels)
+        shared = fooled[rows] & (logits.detach().argmax(1) == answer[rows])
+        self._rates = {
+            "fooled_original": fooled.float().mean(),
+            "shared": share * shared.float().mean(),
+        }
         return total
 
     def perturb(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -169,14 +184,21 @@ class SharedAdversarialUnlearning(Defense):
             :math:`\delta`, ``(N, C, H, W)``.
         """
         delta = torch.full_like(images, self.radius)
+        searched = torch.ones_like(labels, dtype=torch.bool)
         for _ in range(self.adv_steps):
-            delta.requires_grad_()
-            moved = images + delta * self.unit
-            cost = self.search_loss(net(moved), call_with(net, self.original, moved), labels)
-            (slope,) = torch.autograd.grad(cost, delta)
+            rows = first_rows(searched)
+            part = delta[rows].requires_grad_()
+            moved = images[rows] + part * self.unit
+            logits, original_logits = net(moved), call_with(net, self.original, moved)
+            cost = self.search_loss(logits, original_logits, labels[rows])
+            (slope,) = torch.autograd.grad(cost, part)
             with torch.no_grad():
-                delta = (delta - self.adv_lr * slope.sign()).clamp(-self.radius, self.radius)
-        return delta.detach()
+                delta[rows] = (part - self.adv_lr * slope.sign()).clamp(-self.radius, self.radius)
+            # Of a shared answer both terms are zero, so that it stays as it is from here on.
+            searched[rows] = ~shared_answers(logits, original_logits, labels[rows])
+            if not searched.any():
+                break
+        return delta
 
     def search_loss(self, logits: Tensor, original_logits: Tensor, labels: Tensor) -> Tensor:
         """The objective that the perturbation minimizes, as a mean over the mini-batch.
@@ -186,19 +208,19 @@ class SharedAdversarialUnlearning(Defense):
             original_logits: ``(N, K)``, of :math:`f_0` on them.
             labels: ``(N,)`` int64.
         """
-        answer, original_answer = logits.argmax(1), original_logits.argmax(1)
         fools = [
-            functional.cross_entropy(given, labels, reduction="none") * (found == labels)
-            for given, found in ((logits, answer), (original_logits, original_answer))
+            functional.cross_entropy(given, labels, reduction="none") * (given.argmax(1) == labels)
+            for given in (logits, original_logits)
         ]
-        shared = (answer == original_answer) & (answer != labels)
+        shared = shared_answers(logits, original_logits, labels)
         divergence = jensen_shannon(logits, original_logits) * ~shared
         cost = self.divergence_weight * divergence - self.fool_weight * (fools[0] + fools[1]) / 2
         return cost.mean()
 
     def finish(self) -> None:
-        """Drop the reference to the network."""
+        """Drop the references to the network."""
         self._net = []
+        self._folded = FoldedBatchNorm()
 
     def always_eval(self) -> Iterator[nn.Module]:
         """The whole network."""
@@ -207,6 +229,40 @@ class SharedAdversarialUnlearning(Defense):
     def statistics(self) -> dict[str, Tensor]:
         """The shares of the last mini-batch that fooled :math:`f_0`, and both networks alike."""
         return dict(self._rates)
+
+
+def shared_answers(logits: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+    """Which images two networks give the same wrong class, ``(N,)`` bool.
+
+    Example:
+        >>> logits = torch.eye(2)
+        >>> shared_answers(logits, logits, torch.tensor([0, 0]))
+        tensor([False,  True])
+    """
+    answer = logits.argmax(1)
+    return (answer == other.argmax(1)) & (answer != labels)
+
+
+def first_rows(chosen: Tensor) -> Tensor:
+    """The numbers of the chosen rows, and of as many others as fill up a multiple of 16.
+
+    A convolution prepares itself for each new size of a batch, which costs more than the rows.
+
+    Args:
+        chosen: ``(N,)`` bool.
+
+    Returns:
+        ``(n,)`` int64, the chosen rows first; at least one row, and at most all.
+
+    Example:
+        >>> first_rows(torch.tensor([False, True, False])).tolist()
+        [1, 0, 2]
+    """
+    count = _BATCH_STEP * max(1, math.ceil(int(chosen.sum()) / _BATCH_STEP))
+    return (~chosen).to(torch.uint8).argsort(stable=True)[:count]
+
+
+_BATCH_STEP = 16
 
 
 def unlearning_loss(logits: Tensor, answer: Tensor, counted: Tensor) -> Tensor:

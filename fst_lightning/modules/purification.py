@@ -307,7 +307,14 @@ class PurificationModule(ClassifierModule):
         clean = self._all_clean()
         seed = derived_seed(self._defense_seed, place, *context)
         generator = torch.Generator().manual_seed(seed)
-        with keep_modes(self.net), seeded(generator, device), torch.enable_grad():
+        mixed = self.defense.searches_in_bfloat16 and self.trainer.precision == "bf16-mixed"
+        with (
+            keep_modes(self.net),
+            seeded(generator, device),
+            torch.enable_grad(),
+            # Weights that a search trains must not be served from autocast's cache.
+            torch.autocast(device.type, torch.bfloat16, mixed, cache_enabled=False),
+        ):
             self.net.train(place == "begin_epoch")
             getattr(self.defense, place)(self.net, clean, *context, generator)
         self._agree()

@@ -76,6 +76,29 @@ def test_the_loss_against_a_slow_loop(inner_steps: int, epsilon: float) -> None:
     defense.finish()
 
 
+@pytest.mark.parametrize("inner_steps", [1, 2])
+def test_the_gradient_is_that_of_two_separate_passes_and_a_search(inner_steps: int) -> None:
+    """The formula as it stands, with a pass of its own for the loss without a perturbation."""
+    net, clean = pruning.network(), pruning.clean_data(8)
+    images, labels = clean.normalize(clean.images), clean.labels
+    defense = AdversarialNeuronPruning(alpha=0.3, inner_steps=inner_steps)
+    defense.prepare(net, pruning.seeded())
+    passes = []
+    net.register_forward_hook(lambda *_: passes.append(1))
+    net.train()
+    masks = [mask.mask for mask in defense.masks.values()]
+    found = torch.autograd.grad(defense.loss(net, images, labels), masks)
+    assert len(passes) == 1 + inner_steps
+    defense._perturb(net, images, labels)
+    perturbed = functional.cross_entropy(net(images), labels)
+    for module in defense._perturbed:
+        module.delta = None
+    loss = 0.3 * functional.cross_entropy(net(images), labels) + 0.7 * perturbed
+    for got, expected in zip(found, torch.autograd.grad(loss, masks), strict=True):
+        torch.testing.assert_close(got, expected)
+    defense.finish()
+
+
 def test_running_statistics_and_weights_stay_as_they_came() -> None:
     net, clean = pruning.network(), pruning.clean_data()
     before = copy.deepcopy(net.state_dict())

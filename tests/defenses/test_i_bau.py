@@ -177,6 +177,34 @@ def test_the_loss_is_on_the_batch_itself_perturbed_in_part(share: float, count: 
         assert torch.allclose(defense.loss(net, images, labels), expected)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_the_gradient_is_that_of_the_whole_mini_batch_at_once(share: float) -> None:
+    """Images without the perturbation are in the map whose fixed point it is, but move nothing."""
+    net, clean = tiny.conv_net().double(), clean_images()
+    clean.dtype = torch.float64
+    defense = ImplicitUnlearning(share, radius=2.0, search_steps=2)
+    defense.prepare(net, seeded())
+    defense.begin_epoch(net, clean, 0, seeded())
+    net.eval()
+    images, labels = next(clean.batches(10))
+    scale = defense.unit.repeat(10, 1, 1, 1)
+    scale[round(share * 10) :] = 0
+    whole = implicit_loss(
+        lambda delta: functional.cross_entropy(net(images + delta * scale), labels),
+        defense.delta,
+        radius=2.0,
+        step=0.1,
+        iterations=5,
+    )
+    found = defense.loss(net, images, labels)
+    torch.testing.assert_close(found, whole)
+    parameters = list(net.parameters())
+    for got, expected in zip(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(whole, parameters), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
 def test_a_run_leaves_the_running_statistics_alone() -> None:
     net = tiny.conv_net()
     before = {name: value.clone() for name, value in net.named_buffers()}

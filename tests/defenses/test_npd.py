@@ -106,6 +106,38 @@ def test_the_loss_image_by_image() -> None:
     defense.finish()
 
 
+@pytest.mark.parametrize(("rate", "label", "passes"), [(1.0, 0, 3), (0.0, 0, 2), (0.0, 1, 1)])
+def test_no_point_is_asked_twice(rate: float, label: int, passes: int) -> None:
+    """The gradient is that of a pass on the images and one on the adversarial examples."""
+    net, clean = pruning.network(), pruning.clean_data(8)
+    images = clean.normalize(clean.images)
+    defense = NeuralPolarizer(radius=5.0, adv_rate=rate)
+    defense.prepare(net, pruning.seeded())
+    defense.study(net, clean, pruning.seeded())
+    scrambled(defense._polarizer[0])
+    # With the second class as the label, the network prefers the target from the start.
+    labels = net.eval()(images).topk(2).indices[:, label]
+    trained = list(defense._polarizer[0].parameters())
+    asked: list[int] = []
+    handle = net.register_forward_hook(lambda *_: asked.append(1))
+    found = defense.loss(net, images, labels)
+    handle.remove()
+    logits = net(images)
+    target = best_wrong_class(logits, labels)
+    moved = net(defense.adversarial(net, images, target))
+    expected = functional.cross_entropy(logits, labels)
+    expected = expected + 0.4 * functional.cross_entropy(moved, labels)
+    expected = expected - 0.4 * log_other(moved, best_wrong_class(moved, labels)).mean()
+    expected = expected - 0.4 * log_other(moved, target).mean()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for got, wanted in zip(
+        torch.autograd.grad(found, trained), torch.autograd.grad(expected, trained), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    assert len(asked) == passes + 2  # and two of the comparison before BatchNorm is folded
+    defense.finish()
+
+
 def test_adversarial_examples_stay_in_their_ball_and_come_closer_to_their_target() -> None:
     net, clean = pruning.network(), pruning.clean_data(8)
     images = clean.normalize(clean.images)

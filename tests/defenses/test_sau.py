@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fst_lightning.defenses import CleanData, SharedAdversarialUnlearning
+from fst_lightning.defenses import CleanData, SharedAdversarialUnlearning, sau
 from fst_lightning.defenses.common.snapshot import call_with
 from fst_lightning.defenses.sau import jensen_shannon, unlearning_loss
 from tests import tiny
@@ -114,6 +114,41 @@ def test_the_perturbations_are_those_of_sign_steps_on_single_images() -> None:
         # A sign may turn over rounding where a slope is about 0.
         assert float((found[row] != delta[0]).float().mean()) < 0.02
     assert float(found.abs().max()) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_images_whose_search_is_over_are_left_out(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The perturbations and the gradient are those of passes over all images."""
+    monkeypatch.setattr(sau, "_BATCH_STEP", step)
+    defense, original, net = tuned_apart()
+    defense.adv_weight = 0.0
+    images, labels = next(clean_images(24).batches(24))
+    sizes = []
+    net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    loss = defense.loss(net, images, labels)
+    assert min(sizes) < 24
+    found = torch.autograd.grad(loss, list(net.parameters()))
+    unit = torch.tensor([5.0, 4.0, 2.0]).view(1, 3, 1, 1)
+    delta = torch.full_like(images, 0.2)
+    for _ in range(5):
+        delta.requires_grad_()
+        moved = images + delta * unit
+        cost = defense.search_loss(net(moved), original(moved), labels)
+        (slope,) = torch.autograd.grad(cost, delta)
+        delta = (delta.detach() - 0.2 * slope.sign()).clamp(-0.2, 0.2)
+    # A sign may turn over rounding where a slope is about 0.
+    assert float((defense.perturb(net, images, labels) != delta).float().mean()) < 0.01
+    moved = images + defense.perturb(net, images, labels) * unit
+    answer = original(moved).argmax(1)
+    expected = 0.5 * functional.cross_entropy(net(images), labels)
+    expected = expected + 2.0 * unlearning_loss(net(moved), answer, answer != labels)
+    torch.testing.assert_close(loss, expected)
+    for got, wanted in zip(
+        found, torch.autograd.grad(expected, list(net.parameters())), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_the_loss_is_that_of_a_loop_over_images() -> None:

@@ -518,6 +518,29 @@ def test_whole_set_work_in_another_precision(tmp_path: Path, precision: str) -> 
     assert 0 <= defense.accuracy <= 1
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_search_computes_in_the_precision_of_the_steps_if_it_may(
+    tmp_path: Path, asks: bool
+) -> None:
+    class Searches(Defense):
+        searches_in_bfloat16 = asks
+
+        def begin_epoch(
+            self, net: nn.Module, clean: CleanData, epoch: int, generator: torch.Generator
+        ) -> None:
+            images, _ = next(clean.batches(4))
+            before = net(images)
+            with torch.no_grad():
+                net.get_parameter("head.bias").add_(1)
+            # No stale copy of a weight that a search trains.
+            assert torch.allclose(net(images), before + 1, atol=0.05)
+            self.found = before.dtype
+
+    defense = Searches()
+    run(tmp_path, defense, tiny.conv_net().eval(), precision="bf16-mixed", max_epochs=1)
+    assert defense.found == (torch.bfloat16 if asks else torch.float32)
+
+
 class Recorder(Defense):
     """Writes down what is called."""
 

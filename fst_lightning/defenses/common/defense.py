@@ -55,6 +55,10 @@ class Defense(ShowsArguments, FoundBuffers):
     keeps_budget: ClassVar[bool] = False
     """Whether a run that costs more than ``tuning.max_ca_drop`` is reported as no success."""
 
+    searches_in_bfloat16: ClassVar[bool] = False
+    """Whether the network may compute in bfloat16 in :meth:`study`, :meth:`begin_epoch` and
+    :meth:`conclude` too, if it does so in the steps (``bf16-mixed``)."""
+
     recommended_lr: ClassVar[float] = 0.01
     """The learning rate of SGD with which the defense is tuned, unless somebody names another."""
 

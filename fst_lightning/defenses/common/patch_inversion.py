@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.defenses.common.clean_data import LabeledImages
+from fst_lightning.defenses.common.folded_batchnorm import FoldedBatchNorm
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
 from fst_lightning.validate import check_number
@@ -161,10 +162,14 @@ def invert_triggers(
     check_number("success", success, low_open=True, high=1)
     check_number("classes_at_once", classes_at_once, low=1, whole=True)
     check_number("restarts", restarts, low=1, whole=True)
-    with keep_modes(net), seeded(generator, clean.device):
+    images, _ = next(clean.batches(2))
+    with (
+        keep_modes(net),
+        seeded(generator, clean.device),
+        FoldedBatchNorm().of(net, images),
+    ):
         net.eval()
         with torch.no_grad():
-            images, _ = next(clean.batches(1))
             num_classes = net(images).shape[1]
         every = torch.arange(num_classes, device=clean.device)
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 from fst_lightning.defenses.common.clean_data import CleanData, LabeledImages
 from fst_lightning.defenses.common.defense import Defense
 from fst_lightning.defenses.common.features import features_of, vectors
+from fst_lightning.defenses.common.folded_batchnorm import FoldedBatchNorm
 from fst_lightning.defenses.common.pixel_range import PixelRange
 from fst_lightning.defenses.common.snapshot import flat
 from fst_lightning.defenses.common.whole_set import keep_modes, seeded
@@ -256,13 +257,18 @@ class InvertingDefense(Defense):
         """
         head = self.linear
         self.pixel_range.fit(clean)
-        # A bounded number of images a batch, in order: what follows takes rows of it.
-        with torch.no_grad():
-            features = torch.cat([features_of(net, head, x).float() for x, _ in clean.batches(250)])
-        self.mask = benign_mask(head, features, clean.labels, steps=self.mask_steps)
-        target = int(self.rates[-1].argmax()) if len(self.rates) else None
-        self._train(net, clean, features, target, generator)
-        self.rates = torch.cat([self.rates.to(clean.device), self._predicted(net, clean)[None]])
+        images, _ = next(clean.batches(2))
+        with FoldedBatchNorm().of(net, images):
+            # A bounded number of images a batch, in order: what follows takes rows of it.
+            with torch.no_grad():
+                features = torch.cat(
+                    [features_of(net, head, batch).float() for batch, _ in clean.batches(250)]
+                )
+            self.mask = benign_mask(head, features, clean.labels, steps=self.mask_steps)
+            target = int(self.rates[-1].argmax()) if len(self.rates) else None
+            self._train(net, clean, features, target, generator)
+            rates = self._predicted(net, clean)
+        self.rates = torch.cat([self.rates.to(clean.device), rates[None]])
 
     def _train(
         self,

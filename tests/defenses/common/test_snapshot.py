@@ -26,3 +26,16 @@ def test_gradients_reach_the_images_alone() -> None:
     assert images.grad is not None
     assert bool(images.grad.any())
     assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_snapshot_is_called_in_the_memory_format_of_the_network() -> None:
+    net = tiny.conv_net().to(memory_format=torch.channels_last)
+    kept, layouts = snapshot(net), []
+    net.get_submodule("conv2").register_forward_hook(
+        lambda conv, *_: layouts.append(
+            conv.weight.is_contiguous(memory_format=torch.channels_last)
+        )
+    )
+    images = tiny.images(2) / 255
+    assert torch.equal(call_with(net, kept, images), net.eval()(images))
+    assert layouts == [True, True]
