@@ -35,6 +35,7 @@ _BLOCK = re.compile(
     r"<!-- table: (?P<spec>.*?) -->\n(?P<table>.*?)<!-- end of table -->", re.DOTALL
 )
 _RATES = ("ca", "asr", "ra")
+_DIGITS = {"der": 3, "p_value": 4}
 _TITLES = {
     "attack.name": "attack",
     "attack.poison_ratio": "poison ratio",
@@ -54,6 +55,8 @@ _TITLES = {
     "after.asr": "ASR after",
     "after.ra": "RA after",
     "lost": "CA lost",
+    "detection.before.p_value": "p before",
+    "detection.after.p_value": "p after",
     "der": "DER",
     "seconds.train": "training, s",
     "seconds.purify": "purification, s",
@@ -161,7 +164,8 @@ def _figure(key: str, values: Sequence[Any]) -> str:
     if not known:
         return "-"
     is_rate = key.rsplit(".", 1)[-1] in _RATES or key == "lost"
-    scale, digits = (100.0, 2) if is_rate else (1.0, 3 if key == "der" else 0)
+    digits = 2 if is_rate else _DIGITS.get(key.rsplit(".", 1)[-1], 0)
+    scale = 100.0 if is_rate else 1.0
     scaled = [scale * value for value in known]
     mean = f"{statistics.fmean(scaled):,.{digits}f}"
     spread = f" ± {statistics.stdev(scaled):,.{digits}f}" if len(scaled) > 1 else ""
