@@ -90,6 +90,8 @@ def explained(
     """
     message = printable(" ".join(str(error).split())) or type(error).__name__
     for_users = isinstance(error, ValueError | OSError | FloatingPointError | HydraException)
+    # Our own, which says what to install.
+    for_users |= isinstance(error, ImportError) and message.startswith("Expected ")
     # Lightning's, by name: importing it here would take seconds.
     if not for_users and type(error).__name__ != "MisconfigurationException":
         message = f"{type(error).__name__}: {message}"

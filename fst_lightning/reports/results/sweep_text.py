@@ -1,6 +1,6 @@
 """What a sweep found, in words: its warnings, its failures, and its means with deviations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fst_lightning.reports.numbers import NOT_GIVEN, percent, rate_text, significant
 from fst_lightning.reports.results.boards import setting_text
@@ -50,16 +50,20 @@ def shared_lines(summary: SweepSummary) -> list[str]:
 
 def group_name(summary: SweepSummary, group: Group) -> str:
     """Name a group by what tells it apart: `attack=badnets defense=fst`."""
-    return " ".join(f"{name}={group.settings.get(name, NOT_GIVEN)}" for name in summary.varying)
+    return _named(summary, group, summary.varying)
+
+
+def _named(summary: SweepSummary, group: Group, names: Iterable[str]) -> str:
+    return " ".join(f"{name}={setting_text(summary, group, name)}" for name in names)
 
 
 def _by_network(summary: SweepSummary) -> dict[str, list[Group]]:
     """The groups that start from the same backdoored networks, by what tells those apart."""
-    names = [name for name in summary.varying if name.partition(".")[0] != "defense"]
+    later = ("defense", "tuning")
+    names = [name for name in summary.varying if name.partition(".")[0] not in later]
     networks: dict[str, list[Group]] = {}
     for group in summary.groups:
-        name = " ".join(f"{name}={group.settings.get(name, NOT_GIVEN)}" for name in names)
-        networks.setdefault(name, []).append(group)
+        networks.setdefault(_named(summary, group, names), []).append(group)
     return networks
 
 

@@ -117,13 +117,17 @@ def _markdown(summary: SweepSummary) -> str:
 
 
 def _latex(summary: SweepSummary) -> str:
-    """Write a tabular for the package booktabs, and below it what must be known, as comments."""
+    """Write a tabular that is never wider than the text, and notes below it, as comments."""
     head, rows = table_rows(summary)
     words = len(summary.varying)
     lines = [" & ".join(map(tex, row)) + r" \\" for row in [head, *rows]]
     columns = "l" * words + "r" * (len(head) - words)
-    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
-    parts += [r"\bottomrule", r"\end{tabular}"] if rows else []
+    parts = [
+        r"% \usepackage{booktabs,graphicx}; on a landscape page (package pdflscape) it is larger",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        *(rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]),
+        *(r"\bottomrule", r"\end{tabular}}"),
+    ]
     remarks = [*shared_lines(summary), *sweep_notes(summary)] if rows else ["No runs."]
     remarks += [f"Failed: {failure_line(failure)}" for failure in summary.failures]
     comments = [f"% {printable_line(remark)}" for remark in remarks]

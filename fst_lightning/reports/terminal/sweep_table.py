@@ -3,7 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from fst_lightning.reports.numbers import NOT_GIVEN, percent
+from fst_lightning.reports.numbers import percent
+from fst_lightning.reports.results.boards import setting_text
 from fst_lightning.reports.results.build import RATES
 from fst_lightning.reports.results.sweep import SweepSummary
 from fst_lightning.reports.results.sweep_text import (
@@ -65,7 +66,7 @@ def _table(summary: SweepSummary, console: Console, *, narrow: bool) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for group in summary.groups:
         values = group.values
-        names = [str(group.settings.get(key, NOT_GIVEN)) for key in summary.varying]
+        names = [setting_text(summary, group, key) for key in summary.varying]
         trained = group.settings.get("task") == "train"
         duration = values["seconds.train" if trained else "seconds.purify"]
         end = [

@@ -278,12 +278,12 @@ def test_the_frontier_is_what_nothing_beats(points: list[tuple[float, float]]) -
 def test_latex_has_the_figures_and_stays_latex(folder: Path) -> None:
     table = write_sweep(summarize_sweep(folder), folder)[-1].read_text("utf-8")
     lines = table.splitlines()
-    assert lines[0] == r"\begin{tabular}{llrrrrrrrrrrr}"
+    assert lines[2] == r"\begin{tabular}{llrrrrrrrrrrr}"
     rows = [line for line in lines if line.endswith(r"\\")]
     assert len(rows) == 1 + 4
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {12}
     assert r"badnets & fst & 2 & 91.80 $\pm$ 0.00 & 90.50 $\pm$ 0.71" in table
-    after = lines.index(r"\end{tabular}")
+    after = lines.index(r"\end{tabular}}")
     assert all(line.startswith("% ") for line in lines[after + 1 :])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fst_lightning.reports import summarize_sweep, write_json, write_paper_table
+from fst_lightning.reports import summarize_sweep, write_json, write_paper_table, write_sweep
 from fst_lightning.reports.tables.paper_table import paper_table
 from tests.reports.example import example, score
 
@@ -79,13 +79,14 @@ def test_an_empty_sweep_has_no_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_it_compiles_and_fits_a_page(tmp_path: Path) -> None:
+def test_the_tables_compile_and_fit_a_page(tmp_path: Path) -> None:
     folder = tmp_path
     write(folder, RATES | MORE)
     table = write_paper_table(summarize_sweep(folder), folder)
+    write_sweep(summarize_sweep(folder), folder)
     page = (
-        r"\documentclass{article}\usepackage{booktabs}\begin{document}\noindent "
-        rf"\input{{{table.name}}}\end{{document}}"
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\noindent "
+        rf"\input{{{table.name}}}\noindent\input{{table.tex}}\end{{document}}"
     )
     (folder / "page.tex").write_text(page, encoding="utf-8")
     done = subprocess.run(

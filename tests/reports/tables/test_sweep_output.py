@@ -98,6 +98,20 @@ def test_training_runs_have_one_line(tmp_path: Path) -> None:
     assert "12.3" in text
 
 
+def test_sampled_numbers_are_short_and_one_network_has_one_warning(tmp_path: Path) -> None:
+    for job, lr in enumerate((0.025951315088475820, 0.02595999999, 0.0061108173643544730)):
+        overrides = [f"tuning.optimizer.lr={lr}"]
+        alpha = {"name": "fst", "alpha": lr / 3}
+        results = example(before=score(900, 100), defense=alpha, overrides=overrides)
+        write_json(tmp_path / str(job) / "results.json", results)
+    text = rendered(tmp_path, 200)
+    for number in ("0.02595 ", "0.02596 ", "0.00611 "):
+        assert number in text
+    assert "0.0061108" not in text
+    assert text.count("did not take") == 1
+    assert "in 3 of 3 runs" in text
+
+
 def test_says_what_spoils_a_mean(tmp_path: Path) -> None:
     for job in range(2):
         results = example(seed=3, before=score(900, 100 + 800 * job))
