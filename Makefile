@@ -7,7 +7,7 @@ help: ## list the targets
 install: ## install the package and what its development needs
 	pip install -e '.[dev]'
 
-test: ## the fast tests: at most 10 minutes on 2 cores
+test: ## the fast tests on two processes: at most 10 minutes on 2 cores
 	pytest
 
 test-all: ## all tests, the slow ones too

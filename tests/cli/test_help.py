@@ -54,7 +54,7 @@ def test_help(task: str) -> None:
     assert "poison_ratio: 0.05" in out
     meanings = dict(re.findall(r"^ *(\w+):.*?  *# (.+)$", out, re.MULTILINE))
     assert meanings["export" if task == "train" else "checkpoint"].startswith("a ")
-    assert meanings["seed"].startswith("of all that is drawn")
+    assert meanings["seed"].startswith("of all random numbers")
     assert meanings["corner"] == "top_left | top_right | bottom_left | bottom_right"
     assert (
         meanings["poison_ratio"] == "Share of the training set that is poisoned, 0 to 1."

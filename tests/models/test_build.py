@@ -41,8 +41,7 @@ def test_configurations_give_every_argument_its_default(name: str) -> None:
     assert text.startswith("# ")
     assert f"model={name}" in text.splitlines()[0]
     config: dict[str, Any] = dict(OmegaConf.create(text))
-    # Settings of the run, which build nothing.
-    assert config.pop("compile") is False
+    # A setting of the run, which builds nothing.
     assert config.pop("head") is None
     keys = list(config)
     assert keys[0] == "_target_"

@@ -108,7 +108,7 @@ def test_tsne_keeps_two_heaps_apart() -> None:
 
 
 def test_no_other_projection() -> None:
-    with pytest.raises(ValueError, match="pca or tsne, but got 'umap'"):
+    with pytest.raises(ValueError, match="one of pca, tsne, but got 'umap'"):
         project(np.zeros((3, 2)), "umap")  # type: ignore[arg-type]
 
 
