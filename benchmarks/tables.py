@@ -34,7 +34,7 @@ RESULTS = ROOT / "results"
 _BLOCK = re.compile(
     r"<!-- table: (?P<spec>.*?) -->\n(?P<table>.*?)<!-- end of table -->", re.DOTALL
 )
-_RATES = ("ca", "asr", "ra")
+_RATES = ("ca", "asr", "ra", "o_asr", "p_asr", "ca_before", "ca_after")
 _DIGITS = {"der": 3, "p_value": 4}
 _TITLES = {
     "attack.name": "attack",
@@ -58,6 +58,9 @@ _TITLES = {
     "detection.before.p_value": "p before",
     "detection.after.p_value": "p after",
     "der": "DER",
+    "robustness.retuning.o_asr": "ASR before retuning",
+    "robustness.retuning.p_asr": "ASR after retuning",
+    "robustness.retuning.ca_after": "CA after retuning",
     "seconds.train": "training, s",
     "seconds.purify": "purification, s",
     "peak_memory_mb.train": "peak memory, MiB",

@@ -10,11 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fst_lightning.cli.paths import is_path
 from fst_lightning.configuration import groups
 from tests.runs import composed, tiny
 
-TASKS = ("train", "purify")
-GROUPS = ("attack", "defense", "data", "model")
+TASKS = ("train", "purify", "purify", "detect")
+GROUPS = ("attack", "defense", "data", "model", "experiment", "detector")
 
 VALUES = (
     *("", "null", "true", "false", "None", "auto", "abc", "é", "'a b'", "a=b", "missing/file"),
@@ -23,6 +24,14 @@ VALUES = (
     *("[]", "[0.5,0.5,0.5]", "[0,1]", "[a,b]", "[[1]]", "{}", "{a:1}", "${seed}", "${nope}"),
     *("${oc.env:NOPE}", "???", "a,b", "range(0,2)", "choice(1,2)", "_target_", "~", "*", "\\"),
 )
+NAMES = (
+    *("epoch=9-step=100.ckpt", "model (1).pth", "a,b.pth", "modèle.pth", "[best].pth", "run:3.pth"),
+    *("100%.pth", "plus+1.pth", "a&b.pth", "x{1}.pth", "$v.pth", "~t.pth"),
+    *("#1.pth", "0123", "1e5", "nan", "it's.pth", "'half", "x=", "a\\'b", "end\\", "日本.pth"),
+    *("a b,c=d (x)/run", "[a,b", "{", "key=a=b,c=(d)", "${HOME}", "text.pt", "text.pt/x", "@x"),
+    "x" * 300,
+)
+"""Files and folders, most of which do not exist; none of them in somebody's home."""
 LONG = ("1000000000000", "1e30", "1_000")
 """Numbers of passes, steps or images that would only take long: nobody's mistake to catch."""
 
@@ -66,6 +75,14 @@ checkpoint=[best].pt | checkpoint=a,b.pt | checkpoint={1}.pt | checkpoint=$v.pt 
 checkpoint=(1).pt | checkpoint=100%.pt | checkpoint=it's.pt | checkpoint=#1.pt | checkpoint=~t.pt
 data=image_folder data.root=~nobody | data=npz data.root='a=b.npz' | data=npz data.root=a=b.npz
 data.triggered_root=~/nope | paths.store=text.pt | paths.outputs=text.pt | paths.store=
+detector=nope | detector=[mm_bd,nope] | detector=mm_bd,nc | detector=[] | detector=null | detector=
+detector=glob(m*) | detector=glob(zz*) -m | detector=mm_bd,nc -m | +detector=mm_bd | detector.nc=1
+fail_on=p<0.05 | fail_on=0.05 | fail_on=p<2 | fail_on=true | fail_on='p < 0.05' | fail_on=p>0.05
+detector_images=3 | detector_reference=missing | detector_reference=text.pt | detector_reference=.
+detector_train_reference=x | defense=ft fail_on=p<0.05 | report.inversion=yes | export_model=onxx
+--config-dir=. experiment=mine | experiment=mine | experiment=glob(*) | experiment=glob(cifar*) -m
+hydra.mode=MULTIRUN | hydra.mode=RUN | hydra.mode=MULTIRUN defense=glob(zz*) | hydra.mode=null
+-sc query=bash defense= | -sc install | -sc uninstall=zsh | --shell-completion
 hydra.searchpath=[file://nope] | hydra/callbacks=nope | hydra.callbacks.sweep_table._target_=nope
 """.strip().splitlines()
     for line in row.split(" | ")
@@ -98,12 +115,14 @@ def mistake(seed: int) -> Mistake:
     chosen = [
         f"{group}={draw.choice(groups()[group])}"
         for group in GROUPS
-        if draw.random() < 0.4 and not (group == "defense" and task == "train")
+        if draw.random() < (0.1 if group in ("experiment", "detector") else 0.4)
+        and not (group == "defense" and task != "purify")
+        and not (group == "detector" and task == "train")
     ]
     chosen = [line for line in chosen if not line.startswith(("data=", "model=timm"))]
     changed: list[str] = []
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3))):
-        change = draw.choice((value, value, value, key, option, line))
+        change = draw.choice((value, value, key, option, line, path))
         changed += change(draw, task, chosen)
     lines = tiny(task, [*chosen, *changed])
     return Mistake(task, (*lines, *chosen, *changed), tuple(changed))
@@ -125,6 +144,13 @@ def key(draw: random.Random, task: str, chosen: list[str]) -> list[str]:
     """A key that does not exist, but nearly."""
     name = draw.choice(leaves(task, tuple(chosen)))
     return [f"{_mistyped(draw, name)}={draw.choice(VALUES)}"]
+
+
+def path(draw: random.Random, task: str, chosen: list[str]) -> list[str]:
+    """A key of a file or folder, with a name that few have."""
+    names = [name for name in leaves(task, tuple(chosen)) if is_path(name)]
+    names += ["hydra.run.dir", "hydra.sweep.dir"]
+    return [f"{draw.choice(names)}={draw.choice(NAMES)}"]
 
 
 def option(draw: random.Random, task: str, chosen: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from tests.cli.mistakes import Mistake, mistake
 from tests.cli.processes import Finished, Started
 
 _SHOWS = ("--help", "--cfg", "--info", "--vers", "-sc", "--shell-completion")
-_SIZE = 30
+_SIZE = 50
 
 
 def complaint(case: Mistake, done: Finished, folder: Path) -> str | None:
@@ -72,7 +72,7 @@ def test_the_same_number_makes_the_same_command() -> None:
     cases = [mistake(seed) for seed in range(12)]
     assert cases == [mistake(seed) for seed in range(12)]
     assert len({str(case) for case in cases}) > 10
-    assert {case.task for case in cases} == {"train", "purify"}
+    assert {case.task for case in cases} == {"train", "purify", "detect"}
     assert any(case.changed for case in cases)
 
 

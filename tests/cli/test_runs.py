@@ -181,3 +181,22 @@ def test_a_sweep_over_a_group_by_pattern_or_by_mode(
     assert found == (
         {"ft", "lp"} if "-m" not in sweep else set(fnmatch.filter(groups()["defense"], "ft_i*"))
     )
+
+
+def test_glob_sweeps_over_the_options_of_a_group(command: Command) -> None:
+    outcome = command("-m", "defense=glob(ft*)", "hydra.sweep.dir=sweep", "attack=badnets")
+    assert outcome.code == 0
+    assert "Traceback" not in outcome.err
+    folders = sorted((outcome.folder / "sweep").glob("*/results.json"))
+    names = {json.loads(file.read_text(encoding="utf-8"))["defense"]["name"] for file in folders}
+    assert names == {name for name in groups()["defense"] if fnmatch.fnmatch(name, "ft*")}
+
+
+def test_an_experiment_trains_or_says_in_one_line_why_not(tmp_path: Path) -> None:
+    experiment = ["experiment=cifar10_jpeg_narrow", f"data.root={tmp_path / 'none'}"]
+    done = Started("train", experiment, tmp_path).wait()
+    assert done.code == 1
+    assert "Traceback" not in done.out + done.err
+    (error,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert f"folder of images at {tmp_path / 'none'}" in error
+    assert "data.root" in error
