@@ -27,7 +27,8 @@ def outstanding_classes(sizes: Tensor, ratio: float) -> Tensor:
     count = len(sizes)
     if count < 2:
         return sizes.new_zeros(0, dtype=torch.int64)
-    # In row k, the sizes of all classes but k.
-    others = sizes.repeat(count, 1)[torch.eye(count, device=sizes.device) == 0]
-    medians = others.view(count, count - 1).median(1).values
+    ordered = sizes.sort().values
+    # Without class k, the (lower) median is the next size if class k is one of those up to it.
+    middle = (count - 2) // 2
+    medians = torch.where(sizes <= ordered[middle], ordered[middle + 1], ordered[middle])
     return (sizes < ratio * medians).nonzero()[:, 0]

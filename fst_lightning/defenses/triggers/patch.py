@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fst_lightning.defenses.common.clean_data import LabeledImages
-from fst_lightning.defenses.common.outstanding import outstanding_classes
 from fst_lightning.defenses.nc import NeuralCleanse
-from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
-from fst_lightning.validate import check_number
+from fst_lightning.defenses.triggers.suspected import SuspectedClassTriggers
 
 
-class PatchTriggers(TriggerSource):
+class PatchTriggers(SuspectedClassTriggers):
     r"""Put recovered patches of suspected classes on images.
 
     *How it works.* Before the purification, Neural Cleanse recovers the smallest patch of each
@@ -67,9 +65,7 @@ class PatchTriggers(TriggerSource):
         batch_size: int = 16,
         classes_at_once: int = 10,
     ) -> None:
-        super().__init__(share)
-        check_number("ratio", ratio, low_open=True, high=1, high_open=True)
-        self.ratio = ratio
+        super().__init__(share, ratio)
         self.search = NeuralCleanse(
             rounds=rounds,
             steps=steps,
@@ -79,18 +75,12 @@ class PatchTriggers(TriggerSource):
         )
 
     @property
-    def ready(self) -> bool:
-        """Whether the classes were searched."""
-        return len(self.search.masks) > 0
-
-    @property
-    def suspected(self) -> Tensor:
-        """The classes that a much smaller patch leads to than to the others, ``(n,)``."""
-        if not self.ready:
-            return torch.empty(0, dtype=torch.int64)
+    def sizes(self) -> Tensor:
+        """The sizes of the patches; infinite for one that does not work."""
+        if len(self.search.masks) == 0:
+            return torch.empty(0)
         found = self.search.triggers
-        sizes = found.norms.masked_fill(~found.working(), torch.inf)
-        return outstanding_classes(sizes, self.ratio)
+        return found.norms.masked_fill(~found.working(), torch.inf)
 
     def study(self, net: nn.Module, clean: LabeledImages, generator: torch.Generator) -> None:
         """Recover a patch for each class."""
@@ -98,18 +88,10 @@ class PatchTriggers(TriggerSource):
         self.search.masks, self.search.patterns = found.masks, found.patterns
         self.search.rates = found.rates
 
-    def forward(self, images: Tensor, labels: Tensor, classify: Classifier) -> Tensor:
-        """Put patches on a share of the images; none if no class is suspected."""
-        if len(self.suspected) == 0:
-            return images
-        return super().forward(images, labels, classify)
-
-    def trigger(self, images: Tensor, labels: Tensor, classify: Classifier) -> Tensor:
-        """Put the patch of a suspected class on every image."""
-        suspected = self.suspected
-        drawn = suspected[torch.randint(len(suspected), (len(images),), device=suspected.device)]
-        patterns, masks = self.search.patterns[drawn], self.search.masks[drawn]
-        return torch.lerp(images.float(), patterns.float(), masks.float())
+    def put(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Put the patch of a class on each image."""
+        patterns, masks = self.search.patterns[classes], self.search.masks[classes]
+        return torch.lerp(images, patterns.float(), masks.float())
 
     def findings(self) -> dict[str, Any]:
         """Size and success rate of each patch, and the suspected classes."""

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fst_lightning.defenses.common.clean_data import LabeledImages
-from fst_lightning.defenses.common.outstanding import outstanding_classes
 from fst_lightning.defenses.common.pixel_range import PixelRange
-from fst_lightning.defenses.triggers.source import Classifier, TriggerSource
+from fst_lightning.defenses.triggers.suspected import SuspectedClassTriggers
 from fst_lightning.validate import check_number
 
 _SMALLEST = 0.005  # radius, root mean square of a pixel
@@ -22,7 +21,7 @@ _STEP = 0.25  # of the radius
 _REACHED = 0.6  # share of the classes, after which the search ends
 
 
-class UniversalTriggers(TriggerSource):
+class UniversalTriggers(SuspectedClassTriggers):
     r"""Put the smallest universal perturbations of suspected classes on images.
 
     *How it works.* Before the purification, a perturbation that sends clean images to a class is
@@ -88,14 +87,12 @@ class UniversalTriggers(TriggerSource):
         batch_size: int = 16,
         classes_at_once: int = 10,
     ) -> None:
-        super().__init__(share)
-        check_number("ratio", ratio, low_open=True, high=1, high_open=True)
+        super().__init__(share, ratio)
         check_number("success", success, low_open=True, high=1)
         check_number("growth", growth, low=1, low_open=True)
         check_number("steps", steps, low=1, whole=True)
         check_number("batch_size", batch_size, low=1, whole=True)
         check_number("classes_at_once", classes_at_once, low=1, whole=True)
-        self.ratio = ratio
         self.success = success
         self.growth = growth
         self.steps = steps
@@ -105,21 +102,16 @@ class UniversalTriggers(TriggerSource):
         self.register_buffer("radii", torch.empty(0))
 
     @property
-    def ready(self) -> bool:
-        """Whether the classes were searched."""
-        return len(self.radii) > 0
-
-    @property
-    def suspected(self) -> Tensor:
-        """The classes that need a much smaller perturbation than the others, ``(n,)``."""
-        return outstanding_classes(self.radii, self.ratio)
+    def sizes(self) -> Tensor:
+        """The radii of the classes."""
+        return self.radii
 
     def study(self, net: nn.Module, clean: LabeledImages, generator: torch.Generator) -> None:
         """Find the smallest perturbation of each class."""
         pixel_range = PixelRange.of(clean)
         pixels = pixel_range.to_pixels(clean.normalize(clean.images[:1]))
         with torch.no_grad():
-            num_classes = net(pixel_range.to_inputs(pixels).to(_dtype(net))).shape[1]
+            num_classes = net(pixel_range.to_inputs(pixels).to(clean.dtype)).shape[1]
         deltas = pixels.new_zeros(num_classes, *pixels.shape[1:])
         momenta = torch.zeros_like(deltas)
         radii = pixels.new_full((num_classes,), math.inf)
@@ -160,7 +152,7 @@ class UniversalTriggers(TriggerSource):
             deltas = deltas.detach().requires_grad_()
             with torch.enable_grad():
                 changed = (pixels + deltas.repeat_interleave(self.batch_size, 0)).clamp(0, 1)
-                logits = net(pixel_range.to_inputs(changed).to(_dtype(net))).float()
+                logits = net(pixel_range.to_inputs(changed).to(clean.dtype)).float()
                 loss = functional.cross_entropy(logits, wanted, reduction="sum")
                 (slopes,) = torch.autograd.grad(loss / self.batch_size, deltas)
             with torch.no_grad():
@@ -173,17 +165,9 @@ class UniversalTriggers(TriggerSource):
                 deltas = deltas / excess.view(-1, 1, 1, 1)
         return deltas.detach(), momenta, rates
 
-    def forward(self, images: Tensor, labels: Tensor, classify: Classifier) -> Tensor:
-        """Put perturbations on a share of the images; none if no class is suspected."""
-        if len(self.suspected) == 0:
-            return images
-        return super().forward(images, labels, classify)
-
-    def trigger(self, images: Tensor, labels: Tensor, classify: Classifier) -> Tensor:
-        """Put the perturbation of a suspected class on every image."""
-        suspected = self.suspected
-        drawn = suspected[torch.randint(len(suspected), (len(images),), device=suspected.device)]
-        return (images.float() + self.deltas[drawn]).clamp(0, 1)
+    def put(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Add the perturbation of a class to each image."""
+        return (images + self.deltas[classes]).clamp(0, 1)
 
     def findings(self) -> dict[str, Any]:
         """The radius of each class (None if it was not reached), and the suspected classes."""
@@ -191,8 +175,3 @@ class UniversalTriggers(TriggerSource):
             return {}
         radii = [round(r, 4) if math.isfinite(r) else None for r in self.radii.tolist()]
         return {"radii": radii, "suspected": self.suspected.tolist()}
-
-
-def _dtype(net: nn.Module) -> torch.dtype:
-    """Of the network's weights."""
-    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
